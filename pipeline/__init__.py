@@ -1,0 +1,1 @@
+"""Runs stages over many machines and commits what they make. The only home of Ray."""

@@ -1,0 +1,228 @@
+"""The run file: one TOML file that says everything a run depends on.
+
+Unknown keys, wrong types and impossible values are refused in one line that names the key and what
+it allows. Defaults are DeiT's. A key exists only if something acts on it.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from schemas.errors import PipelineError
+from schemas.recipe import Recipe, Table
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _folder_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be a folder name: letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Source(Table):
+    """Where the images come from."""
+
+    train: str = Field("", description="image folder, <root>/<class>/*.jpg")
+    val: str = Field("", description="image folder of the validation split")
+    classes: str = Field(
+        "",
+        description='order of the classes: "" = sorted folder names; a file of names, one a line; '
+        '"imagenet-1k" = its 1,000 synsets',
+    )
+
+
+class Shards(Table):
+    """How images are packed."""
+
+    samples_per_shard: int = Field(1000, ge=2, le=1_000_000, description="images in one tar")
+    seed: int = Field(0, ge=0, lt=2**32, description="shuffles the source over the shards")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="an unreadable image stops the stage, or is left out and listed in the manifest"
+    )
+
+
+class Teacher(Table):
+    """The network whose decisions are stored."""
+
+    model: str = Field("regnety_160.deit_in1k", min_length=1, description="any timm classifier; name the weights' tag")
+    checkpoint: str = Field(
+        "", description='weights: "" = timm\'s pretrained ones; a .safetensors or .pth file; or "run:NAME", a run of this workspace'
+    )
+    extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    precision: Precision = Field("fp32", description="fp32, or autocast to bf16 or fp16")
+    batch_size: int = Field(256, ge=2, le=65536, description="mixed views in one forward pass; even")
+
+    @model_validator(mode="after")
+    def _even(self) -> "Teacher":
+        if self.batch_size % 2:
+            raise ValueError("batch_size: must be even: the two views of a pair go through the teacher together")
+        return self
+
+
+class Labels(Table):
+    """Which decisions are made and how they are kept."""
+
+    name: FolderName = Field("teacher", description="folder of the label set below labels/")
+    views: int = Field(300, ge=1, le=65535, description="views of each sample to label; may be raised later")
+    store: Literal["hard"] = Field("hard", description="hard = the teacher's class, two bytes before compression")
+    passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
+
+
+class Student(Table):
+    """The network that is trained."""
+
+    model: str = Field("deit_base_distilled_patch16_224", min_length=1, description="any timm classifier")
+    img_size: int = Field(0, ge=0, description="input size; 0 = views.image_size")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, linear over depth")
+    init_checkpoint: str = Field("", description="weights to start from, as teacher.checkpoint")
+    extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class Train(Table):
+    """One training."""
+
+    name: FolderName = Field("deit", description="folder of the run below runs/")
+    epochs: int = Field(300, ge=1, description="an epoch is as many views as there are samples")
+    max_steps: int = Field(0, ge=0, description="stop after this many steps of the schedule; 0 = all of it")
+    batch_size: int = Field(1024, ge=2, description="global batch, whatever the number of workers")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum .9")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate for 512 views; scaled by batch_size / 512")
+    warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the first step")
+    min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
+    warmup_epochs: int = Field(5, ge=0, description="linear warm-up, inside the cosine")
+    weight_decay: float = Field(0.05, ge=0, description="not on biases, norms, class token and positional embedding")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the true class; never of the teacher's")
+    ema_decay: float = Field(0.99996, ge=0, lt=1, description="moving average of the weights, kept beside them; 0 = off")
+    distillation: Literal["none", "hard"] = Field(
+        "hard", description="hard = the teacher's class as a label of the distillation head"
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
+    reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or autocast to bf16")
+    compile: bool = Field(False, description="run the model through torch.compile")
+    workers: int = Field(2, ge=0, le=256, description="data processes of each training worker; 0 = in the trainer itself")
+    micro_batch: int = Field(
+        0, ge=0, description="views in one forward pass of a worker, the rest of its batch accumulates; 0 = all at once"
+    )
+    window: int = Field(16, ge=1, le=100_000, description="shards whose pairs are shuffled together")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
+    log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
+    seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
+
+
+class Evaluate(Table):
+    """How accuracy is measured."""
+
+    crop_pct: float = Field(0.875, gt=0, le=1, description="the centre crop's share of the resized short side")
+    batch_size: int = Field(256, ge=1, description="images in one forward pass")
+    weights: Literal["model", "ema"] = Field("model", description="the trained weights, or their moving average")
+
+
+class Cluster(Table):
+    """Where the work runs."""
+
+    address: str = Field(
+        "local", min_length=1, description='"local" = an embedded Ray; "auto" or a host = an existing cluster; "inline" = no Ray'
+    )
+    devices: int = Field(0, ge=0, description="training workers and teachers at once; 0 = one for each GPU, or one CPU worker")
+    cpus: int = Field(0, ge=0, description="processes that shard; 0 = all cores")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where there is one")
+    attempts: int = Field(3, ge=1, le=100, description="tries of one part before it counts as failed")
+
+
+class RunFile(Table):
+    """The whole run file."""
+
+    workspace: str = Field("runs/deit", min_length=1, description="a path, or any URI pyarrow.fs opens (s3://, gs://, ...)")
+    source: Source = Source()
+    shards: Shards = Shards()
+    views: Recipe = Recipe()
+    teacher: Teacher = Teacher()
+    labels: Labels = Labels()
+    student: Student = Student()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunFile":
+        if self.labels.views % self.views.repeats:
+            raise ValueError(
+                f"labels.views: {self.labels.views} is not a multiple of views.repeats = {self.views.repeats}"
+            )
+        return self
+
+
+def load_run_file(path: str, overrides: list[str]) -> RunFile:
+    """Read a run file and put `key=value` overrides (dotted keys, TOML values) over it.
+
+    Raises:
+        PipelineError: one line naming the key, the cause and what is allowed.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such run file; write one with `deit-pipeline init {path}`") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PipelineError(f"{path}: not a TOML file ({error})") from None
+    for override in overrides:
+        _put(values, override)
+    return parse_run(values, path)
+
+
+def parse_run(values: dict[str, Any], where: str) -> RunFile:
+    """Check a run file's values; `where` names their origin in the error.
+
+    Raises:
+        PipelineError: one line naming the key, the cause and what is allowed.
+    """
+    try:
+        return RunFile.model_validate(_tuples(values))
+    except ValidationError as error:
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise PipelineError(f"{where}: {_explain(error.errors()[0])}{more}") from None
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise PipelineError(f"--set {override}: must be key=value, such as --set train.epochs=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string, as shells eat the quotes
+    for name in names[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise PipelineError(f"--set {override}: {name} is a value, not a table")
+    values[names[-1]] = value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _explain(error: Any) -> str:
+    path = [part for part in error["loc"] if isinstance(part, str)]
+    key, given = ".".join(path), error["input"]
+    if error["type"] == "extra_forbidden":
+        table: Any = RunFile
+        for name in path[:-1]:
+            table = table.model_fields[name].annotation
+        return f"unknown key {key}; allowed here: {', '.join(table.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if error["type"] == "value_error":  # says itself which key it means, below the table it stands in
+        return f"{key}.{message}" if isinstance(given, dict) and key else f"{key}: {message}" if key else message
+    return f"{key} = {given!r}: {message}"

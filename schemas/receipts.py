@@ -1,0 +1,95 @@
+"""Receipts and manifests: the small files that say what is done and prove it.
+
+A part is done when its receipt is there, and not before: a tar or a Parquet file that opens proves
+nothing, since object stores commit truncated files on errors. A manifest is written last, so its
+existence means that every part it lists has a receipt. Neither holds a time or a host name: two attempts at one
+part write the same bytes.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from schemas.errors import Mismatch, PipelineError
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8, a newline at the end."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def fingerprint(value: Any) -> str:
+    """Hex sha256 of a JSON value's canonical spelling."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file of a part: its path below the stage's folder, its bytes and their sha256 (hex)."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """Says that a part is done.
+
+    `made_by` is the fingerprint of everything that determined the content; `facts` are counts that
+    the stage adds up into its manifest.
+    """
+
+    part: str
+    files: tuple[StoredFile, ...]
+    rows: int
+    made_by: str
+    facts: dict[str, Any]
+
+    def to_json(self) -> bytes:
+        """Canonical bytes, the same on every machine."""
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "Receipt":
+        """Parse what `to_json` wrote; `where` names the file in the error.
+
+        Raises:
+            PipelineError: if the bytes are not a whole receipt.
+        """
+        try:
+            fields = json.loads(data)
+            files = tuple(StoredFile(**one) for one in fields.pop("files"))
+            return cls(files=files, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PipelineError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Name every leaf in which two JSON values differ, as `name: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            child = f"{name}.{key}" if name else key
+            found += differences(old.get(key), new.get(key), child)
+        return found
+    if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
+        return []
+    return [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
+    """Compare what made the existing parts with what would make new ones.
+
+    Raises:
+        Mismatch: naming every difference and the mend.
+    """
+    if found := differences(old, new):
+        raise Mismatch(f"{where} was made differently ({'; '.join(found)}); {mend}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
