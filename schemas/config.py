@@ -12,8 +12,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from schemas.errors import PipelineError
+from schemas.receipts import short
 from schemas.recipe import Recipe, Table
 
+_PAIR = "must be two numbers, such as [0.5, 1.0]"
+_PLAIN = {  # pydantic's error types whose own words speak of Python rather than of TOML
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "tuple_type": _PAIR,
+    "missing": _PAIR,
+    "too_long": _PAIR,
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -198,14 +212,16 @@ def _put(values: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise PipelineError(f"--set {override}: must be key=value, such as --set train.epochs=100")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string, as shells eat the quotes
+        parsed = {"value": text.strip()}  # a bare word is a string, as shells eat the quotes
+    if len(parsed) > 1:
+        raise PipelineError(f"--set {short(override)}: must be one key=value; repeat --set for the next")
     for name in names[:-1]:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise PipelineError(f"--set {override}: {name} is a value, not a table")
-    values[names[-1]] = value
+    values[names[-1]] = parsed["value"]
 
 
 def _tuples(value: Any) -> Any:
@@ -222,7 +238,7 @@ def _explain(error: Any) -> str:
         for name in path[:-1]:
             table = table.model_fields[name].annotation
         return f"unknown key {key}; allowed here: {', '.join(table.model_fields)}"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    if error["type"] == "value_error":  # says itself which key it means, below the table it stands in
-        return f"{key}.{message}" if isinstance(given, dict) and key else f"{key}: {message}" if key else message
-    return f"{key} = {given!r}: {message}"
+    if error["type"] == "value_error" and isinstance(given, dict):  # of a table: names the key below it itself
+        return ".".join([*path, str(error["ctx"]["error"])])
+    message = _PLAIN.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{key} = {short(given)}: {message}"

@@ -77,7 +77,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return found
     if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
         return []
-    return [f"{name}: {_short(old)} -> {_short(new)}"]
+    return [f"{name}: {short(old)} -> {short(new)}"]
 
 
 def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
@@ -90,6 +90,7 @@ def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
         raise Mismatch(f"{where} was made differently ({'; '.join(found)}); {mend}")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def short(value: Any) -> str:
+    """A value as JSON on one line of at most 60 characters, for messages."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
