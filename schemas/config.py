@@ -44,8 +44,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Source(Table):
     """Where the images come from."""
 
-    train: str = Field("", description="image folder, <root>/<class>/*.jpg")
-    val: str = Field("", description="image folder of the validation split")
+    train: str = Field("", description="image folder, <root>/<class>/*.jpg", examples=["imagenet/train"])
+    val: str = Field("", description="image folder of the validation split", examples=["imagenet/val"])
     classes: str = Field(
         "",
         description='order of the classes: "" = sorted folder names; a file of names, one a line; '
@@ -156,7 +156,12 @@ class Cluster(Table):
 class RunFile(Table):
     """The whole run file."""
 
-    workspace: str = Field("runs/deit", min_length=1, description="a path, or any URI pyarrow.fs opens (s3://, gs://, ...)")
+    workspace: str = Field(
+        "runs/deit",
+        min_length=1,
+        description="where everything is kept: a path, or any URI pyarrow.fs opens",
+        examples=["s3://bucket/deit"],
+    )
     source: Source = Source()
     shards: Shards = Shards()
     views: Recipe = Recipe()

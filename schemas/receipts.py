@@ -62,7 +62,10 @@ class Receipt:
         try:
             fields = json.loads(data)
             files = tuple(StoredFile(**one) for one in fields.pop("files"))
-            return cls(files=files, **fields)
+            receipt = cls(files=files, **fields)
+            if receipt.to_json() != data:
+                raise ValueError("not the bytes that were written")
+            return receipt
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PipelineError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
 
