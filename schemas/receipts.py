@@ -9,6 +9,7 @@ part write the same bytes.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import Mismatch, PipelineError
@@ -23,6 +24,30 @@ def canonical_json(value: Any) -> bytes:
 def fingerprint(value: Any) -> str:
     """Hex sha256 of a JSON value's canonical spelling."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def read_json(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a stored JSON object; `where` names the file in the error.
+
+    Raises:
+        PipelineError: if the bytes are not a whole JSON object.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise PipelineError(f"{where}: not JSON ({error}); restore it, or delete it and run its stage again") from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{where}: not a JSON object; restore it, or delete it and run its stage again")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage hands back for one part: files (name below the stage's folder → content), rows, counts."""
+
+    files: dict[str, bytes | Path]
+    rows: int
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
