@@ -33,7 +33,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def _folder_name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise ValueError("must be a folder name: letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
+        raise ValueError(
+            "must be a folder name: letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+        )
     return value
 
 
@@ -68,10 +70,11 @@ class Teacher(Table):
 
     model: str = Field("regnety_160.deit_in1k", min_length=1, description="any timm classifier; name the weights' tag")
     checkpoint: str = Field(
-        "", description='weights: "" = timm\'s pretrained ones; a .safetensors or .pth file; or "run:NAME", a run of this workspace'
+        "",
+        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME", a run in this workspace',
     )
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    precision: Precision = Field("fp32", description="fp32, or autocast to bf16 or fp16")
+    precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
     batch_size: int = Field(256, ge=2, le=65536, description="mixed views in one forward pass; even")
 
     @model_validator(mode="after")
@@ -101,7 +104,7 @@ class Student(Table):
 
 
 class Train(Table):
-    """One training."""
+    """How the student is trained."""
 
     name: FolderName = Field("deit", description="folder of the run below runs/")
     epochs: int = Field(300, ge=1, description="an epoch is as many views as there are samples")
@@ -114,17 +117,21 @@ class Train(Table):
     warmup_epochs: int = Field(5, ge=0, description="linear warm-up, inside the cosine")
     weight_decay: float = Field(0.05, ge=0, description="not on biases, norms, class token and positional embedding")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the true class; never of the teacher's")
-    ema_decay: float = Field(0.99996, ge=0, lt=1, description="moving average of the weights, kept beside them; 0 = off")
+    ema_decay: float = Field(
+        0.99996, ge=0, lt=1, description="moving average of the weights, kept beside them; 0 = off"
+    )
     distillation: Literal["none", "hard"] = Field(
         "hard", description="hard = the teacher's class as a label of the distillation head"
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or autocast to bf16")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 by autocast")
     compile: bool = Field(False, description="run the model through torch.compile")
-    workers: int = Field(2, ge=0, le=256, description="data processes of each training worker; 0 = in the trainer itself")
+    workers: int = Field(
+        2, ge=0, le=256, description="data processes of each training worker; 0 = in the trainer itself"
+    )
     micro_batch: int = Field(
-        0, ge=0, description="views in one forward pass of a worker, the rest of its batch accumulates; 0 = all at once"
+        0, ge=0, description="views in one forward pass, a worker's others accumulate; 0 = all at once"
     )
     window: int = Field(16, ge=1, le=100_000, description="shards whose pairs are shuffled together")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
@@ -145,9 +152,13 @@ class Cluster(Table):
     """Where the work runs."""
 
     address: str = Field(
-        "local", min_length=1, description='"local" = an embedded Ray; "auto" or a host = an existing cluster; "inline" = no Ray'
+        "local",
+        min_length=1,
+        description='"local" = an embedded Ray; "auto" or a host = an existing cluster; "inline" = no Ray',
     )
-    devices: int = Field(0, ge=0, description="training workers and teachers at once; 0 = one for each GPU, or one CPU worker")
+    devices: int = Field(
+        0, ge=0, description="training workers and teachers at once; 0 = one for each GPU, or one CPU worker"
+    )
     cpus: int = Field(0, ge=0, description="processes that shard; 0 = all cores")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where there is one")
     attempts: int = Field(3, ge=1, le=100, description="tries of one part before it counts as failed")
@@ -159,7 +170,7 @@ class RunFile(Table):
     workspace: str = Field(
         "runs/deit",
         min_length=1,
-        description="where everything is kept: a path, or any URI pyarrow.fs opens",
+        description="a path, or any URI pyarrow.fs opens",
         examples=["s3://bucket/deit"],
     )
     source: Source = Source()
