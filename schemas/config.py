@@ -71,7 +71,7 @@ class Teacher(Table):
     model: str = Field("regnety_160.deit_in1k", min_length=1, description="any timm classifier; name the weights' tag")
     checkpoint: str = Field(
         "",
-        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME", a run in this workspace',
+        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace',
     )
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
