@@ -87,7 +87,10 @@ class Receipt:
         try:
             fields = json.loads(data)
             files = tuple(StoredFile(**one) for one in fields.pop("files"))
-            return cls(files=files, **fields)
+            receipt = cls(files=files, **fields)
+            if receipt.to_json() != data:
+                raise ValueError("not the bytes that were written")
+            return receipt
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PipelineError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
 
@@ -102,7 +105,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return found
     if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
         return []
-    return [f"{name}: {_short(old)} -> {_short(new)}"]
+    return [f"{name}: {short(old)} -> {short(new)}"]
 
 
 def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
@@ -115,6 +118,7 @@ def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
         raise Mismatch(f"{where} was made differently ({'; '.join(found)}); {mend}")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def short(value: Any) -> str:
+    """A value as JSON on one line of at most 60 characters, for messages."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
