@@ -90,6 +90,7 @@ class Labels(Table):
     name: FolderName = Field("teacher", description="folder of the label set below labels/")
     views: int = Field(300, ge=1, le=65535, description="views of each sample to label; may be raised later")
     store: Literal["hard"] = Field("hard", description="hard = the teacher's class, two bytes before compression")
+    workers: int = Field(2, ge=0, le=256, description="data processes of each teacher; 0 = in the teacher's own")
     passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
 
 

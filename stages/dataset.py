@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from schemas.errors import PipelineError
-from schemas.receipts import Receipt, StoredFile
+from schemas.config import RunFile, Teacher
+from schemas.receipts import StoredFile, refuse_changes
 from schemas.tables import SIGNATURE_BYTES
 from stages.shard import shard_name
-from stages.store import Store, read_checked
+from stages.store import Store, read_checked, read_manifest
 
 _OPEN_TARS = 32
 
@@ -52,8 +53,26 @@ class Split:
         self._index_files = [_index_file(part["files"]) for part in manifest["parts"]]
         self._caches()
 
+    @classmethod
+    def open(cls, workspace: str, name: str) -> "Split":
+        """Open a split that is whole.
+
+        Raises:
+            PipelineError: if it is not.
+        """
+        store = Store(workspace).at(f"shards/{name}")
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise PipelineError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
+        return cls(store, manifest)
+
     def __len__(self) -> int:
         return sum(self.rows)
+
+    @property
+    def forkable(self) -> bool:
+        """Whether a forked process may go on reading: object-store clients do not survive a fork."""
+        return self.store.local
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("index", "_tar")}
@@ -136,22 +155,40 @@ class LabelSet:
 
     Args:
         store: of the label set's folder.
-        receipts: of its parts.
+        parts: of its manifest.
         rows: samples in each shard.
         repeats: views in a pass.
         versions: of the libraries that touched the labelled pixels, for messages.
     """
 
     def __init__(
-        self, store: Store, receipts: dict[str, Receipt], rows: tuple[int, ...], repeats: int, versions: dict[str, str]
+        self, store: Store, parts: list[dict[str, Any]], rows: tuple[int, ...], repeats: int, versions: dict[str, str]
     ) -> None:
         self.store, self.rows, self.repeats, self.versions = store, rows, repeats, versions
         self._files: dict[tuple[int, int], tuple[LabelSpec, StoredFile]] = {}
-        for name, receipt in receipts.items():
-            spec = LabelSpec.parse(name)
+        for part in parts:
+            spec = LabelSpec.parse(part["part"])
             for pass_ in range(spec.first_pass, spec.end_pass):
-                self._files[spec.shard, pass_] = spec, receipt.files[0]
+                self._files[spec.shard, pass_] = spec, StoredFile(**part["files"][0])
         self._part = lru_cache(256)(self._read_part)
+
+    @classmethod
+    def open(cls, run: RunFile, split: Split) -> "LabelSet":
+        """Open the run file's label set, if it is whole and belongs to this split, recipe and teacher.
+
+        Raises:
+            PipelineError: if it is not whole.
+            Mismatch: if it was made for others, naming every difference.
+        """
+        store = Store(run.workspace).at(f"labels/{run.labels.name}")
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise PipelineError(f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`")
+        made_from = manifest["made_from"]
+        wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
+        wanted["teacher"] = made_from["teacher"] | teacher_settings(run.teacher)
+        refuse_changes(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
+        return cls(store, manifest["parts"], split.rows, run.views.repeats, manifest["versions"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_part"}
@@ -199,6 +236,11 @@ class LabelSet:
             if len(s) == SIGNATURE_BYTES
         }
         return PartLabels(first, decisions, signatures)
+
+
+def teacher_settings(teacher: Teacher) -> dict[str, Any]:
+    """The part of a teacher's identity that the run file says; its weights say the rest."""
+    return {"model": teacher.model, "extra": teacher.extra, "precision": teacher.precision, "batch_size": teacher.batch_size}
 
 
 def _index_file(files: list[dict[str, Any]]) -> StoredFile:

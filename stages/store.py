@@ -43,7 +43,7 @@ class Store:
                 raise PipelineError(f"workspace {self.shown}: cannot be opened ({_first_line(error)})") from None
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
-        self._local = isinstance(self._fs, pafs.LocalFileSystem)
+        self.local = isinstance(self._fs, pafs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
@@ -112,7 +112,7 @@ class Store:
         data = content if isinstance(content, bytes) else content.read_bytes()
         target = f"{self._base}/{path}"
         try:
-            if self._local:
+            if self.local:
                 _put_on_disk(Path(target), data)
             else:
                 with self._fs.open_output_stream(target) as out:
@@ -123,7 +123,7 @@ class Store:
 
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
-        return Path(f"{self._base}/{path}") if self._local else None
+        return Path(f"{self._base}/{path}") if self.local else None
 
 
 def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:

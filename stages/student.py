@@ -36,6 +36,11 @@ class Heads(NamedTuple):
     classes: Tensor
     distillation: Tensor | None
 
+    @property
+    def fused(self) -> Tensor:
+        """The mean of both heads' logits, as the authors' code fuses them; a single head's own. Shape (B, K)."""
+        return self.classes if self.distillation is None else (self.classes + self.distillation) / 2
+
 
 class Classifier(nn.Module):
     """Any timm classifier, returning `Heads` in train and eval mode alike.
@@ -47,6 +52,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.model: Any = model
         self.distilled = isinstance(model, VisionTransformerDistilled)
+        self.mean: tuple[float, ...] = tuple(self.model.pretrained_cfg["mean"])
+        self.std: tuple[float, ...] = tuple(self.model.pretrained_cfg["std"])
 
     def forward(self, images_BCHW: Tensor) -> Heads:
         """Logits of a normalised float batch of shape (B, 3, H, W)."""

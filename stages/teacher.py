@@ -11,6 +11,7 @@ from torch import Tensor
 
 from schemas import config
 from schemas.errors import PipelineError
+from stages.dataset import teacher_settings
 from stages.replay.mix import Mix, mix, normalise
 from stages.student import build, load_weights
 from stages.weights import find_weights, pretrained_weights, weights_digest
@@ -51,12 +52,8 @@ class Teacher:
 
     def identity(self) -> dict[str, Any]:
         """All that determines its decisions, besides the views."""
-        return {
-            "model": self.settings.model,
-            "extra": self.settings.extra,
+        return teacher_settings(self.settings) | {
             "weights_sha256": self.weights_sha256,
-            "precision": self.settings.precision,
-            "batch_size": self.settings.batch_size,
             "mean": list(self.mean),
             "std": list(self.std),
             "device": self.device.type,
