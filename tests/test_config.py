@@ -59,6 +59,8 @@ def test_default_labels_are_exactly_the_views_that_300_epochs_read():
         ("[shards]\nsize = 1", "unknown key shards.size; allowed here: samples_per_shard, seed, on_bad_image"),
         ("shards = 5", "shards = 5: must be a table"),
         ("workspace = ''", 'workspace = "": must not be empty'),
+        ("[teacher]\nmodel = ''", 'teacher.model = "": must not be empty'),
+        ("[student]\nmodel = ''", 'student.model = "": must not be empty'),
         ("workspace = 2020-01-01", 'workspace = "2020-01-01": must be a string'),
         ("[source]\ntrain = ['a']", 'source.train = ["a"]: must be a string'),
         ("[train]\nepochs = '9'", 'train.epochs = "9": must be a whole number'),

@@ -114,6 +114,17 @@ def test_a_terminal_gets_a_bar_with_all_there_is_to_know(clock, monkeypatch):
         assert part in last
 
 
+def test_between_two_parts_the_remaining_time_runs_down_to_0_and_the_rate_stands_still(clock, stream):
+    with Progress("label", total=3, unit="parts", clock=clock, stream=stream) as progress:
+        clock.wait(60)
+        progress.advance()
+        seen = []
+        for _ in range(4):
+            seen.append(progress._status())  # what each redraw of the bar asks for
+            clock.wait(40)
+    assert seen == [f"1/3 parts  1.0 parts/min  {left} left" for left in ("2 min", "1 min", "40 s", "0 s")]
+
+
 def test_while_a_bar_is_shown_stdout_is_still_stdout(clock, monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
