@@ -7,8 +7,8 @@ equal slice of them. Finding a step costs O(window) beyond a permutation of the 
 pass. Rejected: a shuffle buffer, whose content depends on where a run began.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,8 @@ class Stream:
     def __init__(
         self, rows: Sequence[int], *, repeats: int, window: int, recipe_seed: int, seed: int, passes: int | None = None
     ) -> None:
+        arguments = dict(repeats=repeats, window=window, recipe_seed=recipe_seed, seed=seed, passes=passes)
+        self._rebuild = partial(Stream, rows, **arguments)
         self.rows = np.asarray(rows, dtype=np.int64)
         self.repeats, self.window, self.passes = repeats, window, passes
         self._recipe_seed = recipe_seed
@@ -63,6 +65,9 @@ class Stream:
         self.units_per_pass = int((self.rows // 2).sum()) * repeats
         self._pass_order = lru_cache(2)(self._pass_order_uncached)
         self._window_pairs = lru_cache(4)(self._window_pairs_uncached)
+
+    def __reduce__(self) -> tuple[Callable[[], "Stream"], tuple[()]]:
+        return self._rebuild, ()
 
     def units(self, first: int, count: int) -> list[PairView]:
         """The pair-views [first, first + count) of the stream."""
