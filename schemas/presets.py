@@ -78,6 +78,11 @@ def run_file_text(preset: str) -> str:
     return "\n".join([*_head(chosen), "", *_keys(chosen.run_file())]) + "\n"
 
 
+def toml_text(run: RunFile) -> str:
+    """Any run file's values as commented TOML, which parses to the same run."""
+    return "\n".join(_keys(run)) + "\n"
+
+
 def _head(preset: Preset) -> Iterator[str]:
     run = preset.run_file()
     distils = run.train.distillation != "none"

@@ -65,5 +65,5 @@ def _path(part: str, name: str) -> str:
 
 def _receipts(store: Store) -> list[Receipt]:
     """Receipts of checkpoints, oldest first."""
-    names = sorted(name for name in store.list(RECEIPTS) if _PART.fullmatch(name.removesuffix(".json")))
+    names = sorted(name for name in store.files(RECEIPTS) if _PART.fullmatch(name.removesuffix(".json")))
     return [Receipt.from_json(store.read(f"{RECEIPTS}/{name}"), store.name(name)) for name in names]

@@ -155,18 +155,23 @@ class LabelSet:
 
     Args:
         store: of the label set's folder.
-        parts: of its manifest.
+        manifest: of its label stage.
         rows: samples in each shard.
         repeats: views in a pass.
+
+    Attributes:
         versions: of the libraries that touched the labelled pixels, for messages.
+        made_by: the set's identity.
     """
 
     def __init__(
-        self, store: Store, parts: list[dict[str, Any]], rows: tuple[int, ...], repeats: int, versions: dict[str, str]
+        self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], repeats: int
     ) -> None:
-        self.store, self.rows, self.repeats, self.versions = store, rows, repeats, versions
+        self.store, self.rows, self.repeats = store, rows, repeats
+        self.versions: dict[str, str] = manifest["versions"]
+        self.made_by: str = manifest["made_by"]
         self._files: dict[tuple[int, int], tuple[LabelSpec, StoredFile]] = {}
-        for part in parts:
+        for part in manifest["parts"]:
             spec = LabelSpec.parse(part["part"])
             for pass_ in range(spec.first_pass, spec.end_pass):
                 self._files[spec.shard, pass_] = spec, StoredFile(**part["files"][0])
@@ -188,7 +193,7 @@ class LabelSet:
         wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
         wanted["teacher"] = made_from["teacher"] | teacher_settings(run.teacher)
         refuse_changes(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
-        return cls(store, manifest["parts"], split.rows, run.views.repeats, manifest["versions"])
+        return cls(store, manifest, split.rows, run.views.repeats)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_part"}

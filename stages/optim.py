@@ -54,7 +54,7 @@ def learning_rate(
     """The learning rate of one step: a cosine with a linear warm-up inside it, constant within an epoch.
 
     The authors move the schedule once an epoch and after it, by that epoch's number, so epochs 0 and 1
-    both run at `warmup_lr`, and the last at the cosine's last but one value.
+    both run at `warmup_lr` and epoch e at the schedule's value for e - 1.
 
     Args:
         step: from 0 to steps_per_epoch * epochs - 1.

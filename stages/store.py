@@ -79,7 +79,7 @@ class Store:
         with self.open(path) as file:
             return bytes(file.readall())
 
-    def list(self, folder: str = "") -> dict[str, int]:
+    def files(self, folder: str = "") -> dict[str, int]:
         """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
         selector = pafs.FileSelector(f"{self._base}/{folder}".rstrip("/"), allow_not_found=True)
         found = self._fs.get_file_info(selector)
@@ -140,9 +140,9 @@ def valid_receipts(store: Store, folders: tuple[str, ...] = ("",)) -> dict[str, 
     `folders` are those below the store in which parts keep files.
     """
     lengths = {
-        f"{folder}/{name}".lstrip("/"): length for folder in folders for name, length in store.list(folder).items()
+        f"{folder}/{name}".lstrip("/"): length for folder in folders for name, length in store.files(folder).items()
     }
-    names = sorted(name for name in store.list(RECEIPTS) if name.endswith(".json"))
+    names = sorted(name for name in store.files(RECEIPTS) if name.endswith(".json"))
     with ThreadPoolExecutor(16) as threads:
         receipts = threads.map(lambda name: _read_receipt(store, f"{RECEIPTS}/{name}"), names)
     return {one.part: one for one in receipts if all(lengths.get(f.path) == f.bytes for f in one.files)}

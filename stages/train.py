@@ -11,14 +11,12 @@ import contextlib
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -143,7 +141,8 @@ class Trainer:
         self.made_by = fingerprint(plan.made_from)
         self.checkpoint_every = run.train.checkpoint_every or plan.steps_per_epoch
         self.classifier = new_student(run, plan.split).to(device)
-        self.ema = deepcopy(self.classifier).requires_grad_(False) if run.train.ema_decay else None
+        decay = run.train.ema_decay
+        self.ema = ModelEmaV3(self.classifier.model, decay=decay, foreach=True) if decay else None
         self.optimizer = build_optimizer(
             self.classifier.model,
             optimizer=run.train.optimizer,
@@ -165,7 +164,7 @@ class Trainer:
             return 0
         self.classifier.model.load_state_dict(found.model)
         if self.ema:
-            self.ema.model.load_state_dict(found.ema)
+            self.ema.module.load_state_dict(found.ema)
         state = dict(found.state)
         meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
         tensors_to_state(self.optimizer, self.classifier.model, state)
@@ -190,7 +189,8 @@ class Trainer:
                 (terms["loss"] * (len(part.classes) / count)).backward()
             self.metrics.add(terms, len(part.classes))
         self.optimizer.step()
-        self._update_ema()
+        if self.ema:
+            self.ema.update(self.classifier.model)
         self.metrics.end_step(batch.step, lr, batch.step // self.plan.steps_per_epoch, count, self._addresses)
 
     def save(self, step: int) -> None:
@@ -202,7 +202,7 @@ class Trainer:
         checkpoint = Checkpoint(
             step=step,
             model=self.classifier.model.state_dict(),
-            ema=self.ema.model.state_dict() if self.ema else {},
+            ema=self.ema.module.state_dict() if self.ema else {},
             state=state_to_tensors(self.optimizer, self.classifier.model) | self.metrics.state(),
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
@@ -213,7 +213,7 @@ class Trainer:
             return
         files = [self.store.put(MODEL_FILE, to_bytes(self.classifier.model.state_dict()))]
         if self.ema:
-            files.append(self.store.put(EMA_FILE, to_bytes(self.ema.model.state_dict())))
+            files.append(self.store.put(EMA_FILE, to_bytes(self.ema.module.state_dict())))
         manifest = {
             "stage": "train",
             "made_from": self.plan.made_from,
@@ -270,17 +270,6 @@ class Trainer:
     def _seed_model(self, step: int, micro: int) -> None:
         """Stochastic depth and dropout draw from torch's generator; it is set from the address of the draw."""
         torch.manual_seed(int(self._draws.at(step, self.rank, micro).words(1)[0] >> 1))
-
-    @torch.no_grad()
-    def _update_ema(self) -> None:
-        """Average all floating tensors of the state, as timm's ModelEma does; copy the rest."""
-        if self.ema is None:
-            return
-        for mine, new in zip(self.ema.model.state_dict().values(), self.classifier.model.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(new, 1 - self.run.train.ema_decay)
-            else:
-                mine.copy_(new)
 
     def _addresses(self, step: int) -> str:
         units = self.data.units(step)

@@ -18,18 +18,19 @@ RUN_PREFIX = "run:"
 MODEL_FILE = "model.safetensors"
 
 
-def find_weights(checkpoint: str, workspace: str, key: str) -> dict[str, Tensor]:
+def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL_FILE) -> dict[str, Tensor]:
     """The tensors of a checkpoint: a file, or `run:NAME`, the model that run trained.
 
     Args:
         checkpoint: as in the run file.
         workspace: URI below which runs lie.
         key: the run file's key, for messages.
+        file: which of the run's files.
 
     Raises:
         PipelineError: if there is no such file or run, or it holds anything but tensors.
     """
-    with _local_file(checkpoint, workspace, key) as path:
+    with _local_file(checkpoint, workspace, key, file) as path:
         return read_weights(path)
 
 
@@ -59,16 +60,16 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
 
 
 @contextlib.contextmanager
-def _local_file(checkpoint: str, workspace: str, key: str) -> Iterator[Path]:
+def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterator[Path]:
     if not checkpoint.startswith(RUN_PREFIX):
         yield Path(checkpoint)
         return
     store = Store(workspace).at(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
     try:
-        data = store.read(MODEL_FILE)
+        data = store.read(file)
     except FileNotFoundError:
-        raise PipelineError(f"{key} = {checkpoint}: {store.name(MODEL_FILE)} is missing; train that run first") from None
+        raise PipelineError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, MODEL_FILE)
+        path = Path(folder, file)
         path.write_bytes(data)
         yield path
