@@ -6,8 +6,6 @@ a criterion that runs the teacher itself, as online distillation needs, since he
 decision is already in the batch.
 """
 
-# ruff: noqa: N803 (shapes are part of the names)
-
 from typing import Literal
 
 from torch import Tensor

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from schemas.errors import PipelineError
 
 _NEVER_DECAYED = ("pos_embed", "cls_token")  # the authors' list; unlike timm's it leaves dist_token out
+_STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
 
 
 def build_optimizer(
@@ -90,23 +91,23 @@ def tensors_to_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors
     Whatever state the optimiser had is dropped; the tensors are copied to the parameters' devices.
 
     Raises:
-        PipelineError: naming the first tensor that belongs to no trained parameter or has another shape.
+        PipelineError: naming the first tensor that this optimiser has no place for.
     """
-    parameters = dict(model.named_parameters())
-    plain = optimizer.state_dict()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    index = {id(parameter): i for i, parameter in enumerate(trained)}
+    places = {names[id(parameter)]: (index, parameter) for index, parameter in enumerate(trained)}
     state: dict[int, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
-        parameter = parameters.get(name)
-        if parameter is None or id(parameter) not in index or value.shape not in (parameter.shape, torch.Size([])):
+        index, parameter = places.get(name, (-1, value))
+        wanted = torch.Size() if key == "step" else parameter.shape
+        if index < 0 or key not in _STATE_KEYS[type(optimizer)] or value.shape != wanted:
             raise PipelineError(
-                f"optimiser state {path} of shape {tuple(value.shape)} does not fit this model; "
-                "resume with the student and optimizer that the checkpoint was made with"
+                f"optimiser state {path} of shape {tuple(value.shape)} does not fit; "
+                "resume with the student and the optimizer that made it"
             )
-        state.setdefault(index[id(parameter)], {})[key] = value.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+        state.setdefault(index, {})[key] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

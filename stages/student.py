@@ -7,11 +7,10 @@ accuracy is wanted for each head and for two ways of fusing them. Rejected too: 
 resamples positional embeddings with antialiasing where the authors did not.
 """
 
-# ruff: noqa: N803 (shapes are part of the names)
-
 import difflib
 import math
 import pickle
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +90,7 @@ def build(model: str, *, num_classes: int, img_size: int, drop_path: float, extr
         if "'drop_path_rate'" in str(error):
             raise PipelineError(f"student.drop_path: {model} has no stochastic depth; set it to 0") from error
         raise PipelineError(
-            f"extra = {extra}: timm cannot build {model} with it ({_first_line(error)}); mend or remove it"
+            f"extra = {extra}: timm cannot build {model} with it ({_cause(error)}); mend or remove it"
         ) from error
     _initialise_as_authors(network)
     return Classifier(network)
@@ -115,8 +114,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in many ways
-        why = "pickled objects or damage" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
-        raise PipelineError(f"{path}: not a file of tensors alone ({why}); save the state_dict by itself") from error
+        why = "pickled objects" if isinstance(error, pickle.UnpicklingError) else _cause(error)
+        raise PipelineError(
+            f"{path}: damaged, or not of tensors alone ({why}); save the state_dict by itself"
+        ) from error
     for table in ("model", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(table), Mapping):
             found = found[table]
@@ -142,9 +143,10 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
     weights = dict(weights)
     if new_head:
         _keep_new_heads(model, weights, expected)
-    if "pos_embed" in weights and "pos_embed" in expected and isinstance(model, VisionTransformer):
+    positions = weights.get("pos_embed")
+    if positions is not None and positions.ndim == 3 and isinstance(model, VisionTransformer):
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-        weights["pos_embed"] = resample_positions(weights["pos_embed"], grid=model.patch_embed.grid_size, prefix=prefix)
+        weights["pos_embed"] = resample_positions(positions, grid=model.patch_embed.grid_size, prefix=prefix)
     if problems := _misfits(weights, expected):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise PipelineError(
@@ -216,5 +218,5 @@ def _misfits(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[st
     return shapes + missing + [f"{name} is unexpected" for name in weights if name not in expected]
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+def _cause(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}".removesuffix(": "), 120, placeholder=" ...")

@@ -76,6 +76,12 @@ def test_parameters_keep_the_models_order_and_frozen_ones_stay_out():
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(3, 2), (5, 4)], [(3,), (5,)]]
 
 
+def test_a_bias_never_decays_whatever_its_shape():
+    model = nn.ParameterDict({"weight": torch.zeros(2, 2), "bias": torch.zeros(2, 3)})
+    groups = build_optimizer(model, optimizer="sgd", weight_decay=0.1, fused=False).param_groups
+    assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(2, 2)], [(2, 3)]]
+
+
 def test_the_optimisers_have_the_authors_constants():
     model = nn.Linear(2, 2)
     adamw = build_optimizer(model, optimizer="adamw", weight_decay=0.05, fused=True)
@@ -153,9 +159,15 @@ def test_state_is_named_by_parameter_and_restored_as_a_copy():
 
 @pytest.mark.parametrize(
     ("path", "shape"),
-    [("3.weight/exp_avg", (7, 3)), ("absent.weight/exp_avg", (3, 7)), ("frozen.weight/exp_avg", (2, 2))],
+    [
+        ("3.weight/exp_avg", (7, 3)),
+        ("3.weight/step", (3, 7)),
+        ("3.weight/momentum_buffer", (3, 7)),
+        ("absent.weight/exp_avg", (3, 7)),
+        ("frozen.weight/exp_avg", (2, 2)),
+    ],
 )
-def test_state_of_another_model_is_refused_in_one_line(path, shape):
+def test_state_of_another_model_or_optimiser_is_refused_in_one_line(path, shape):
     model, _ = fresh("adamw", False)
     model.frozen = nn.Linear(2, 2).requires_grad_(False)
     optimizer = build_optimizer(model, optimizer="adamw", weight_decay=0.05, fused=False)
