@@ -29,7 +29,9 @@ app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Option("--config", "-c", help="The run file.")]
-Override = Annotated[list[str] | None, typer.Option("--set", help="Another value for one key: key=value, dotted, TOML.")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="Another value for one key: key=value, dotted, TOML.")
+]
 Address = Annotated[
     str | None,
     typer.Option(help="local: an embedded Ray; auto or a host: an existing cluster; inline: no Ray, this process."),
@@ -89,9 +91,7 @@ def train(config: Config = "deit.toml", set_: Override = None, address: Address 
 
 
 @app.command()
-def evaluate(
-    config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False
-) -> None:
+def evaluate(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
     """Measure top-1 and top-5 of every head on the val split."""
     _stage("evaluate", config, set_, address, json_)
 
@@ -130,7 +130,9 @@ def verify(config: Config = "deit.toml", set_: Override = None, json_: Json = Fa
         say(f"{found['checked']} files checked, {len(found['problems'])} problems")
         _print(found, json_)
         if not found["ok"]:
-            raise PipelineError("verify: problems were found; delete the receipts of the parts named and run their stage again")
+            raise PipelineError(
+                "verify: problems were found; delete the receipts of the parts named and run their stage again"
+            )
 
 
 def main() -> NoReturn:

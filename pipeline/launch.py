@@ -5,7 +5,6 @@ whose snapshot is written in place and changes between versions, and its report(
 """
 
 import contextlib
-import os
 import signal
 import sys
 import tempfile
@@ -26,7 +25,7 @@ _POLL_SECONDS = 0.5
 
 
 def run_device(run: RunFile) -> str:
-    """"cuda" or "cpu", as the run file and this machine have it.
+    """Either "cuda" or "cpu", as the run file and this machine have it.
 
     Raises:
         PipelineError: if the run file asks for a GPU and there is none.
@@ -96,7 +95,9 @@ def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
                     f"training failed {run.cluster.attempts} times at step {furthest} ({line}); the same command "
                     "goes on from the newest checkpoint"
                 ) from error
-            print(f"warning: training is started again from its newest checkpoint ({line})", file=sys.stderr, flush=True)
+            print(
+                f"warning: training is started again from its newest checkpoint ({line})", file=sys.stderr, flush=True
+            )
 
 
 def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:

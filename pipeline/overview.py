@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pipeline.progress import Progress
@@ -43,13 +44,20 @@ def verify(workspace: str) -> dict[str, Any]:
     checked = 0
     for store in stores:
         receipts = list(_receipts(store, problems))
-        with Progress(f"verify {store}", total=len(receipts), unit="parts") as progress:
-            with ThreadPoolExecutor(_READERS) as threads:
-                for receipt, faults in zip(receipts, threads.map(lambda r, s=store: list(broken_files(s, r)), receipts), strict=True):
-                    problems += [{"path": store.name(path), "what": what} for path, what in faults]
-                    checked += len(receipt.files)
-                    progress.advance()
+        with (
+            Progress(f"verify {store}", total=len(receipts), unit="parts") as progress,
+            ThreadPoolExecutor(_READERS) as threads,
+        ):
+            faults_of = threads.map(partial(_faults, store), receipts)
+            for receipt, faults in zip(receipts, faults_of, strict=True):
+                problems += faults
+                checked += len(receipt.files)
+                progress.advance()
     return {"ok": not problems, "checked": checked, "problems": problems}
+
+
+def _faults(store: Store, receipt: Receipt) -> list[dict[str, str]]:
+    return [{"path": store.name(path), "what": what} for path, what in broken_files(store, receipt)]
 
 
 def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]:

@@ -26,7 +26,7 @@ from stages.evaluate import CentreCrops, accuracy
 from stages.label import Labeller
 from stages.shard import ShardMaker, plan_shards
 from stages.sources import list_folder, read_classes
-from stages.store import MANIFEST, Store, put_json, read_manifest, valid_receipts
+from stages.store import Store, put_json, read_manifest, valid_receipts
 from stages.student import load_weights
 from stages.teacher import Teacher
 from stages.train import EMA_FILE, new_student, plan_training
@@ -63,7 +63,12 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
             receipts, new = _make(run, job, specs, seats, progress)
         skipped = [one for receipt in receipts for one in receipt.facts["skipped"]]
-        more = {"stage": "shard", "classes": list(listing.classes), "skipped": skipped, "other_files": listing.other_files}
+        more = {
+            "stage": "shard",
+            "classes": list(listing.classes),
+            "skipped": skipped,
+            "other_files": listing.other_files,
+        }
         finish(store, made_from, receipts, **more)
         put_json(store, "_info.json", _timm_info(receipts))
         samples = sum(receipt.rows for receipt in receipts)
@@ -106,7 +111,9 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     shares = {name: count / decisions for name, count in mixed.items()}
     finish(store, made_from, receipts, stage="label-teacher", views=views, agreement=agreement, mixed_agreement=shares)
     stored = sum(store.files(folder)[name] for folder in ("", "receipts") for name in store.files(folder))
-    say(f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}")
+    say(
+        f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
+    )
     say(f"the teacher agrees with the truth on {agreement:.1%} of {len(split)} unmixed centre crops")
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
     return {
@@ -154,7 +161,13 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
         say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
         steps = manifest["steps"]
-        return {"stage": "train", "run": run.train.name, "steps": steps, "resumed_from_step": steps, "loss": manifest["loss"]}
+        return {
+            "stage": "train",
+            "run": run.train.name,
+            "steps": steps,
+            "resumed_from_step": steps,
+            "loss": manifest["loss"],
+        }
     found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
     result = launch_training(run, plan, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
@@ -183,7 +196,13 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     )
     with Progress(f"evaluate {name}", total=len(split), unit="images") as progress:
         found = accuracy(model.eval().to(device), batches, device, progress.advance)
-    result = {"stage": "evaluate", "run": name, "weights": settings.weights, "image_size": size, "split": split.content} | found
+    result = {
+        "stage": "evaluate",
+        "run": name,
+        "weights": settings.weights,
+        "image_size": size,
+        "split": split.content,
+    } | found
     put_json(store, "evaluation.json", result)
     for head in ("class", "distillation", "fused", "fused_softmax"):
         if found[head]:
@@ -206,9 +225,7 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
     return {"stage": "run", "stages": results}
 
 
-def _make(
-    run: RunFile, job: Job, specs: Sequence[Spec], seats: Seats, progress: Progress
-) -> tuple[list[Receipt], int]:
+def _make(run: RunFile, job: Job, specs: Sequence[Spec], seats: Seats, progress: Progress) -> tuple[list[Receipt], int]:
     """Make what is missing; all receipts in the order of the specs, and how many are new."""
     receipts = {name: one for name, one in valid_receipts(job.store).items() if one.made_by == job.made_by}
     todo = left_to_do(specs, receipts)

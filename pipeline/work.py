@@ -87,9 +87,7 @@ def left_to_do(wanted: Iterable[SpecT], done: dict[str, Receipt]) -> list[SpecT]
 
 def finish(store: Store, made_from: dict[str, Any], receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
     """Put the manifest that makes a stage whole, unless it is there already, and return it."""
-    parts = [
-        {"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in receipts
-    ]
+    parts = [{"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in receipts]
     versions = (read_manifest(store, PLAN) or {}).get("versions", {})
     manifest = {
         "made_from": made_from,

@@ -21,7 +21,7 @@ from schemas.errors import PipelineError
 from schemas.recipe import Recipe
 from stages.dataset import LabelSet, LabelSpec, Split
 from stages.replay.apply import Renderer, decode
-from stages.replay.decide import Decider, DecidedMix
+from stages.replay.decide import DecidedMix, Decider
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream, pairing
 from stages.replay.signature import differs, signature
@@ -84,7 +84,10 @@ class ViewMaker:
 
 def stack_mixes(decided: Sequence[DecidedMix]) -> Mix:
     """Decided mixes as tensors over U."""
-    boxes = [(m.box.top, m.box.left, m.box.top + m.box.height, m.box.left + m.box.width) if m.box else (0, 0, 0, 0) for m in decided]
+    boxes = [
+        (m.box.top, m.box.left, m.box.top + m.box.height, m.box.left + m.box.width) if m.box else (0, 0, 0, 0)
+        for m in decided
+    ]
     lam = torch.tensor([m.lam for m in decided], dtype=torch.float32)
     blend = torch.tensor([1.0 if m.box else m.lam for m in decided], dtype=torch.float32)
     return Mix(lam=lam, blend=blend, box=torch.tensor(boxes, dtype=torch.int32).reshape(-1, 4))
@@ -104,7 +107,15 @@ class Steps(Dataset[Batch]):
     """
 
     def __init__(
-        self, split: Split, recipe: Recipe, stream: Stream, labels: LabelSet | None, *, batch: int, rank: int, world: int
+        self,
+        split: Split,
+        recipe: Recipe,
+        stream: Stream,
+        labels: LabelSet | None,
+        *,
+        batch: int,
+        rank: int,
+        world: int,
     ) -> None:
         self.split, self.recipe, self.labels = split, recipe, labels
         self._slice = {"batch": batch, "rank": rank, "world": world}

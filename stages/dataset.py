@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from schemas.errors import PipelineError
 from schemas.config import RunFile, Teacher
+from schemas.errors import PipelineError
 from schemas.receipts import StoredFile, refuse_changes
 from schemas.tables import SIGNATURE_BYTES
 from stages.shard import shard_name
@@ -92,7 +92,9 @@ class Split:
         data = bytes(self._tar(shard).read_at(size, offset))
         if zlib.crc32(data) != int(index.crc32s[row]):
             name = self.store.name(f"{shard_name(shard)}.tar")
-            raise PipelineError(f"{name}: image {index.names[row]} (row {row}) has other bytes; run `deit-pipeline verify`")
+            raise PipelineError(
+                f"{name}: image {index.names[row]} (row {row}) has other bytes; run `deit-pipeline verify`"
+            )
         return data
 
     def _caches(self) -> None:
@@ -164,9 +166,7 @@ class LabelSet:
         made_by: the set's identity.
     """
 
-    def __init__(
-        self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], repeats: int
-    ) -> None:
+    def __init__(self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], repeats: int) -> None:
         self.store, self.rows, self.repeats = store, rows, repeats
         self.versions: dict[str, str] = manifest["versions"]
         self.made_by: str = manifest["made_by"]
@@ -188,7 +188,9 @@ class LabelSet:
         store = Store(run.workspace).at(f"labels/{run.labels.name}")
         manifest = read_manifest(store)
         if manifest is None:
-            raise PipelineError(f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`")
+            raise PipelineError(
+                f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`"
+            )
         made_from = manifest["made_from"]
         wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
         wanted["teacher"] = made_from["teacher"] | teacher_settings(run.teacher)
@@ -245,7 +247,12 @@ class LabelSet:
 
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
     """The part of a teacher's identity that the run file says; its weights say the rest."""
-    return {"model": teacher.model, "extra": teacher.extra, "precision": teacher.precision, "batch_size": teacher.batch_size}
+    return {
+        "model": teacher.model,
+        "extra": teacher.extra,
+        "precision": teacher.precision,
+        "batch_size": teacher.batch_size,
+    }
 
 
 def _index_file(files: list[dict[str, Any]]) -> StoredFile:

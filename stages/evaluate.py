@@ -91,7 +91,9 @@ def accuracy(
     if not samples:
         raise PipelineError("evaluate: the split has no images")
     fractions = {name: {"top1": one[0] / samples, "top5": one[1] / samples} for name, one in hits.items()}
-    return {"samples": samples} | {name: fractions.get(name) for name in ("class", "distillation", "fused", "fused_softmax")}
+    return {"samples": samples} | {
+        name: fractions.get(name) for name in ("class", "distillation", "fused", "fused_softmax")
+    }
 
 
 def _rankings(heads: Heads) -> dict[str, Tensor]:

@@ -87,7 +87,9 @@ class Labeller:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""
         crops = CentreCrops(self.split, self.recipe.image_size, self.crop_pct, self.teacher.settings.batch_size, shard)
         correct = 0
-        for views, truth in load(crops, workers=self.settings.workers, order=range(len(crops)), fork=self.split.forkable):
+        for views, truth in load(
+            crops, workers=self.settings.workers, order=range(len(crops)), fork=self.split.forkable
+        ):
             correct += int((self.teacher.logits(views, None).argmax(1).cpu() == truth).sum())
         return {"correct": correct, "images": len(classes)}
 

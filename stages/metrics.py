@@ -123,5 +123,5 @@ class Metrics:
         if not torch.isfinite(torch.tensor(loss)):
             raise PipelineError(
                 f"the loss is {loss} at step {step} or up to {self._every} before; {addresses(step)}; the last good "
-                "checkpoint is kept: lower train.lr, or set train.precision = \"fp32\""
+                'checkpoint is kept: lower train.lr, or set train.precision = "fp32"'
             )

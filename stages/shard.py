@@ -138,4 +138,4 @@ def _reason(error: Exception) -> str:
 
 def _refusal(bad: Sequence[dict[str, str]]) -> str:
     named = "; ".join(f"{one['name']} {one['reason']}" for one in bad)
-    return f"unreadable images: {named} (mend or remove them, or set shards.on_bad_image = \"skip\")"
+    return f'unreadable images: {named} (mend or remove them, or set shards.on_bad_image = "skip")'

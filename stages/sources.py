@@ -102,7 +102,7 @@ def read_classes(value: str) -> tuple[str, ...] | None:
 
 
 def _files_below(root: str, folder: str) -> list[tuple[str, int]]:
-    """Names (below the root, with /) and lengths of all files in a folder, at any depth; links to folders not followed."""
+    """Names below the root and lengths of all files in a folder, at any depth; links to folders are not followed."""
     found = []
     for entry in os.scandir(f"{root}/{folder}"):
         if entry.is_dir(follow_symlinks=False):

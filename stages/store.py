@@ -118,7 +118,9 @@ class Store:
                 with self._fs.open_output_stream(target) as out:
                     out.write(data)
         except OSError as error:
-            raise PipelineError(f"{self.name(path)}: cannot be written ({error.strerror or _first_line(error)})") from None
+            raise PipelineError(
+                f"{self.name(path)}: cannot be written ({error.strerror or _first_line(error)})"
+            ) from None
         return StoredFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def local_path(self, path: str) -> Path | None:
@@ -185,7 +187,9 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     except FileNotFoundError:
         raise PipelineError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise PipelineError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
+        raise PipelineError(
+            f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`"
+        )
     return data
 
 

@@ -51,8 +51,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.model: Any = model
         self.distilled = isinstance(model, VisionTransformerDistilled)
-        self.mean: tuple[float, ...] = tuple(self.model.pretrained_cfg["mean"])
-        self.std: tuple[float, ...] = tuple(self.model.pretrained_cfg["std"])
+        about: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        self.mean: tuple[float, ...] = tuple(about["mean"])
+        self.std: tuple[float, ...] = tuple(about["std"])
 
     def forward(self, images_BCHW: Tensor) -> Heads:
         """Logits of a normalised float batch of shape (B, 3, H, W)."""

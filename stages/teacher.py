@@ -45,7 +45,7 @@ class Teacher:
             source = f"teacher.model = {settings.model}"
             weights = pretrained_weights(settings.model)
         load_weights(model, weights, source=source)
-        self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.device = device
         self.mean, self.std = model.mean, model.std
         self.weights_sha256 = weights_digest(model.model.state_dict())
@@ -75,6 +75,6 @@ class Teacher:
         if not torch.isfinite(logits).all():
             raise PipelineError(
                 f"teacher.model = {self.settings.model}: gave a logit that is not finite; "
-                f"try teacher.precision = \"fp32\" (now {self.settings.precision}) or check its weights"
+                f'try teacher.precision = "fp32" (now {self.settings.precision}) or check its weights'
             )
         return logits

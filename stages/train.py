@@ -82,7 +82,8 @@ def plan_training(run: RunFile, world: int) -> Plan:
     labels = LabelSet.open(run, split) if train.distillation != "none" else None
     if train.batch_size % (2 * world):
         raise PipelineError(
-            f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} (two views of a pair × {world} workers)"
+            f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
+            f"(two views of a pair, {world} workers)"
         )
     steps_per_epoch = len(split) // train.batch_size
     if not steps_per_epoch:

@@ -35,7 +35,7 @@ def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL
 
 
 def pretrained_weights(model: str) -> dict[str, Tensor]:
-    """timm's pretrained weights of a model with its tag.
+    """Timm's pretrained weights of a model with its tag.
 
     Raises:
         PipelineError: if timm has none or they cannot be fetched.

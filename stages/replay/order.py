@@ -9,7 +9,7 @@ pass. Rejected: a shuffle buffer, whose content depends on where a run began.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Stream:
     def __init__(
         self, rows: Sequence[int], *, repeats: int, window: int, recipe_seed: int, seed: int, passes: int | None = None
     ) -> None:
-        arguments = dict(repeats=repeats, window=window, recipe_seed=recipe_seed, seed=seed, passes=passes)
+        arguments: Any = dict(repeats=repeats, window=window, recipe_seed=recipe_seed, seed=seed, passes=passes)
         self._rebuild = partial(Stream, rows, **arguments)
         self.rows = np.asarray(rows, dtype=np.int64)
         self.repeats, self.window, self.passes = repeats, window, passes
@@ -113,5 +113,5 @@ class Stream:
             members = pairing(self._recipe_seed, shard, self._shown(pass_), int(self.rows[shard]))
             number = np.arange(len(members))
             blocks.append(np.column_stack([np.full(len(members), shard), number, members]))
-        pairs = np.concatenate(blocks)
+        pairs: np.ndarray = np.concatenate(blocks)
         return pairs[self._draws.at(pass_, 1, window).permutation(len(pairs))]

@@ -26,7 +26,8 @@ def signature(view_HWC: np.ndarray) -> np.ndarray:
     edges = np.arange(SIGNATURE_SIDE) * view_HWC.shape[0] // SIGNATURE_SIDE
     sums = np.add.reduceat(np.add.reduceat(view_HWC, edges, axis=0, dtype=np.int64), edges, axis=1)
     lengths = np.diff(np.append(edges, view_HWC.shape[0]))
-    return np.rint(sums / (lengths[:, None, None] * lengths[None, :, None])).astype(np.uint8).ravel()
+    means: np.ndarray = sums / (lengths[:, None, None] * lengths[None, :, None])
+    return np.rint(means).astype(np.uint8).ravel()
 
 
 def differs(first: np.ndarray, second: np.ndarray) -> bool:
