@@ -89,6 +89,8 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         Mismatch: if the label set there is of another teacher, recipe or split.
     """
     split = Split.open(run.workspace, "train")
+    if not split.pairs:
+        raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
     made_from = {
         "shards": split.content,

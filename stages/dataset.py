@@ -70,6 +70,11 @@ class Split:
         return sum(self.rows)
 
     @property
+    def pairs(self) -> int:
+        """Pairs that are mixed in a pass."""
+        return sum(rows // 2 for rows in self.rows)
+
+    @property
     def forkable(self) -> bool:
         """Whether a forked process may go on reading: object-store clients do not survive a fork."""
         return self.store.local
