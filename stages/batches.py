@@ -180,7 +180,7 @@ class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
             views = np.empty((len(slots), side, side, 3), np.uint8)
             for out, slot in zip(views, slots, strict=True):
                 maker.view(self.spec.shard, *rows[slot], out)
-            yield torch.tensor(slots), torch.from_numpy(views)
+            yield torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views)
 
 
 def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> Iterator[list[PairView]]:

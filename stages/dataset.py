@@ -69,6 +69,11 @@ class Split:
     def __len__(self) -> int:
         return sum(self.rows)
 
+    @property
+    def pairs(self) -> int:
+        """Pairs that are mixed in a pass."""
+        return sum(rows // 2 for rows in self.rows)
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("index", "_tar")}
 

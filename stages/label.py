@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import torch
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
 from schemas.receipts import Made
 from schemas.tables import HARD
 from stages.batches import PartViews, load, part_batches, stack_mixes
@@ -49,7 +48,7 @@ class Labeller:
         Raises:
             PipelineError: if an image has changed, or a logit is not finite.
         """
-        columns: dict[str, list[np.ndarray]] = {"row": [], "view": [], "decision": []}
+        columns = {name: [np.zeros(0, np.int64)] for name in ("row", "view", "decision")}
         signatures: dict[tuple[int, int], bytes] = {}
         classes = self.split.index(spec.shard).classes.astype(np.int64)
         agreement = {"own": 0, "partner": 0, "neither": 0}
@@ -115,7 +114,5 @@ def _write(path: Path, shard: int, columns: dict[str, np.ndarray], signatures: d
         },
         schema=HARD,
     )
-    if len(table) == 0:
-        raise PipelineError(f"shard {shard}: has fewer than two samples, so no pair; shard again with fewer shards")
     pq.write_table(table, path, compression="zstd", compression_level=9)
     return len(table)
