@@ -71,6 +71,7 @@ def draw_sheet(
     Returns:
         An RGB picture, 808 to 1568 pixels wide.
     """
+    names = [_drawable(name, number) for number, name in enumerate(names)]
     columns = min(_COLUMNS, max(2, len(views)))
     width = _span(columns)
     blocks = [_title(sample, names, width), _head(sample, views, recipe, names, about, columns)]
@@ -141,7 +142,7 @@ def _erase_words(decided: DecidedView, recipe: Recipe) -> str:
 
 def _mix_words(how: DecidedMix | None) -> str:
     if how is None:
-        return "sits out: an odd number in its shard"
+        return "sits out: its shard is odd in number"
     if how.lam == 1:
         return "not mixed"
     if how.box is None:
@@ -153,7 +154,9 @@ def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:
     if view.partner is None or view.mix is None or view.mix.lam == 1:
         return own
     other = names[view.partner.label]
-    return f"{own}, both" if other == own else f"{view.mix.lam:.0%} {own}, {1 - view.mix.lam:.0%} {other}"
+    if other == own:
+        return f"{own} (both)"
+    return f"{own} ({view.mix.lam:.0%}), {other} ({1 - view.mix.lam:.0%})"
 
 
 def _teacher_words(decision: int, judged: Verdict | None, names: Sequence[str]) -> str:
@@ -161,7 +164,7 @@ def _teacher_words(decision: int, judged: Verdict | None, names: Sequence[str]) 
 
 
 def _title(sample: Sample, names: Sequence[str], width: int) -> Image.Image:
-    lines = _wrap(_plain(names[sample.label]), width, 34)
+    lines = _wrap(names[sample.label], width, 34)
     under = _wrap(
         f"sample {sample.number} · shard {sample.shard}, row {sample.row} · {_plain(sample.name)}", width, _BODY + 1
     )
@@ -253,13 +256,13 @@ def _notes(
             for mark, (_, words) in _VERDICTS.items()
         ]
     reading = [
-        "Outlined in the photograph: the crop of each view, by its number.",
+        "Outlined in the image: the crop of each view, by its number.",
         "Large: what the model sees, after mixing. Small: the view alone, above its partner's view; outlined in them "
         "what was erased, and what CutMix pasted. The bar is the view's own share, lambda.",
     ]
     paragraphs = [line for text in reading for line in [*_wrap(text, width, _BODY), ""]]
     label_width = 120
-    wrapped = [_wrap(_plain(line.text), width - label_width - (22 if line.mark else 0), _BODY) for line in lines]
+    wrapped = [_wrap(line.text, width - label_width - (22 if line.mark else 0), _BODY) for line in lines]
     facts_height = sum(max(1, len(text)) for text in wrapped) * 23
     block = Image.new("RGB", (width, facts_height + 16 + _LINE * len(paragraphs)), _PAPER)
     pen = ImageDraw.Draw(block)
@@ -276,8 +279,7 @@ def _row(sample: Sample, views: Sequence[SeenView], recipe: Recipe, names: Seque
     """Tiles side by side, each of their lines at one height."""
     table = [facts(sample, view, recipe, names) for view in views]
     wrapped = [
-        [_wrap(_plain(line.text), _TILE - _LABEL - (22 if line.mark else 0), _BODY) for line in lines]
-        for lines in table
+        [_wrap(line.text, _TILE - _LABEL - (22 if line.mark else 0), _BODY) for line in lines] for lines in table
     ]
     counts = [max(len(text) for text in column) for column in zip(*wrapped, strict=True)]
     pictures = _CHIP + _GAP + _PICTURE + 22
@@ -405,7 +407,7 @@ def _write(
     pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str = _INK, bold: bool = False
 ) -> None:
     """Write one line; bold is the same line twice, a fraction of a pixel apart, as the font has one weight."""
-    for shift in (0, size / 30) if bold else (0,):
+    for shift in [0.0, size / 30] if bold else [0.0]:
         pen.text((at[0] + shift, at[1]), text, fill=colour, font=_font(size))
 
 
@@ -424,6 +426,12 @@ def _wrap(text: str, width: float, size: int) -> list[str]:
             lines.append(line[:fits])
             line = line[fits:]
     return [*lines, line]
+
+
+def _drawable(name: str, number: int) -> str:
+    """A class's name in characters that the font has; its number beside it where some are lost."""
+    plain = _plain(name)
+    return f"{plain} (class {number})" if "?" in plain and plain != name else plain
 
 
 def _plain(text: str) -> str:
