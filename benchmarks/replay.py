@@ -125,13 +125,13 @@ class Ours:
     def renders(self, decided: Iterable[tuple[np.ndarray, DecidedView]]) -> int:
         """Render decided views of decoded images; an image's views follow each other, as in `views`."""
         count = 0
-        for count, (image, one) in enumerate(decided, 1):  # noqa: B007
+        for count, (image, one) in enumerate(decided, 1):
             self._renderer.render(image, one, self._out[count % 3])
         return count
 
 
 def timm_views(files: list[bytes]) -> int:
-    """timm's side, from bytes to a normalised tensor."""
+    """Timm's side, from bytes to a normalised tensor."""
     for data in files:
         TIMM(Image.open(io.BytesIO(data)).convert("RGB"))
     return len(files)
@@ -165,7 +165,10 @@ def report(found: dict[str, Any]) -> str:
         rate = 1e6 / found[f"ours_{count}_us"]
         lines.append(f"{count:2d} views a decode  {rate:7.0f} views/s   {found[f'ratio_{count}']:.2f} times timm")
     shares = "  ".join(f"{name} {found[f'share_{name}']:.0%}" for name in ("decode", "resize", "ops", "rest"))
-    lines += [f"at 3 views a decode: {shares}", f"                     {found['floor_share_3']:.0%} of the floor's rate"]
+    lines += [
+        f"at 3 views a decode: {shares}",
+        f"                     {found['floor_share_3']:.0%} of the floor's rate",
+    ]
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD
 from stages.replay.colour import COLOUR_OPS
-from stages.replay.decide import Box, DecidedView, Erase
+from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
 from stages.replay.geometry import FILL, Geometry
 
