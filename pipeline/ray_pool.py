@@ -79,7 +79,8 @@ def _init(ray: Any, cluster: Cluster) -> None:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
             ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, logging_level="ERROR")
         else:
-            ray.init(address=cluster.address, logging_level="ERROR")
+            passive = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it for local processes
+            ray.init(address=cluster.address, logging_level="ERROR", runtime_env=passive)
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[0]
         raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None

@@ -195,9 +195,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     device = torch.device(run_device(run))
     size = run.student.img_size or run.views.image_size
     crops = CentreCrops(split, size, settings.crop_pct, settings.batch_size)
-    batches = load(
-        crops, workers=run.train.workers, order=range(len(crops)), pin=device.type == "cuda", fork=split.forkable
-    )
+    batches = load(crops, workers=run.train.workers, order=range(len(crops)), pin=device.type == "cuda")
     with Progress(f"evaluate {name}", total=len(split), unit="images") as progress:
         found = accuracy(model.eval().to(device), batches, device, progress.advance)
     result = {

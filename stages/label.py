@@ -73,7 +73,7 @@ class Labeller:
         workers, side = self.settings.workers, self.recipe.image_size
         batch = self.teacher.settings.batch_size
         source = PartViews(self.split, self.recipe, spec, batch)
-        contributions = load(source, workers=workers, fork=self.split.forkable)
+        contributions = load(source, workers=workers)
         for units in part_batches(self.split, self.recipe, spec, batch):
             views = torch.empty((2 * len(units), side, side, 3), dtype=torch.uint8)
             for _ in range(max(workers, 1)):
@@ -86,9 +86,7 @@ class Labeller:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""
         crops = CentreCrops(self.split, self.recipe.image_size, self.crop_pct, self.teacher.settings.batch_size, shard)
         correct = 0
-        for views, truth in load(
-            crops, workers=self.settings.workers, order=range(len(crops)), fork=self.split.forkable
-        ):
+        for views, truth in load(crops, workers=self.settings.workers, order=range(len(crops))):
             correct += int((self.teacher.logits(views, None).argmax(1).cpu() == truth).sum())
         return {"correct": correct, "images": len(classes)}
 

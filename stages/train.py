@@ -124,7 +124,6 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
         workers=run.train.workers,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
-        fork=plan.split.forkable,
     )
     for step, batch in enumerate(trainer.metrics.timed(batches), start=started):
         trainer.step(batch)
