@@ -10,10 +10,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from world import command, run_file, silent, start, stored, wait_until
 
 from pipeline import run as stages
 from stages import store
-from world import TEACHER, command, run_file, silent, start, stored, wait_until
 
 TIMING = {"views_per_second", "waiting"}
 
