@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipeline.work import Job, Spec, Worker
@@ -45,12 +46,14 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    before = dict(os.environ)
+    if cluster.address == _LOCAL:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())  # read when Ray is loaded
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    before = dict(os.environ)
     try:
         with own_signals():
             _init(ray, cluster)
@@ -72,11 +75,18 @@ def own_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@cache
+def _token() -> str:
+    """Without a token Ray runs anybody's code. This one lives in the environment of its processes only.
+
+    One for all sessions of this process: Ray reads it once and never again.
+    """
+    return secrets.token_hex(32)
+
+
 def _init(ray: Any, cluster: Cluster) -> None:
     try:
         if cluster.address == _LOCAL:
-            # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
             ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, logging_level="ERROR")
         else:
             passive = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it for local processes
