@@ -38,7 +38,7 @@ class Geometry:
         self._fill = np.full((size, size, 3), FILL, np.uint8)
         self._padded = np.zeros((size + 2 * _EDGE, size + 2 * _EDGE, 3), np.uint8)
         self._filtered = np.empty_like(self._padded)
-        self._turned, self._slid = np.empty_like(self._fill), np.empty_like(self._fill)
+        self._turned = np.empty_like(self._fill)
         row, window = self._padded.strides[0], 3 * (size + _TAPS - 1)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._padded.reshape(-1), window)
         self._starts = np.arange(_EDGE, size + _EDGE) * row + 3 * (_EDGE - 1)
@@ -74,8 +74,8 @@ class Geometry:
     def shear_y(self, view: np.ndarray, out: np.ndarray, slope: float) -> None:
         """Take each column from `slope` pixels further down for each pixel to the right."""
         cv2.transpose(view, dst=self._turned)
-        self._slide(self._turned, self._slid, slope)
-        cv2.transpose(self._slid, dst=out)
+        self._slide(self._turned, self._turned, slope)
+        cv2.transpose(self._turned, dst=out)
 
     def translate_x(self, view: np.ndarray, out: np.ndarray, share: float) -> None:
         """Take the view from `share` of its width further right."""
