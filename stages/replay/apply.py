@@ -62,6 +62,7 @@ class Renderer:
     def __init__(self, image_size: int) -> None:
         self._size = image_size
         self._spare = np.empty((image_size, image_size, 3), np.uint8)
+        self._source = np.empty(0, np.uint8)
         geometry = Geometry(image_size)
         self._operations = COLOUR_OPS | {
             "rotate": geometry.rotate,
@@ -112,11 +113,20 @@ class Renderer:
         """Crop, resize bicubic with antialiasing, as Pillow does, and flip."""
         box = decided.crop
         crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
+        source = self._kept(crop)
         target = self._spare if decided.flip else out
-        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (crop, target))
+        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (source, target))
         _RESIZE(source_BCHW, (self._size, self._size), False, out=target_BCHW)
         if decided.flip:
             cv2.flip(target, 1, dst=out)
+
+    def _kept(self, crop: np.ndarray) -> np.ndarray:
+        """Copy a crop into the kept buffer: the resize wants it contiguous."""
+        if crop.size > self._source.size:
+            self._source = np.empty(crop.size, np.uint8)
+        kept = self._source[: crop.size].reshape(crop.shape)
+        np.copyto(kept, crop)
+        return kept
 
     def _finish(self, decided: DecidedView, out: np.ndarray) -> None:
         """Operations, from one buffer into the other and back, and erasing."""

@@ -15,6 +15,7 @@ import torch
 from schemas.recipe import IMAGENET_MEAN
 
 FILL = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
+_SHARPEN = 0.4
 _TAPS = 4
 _EDGE = 2  # a visible pixel's taps reach at most this far beyond the view
 _BITS = 7  # of a shift's fraction, and of the weights
@@ -38,7 +39,7 @@ class Geometry:
         self._fill = np.full((size, size, 3), FILL, np.uint8)
         self._padded = np.zeros((size + 2 * _EDGE, size + 2 * _EDGE, 3), np.uint8)
         self._filtered = np.empty_like(self._padded)
-        self._turned, self._slid = np.empty_like(self._fill), np.empty_like(self._fill)
+        self._turned = np.empty_like(self._fill)
         row, window = self._padded.strides[0], 3 * (size + _TAPS - 1)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._padded.reshape(-1), window)
         self._starts = np.arange(_EDGE, size + _EDGE) * row + 3 * (_EDGE - 1)
@@ -54,15 +55,16 @@ class Geometry:
         """Rotate counter-clockwise about the centre."""
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         centre = (self._size - 1) / 2
-        matrix = np.array(
-            [[cos, -sin, centre * (1 - cos + sin)], [sin, cos, centre * (1 - sin - cos)]],
-        )
+        matrix = np.array([[cos, -sin, centre * (1 - cos + sin)], [sin, cos, centre * (1 - sin - cos)]])
+        # sharpened by what a bilinear warp blurs on average; Pillow truncates where OpenCV rounds
+        cv2.blur(view, (3, 3), dst=out)
+        cv2.addWeighted(view, 1 + _SHARPEN, out, -_SHARPEN, -0.5, dst=self._turned)
         cv2.warpAffine(
-            view,
+            self._turned,
             matrix,
             (self._size, self._size),
             dst=out,
-            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=FILL,
         )
@@ -74,8 +76,8 @@ class Geometry:
     def shear_y(self, view: np.ndarray, out: np.ndarray, slope: float) -> None:
         """Take each column from `slope` pixels further down for each pixel to the right."""
         cv2.transpose(view, dst=self._turned)
-        self._slide(self._turned, self._slid, slope)
-        cv2.transpose(self._slid, dst=out)
+        self._slide(self._turned, self._turned, slope)
+        cv2.transpose(self._turned, dst=out)
 
     def translate_x(self, view: np.ndarray, out: np.ndarray, share: float) -> None:
         """Take the view from `share` of its width further right."""
