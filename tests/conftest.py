@@ -45,7 +45,7 @@ def fresh(images: Path, tmp_path: Path) -> Callable[..., RunFile]:
 
 @pytest.fixture
 def copied(whole: RunFile, images: Path, tmp_path: Path) -> Callable[..., RunFile]:
-    """Run files for a copy of the whole workspace, which a test may do anything to."""
+    """Run files for a copy of the whole workspace, one for each test, which it may do anything to."""
     shutil.copytree(whole.workspace, tmp_path / "workspace")
     return lambda *changes: run_file(tmp_path / "workspace", images, *changes)
 

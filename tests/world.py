@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from schemas.config import RunFile, parse_run
@@ -106,3 +107,14 @@ def wait_until(process: subprocess.Popen[str], seen: Callable[[], Any], seconds:
         assert process.poll() is None, f"ended before it was seen: {process.communicate()}"
         assert time.monotonic() < end, "was not seen in time"
         time.sleep(0.002)
+
+
+def decisions(workspace: Path | str, labels: str = "teacher") -> dict[tuple[int, int, int], int]:
+    """(shard, row, view) → the teacher's class, read with nothing but a Parquet reader."""
+    folder = Path(workspace, "labels", labels)
+    tables = [pq.read_table(file).to_pydict() for file in sorted(folder.glob("*.parquet"))]
+    columns = ("shard", "row", "view", "decision")
+    rows = [row for table in tables for row in zip(*(table[name] for name in columns), strict=True)]
+    found = {row[:3]: row[3] for row in rows}
+    assert len(found) == len(rows), "an address has two decisions"
+    return found
