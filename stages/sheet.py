@@ -55,11 +55,19 @@ _BODY, _LINE = 14, 20
 
 @dataclass(frozen=True)
 class Fact:
-    """A line of a tile or of the head: what it is called, what it says, and the mark before it."""
+    """A line of a tile or of the head.
+
+    Attributes:
+        label: what it is called.
+        text: what it says.
+        mark: before the text, which takes its colour.
+        absent: whether it says that there is nothing, which is written faintly.
+    """
 
     label: str
     text: str
     mark: Verdict | None = None
+    absent: bool = False
 
 
 def draw_sheet(
@@ -118,17 +126,15 @@ _OP_WORDS: dict[str, Callable[[float], str]] = {
 
 def facts(sample: Sample, view: SeenView, recipe: Recipe, names: Sequence[str]) -> list[Fact]:
     """The lines below a view, the same labels in the same order for every view."""
-    own = names[sample.label]
+    own, decided = names[sample.label], view.decided
     judged = verdict(sample.label, view)
     return [
-        Fact("crop", _crop_words(view.decided, sample.image)),
-        Fact("ops", ", ".join(map(op_words, view.decided.ops)) or "none"),
-        Fact("erased", _erase_words(view.decided, recipe)),
-        Fact("mix", _mix_words(view.mix)),
+        Fact("crop", _crop_words(decided, sample.image)),
+        Fact("ops", ", ".join(map(op_words, decided.ops)) or "none", absent=not decided.ops),
+        Fact("erased", _erase_words(decided, recipe), absent=not decided.erase),
+        Fact("mix", _mix_words(view.mix), absent=view.mix is None or view.mix.lam == 1),
         Fact("truth", _truth_words(own, view, names)),
-        Fact(
-            "teacher", "not labelled" if view.decision is None else _teacher_words(view.decision, judged, names), judged
-        ),
+        Fact("teacher", _teacher_words(view.decision, judged, names), judged, absent=judged is None),
     ]
 
 
@@ -181,8 +187,10 @@ def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:
     return f"{own} ({view.mix.lam:.0%}), {other} ({1 - view.mix.lam:.0%})"
 
 
-def _teacher_words(decision: int, judged: Verdict | None, names: Sequence[str]) -> str:
-    return f"{names[decision]} ({_VERDICTS[judged][1]})" if judged else names[decision]
+def _teacher_words(decision: int | None, judged: Verdict | None, names: Sequence[str]) -> str:
+    if decision is None or judged is None:
+        return "not labelled"
+    return f"{names[decision]} ({_VERDICTS[judged][1]})"
 
 
 def _title(sample: Sample, names: Sequence[str], width: int) -> Image.Image:
@@ -350,7 +358,7 @@ def _fact(
     left, top = at
     _write(pen, at, fact.label, _BODY, _MUTED)
     left += label_width
-    colour = _INK
+    colour = _MUTED if fact.absent else _INK
     if fact.mark:
         colour = _VERDICTS[fact.mark][0]
         badge = _badge(fact.mark)

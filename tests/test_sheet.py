@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from schemas.recipe import Recipe
 from stages.inspect import Partner, Sample, SeenView
@@ -154,16 +154,18 @@ def test_sixty_views_fill_fifteen_rows():
     assert sixty.shape[0] > one.shape[0] + 14 * (224 + 100)
 
 
-def test_a_view_of_the_shown_size_is_shown_to_the_pixel_and_small_ones_in_squares():
-    recipe = Recipe(image_size=224)
+@pytest.mark.parametrize("side", [32, 224, 384])
+def test_views_of_the_shown_size_are_shown_to_the_pixel_small_ones_in_squares_and_large_ones_reduced(side):
+    recipe = Recipe(image_size=side)
     sample = sample_of(300, 300)
     view = view_of(sample, recipe, 0, None)
     picture = np.asarray(draw_sheet(sample, [view], recipe, NAMES, []))
-    assert holds(picture, view.seen)
-    recipe = Recipe(image_size=32)
-    small = view_of(sample, recipe, 0, None)
-    picture = np.asarray(draw_sheet(sample, [small], recipe, NAMES, []))
-    assert holds(picture, np.kron(small.seen, np.ones((7, 7, 1), np.uint8)))
+    shown = {
+        32: np.kron(view.seen, np.ones((7, 7, 1), np.uint8)),
+        224: view.seen,
+        384: np.asarray(Image.fromarray(view.seen).resize((224, 224), Image.Resampling.LANCZOS)),
+    }
+    assert holds(picture, shown[side])
 
 
 def holds(picture: np.ndarray, view: np.ndarray) -> bool:
