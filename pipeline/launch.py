@@ -5,7 +5,6 @@ whose snapshot is written in place and changes between versions, and its report(
 """
 
 import contextlib
-import signal
 import sys
 import tempfile
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.progress import Progress
-from pipeline.ray_pool import INLINE, Seats, check_fits, ray_session
+from pipeline.ray_pool import INLINE, Seats, check_fits, own_signals, ray_session
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished
 from stages.train import Plan, train
@@ -108,7 +107,7 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
     cpus = 1 + run.train.workers if gpu else 1
     check_fits(ray, Seats(count=world, cpus=cpus * world, gpus=world if gpu else 0))
     board = ray.remote(num_cpus=0)(_Board).remote()
-    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), _own_sigint():
+    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
         TorchTrainer(
             _in_worker,
             train_loop_config={"run": run, "board": board},
@@ -180,16 +179,6 @@ def _reading(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-@contextlib.contextmanager
-def _own_sigint() -> Iterator[None]:
-    """fit() leaves its own handler behind; put ours back."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: Exception) -> BaseException:

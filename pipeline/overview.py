@@ -80,8 +80,11 @@ def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]
     for part in manifest["parts"]:
         files = tuple(StoredFile(**file) for file in part["files"])
         mine = found.get(part["part"])
-        if mine is None:  # a trained model has no receipt but the manifest
+        if mine is None:
             yield Receipt(part=part["part"], files=files, rows=part["rows"], made_by=manifest["made_by"], facts={})
+            path = f"{RECEIPTS}/{part['part']}.json"
+            if manifest["stage"] != "train" and not store.exists(path):  # a model has no receipt but the manifest
+                problems.append({"path": store.name(path), "what": "is missing"})
         elif mine.files != files:
             problems.append({"path": store.name(MANIFEST), "what": f"{part['part']} differs from its receipt"})
 

@@ -7,6 +7,7 @@ loop resubmits what a lost worker held, with a budget of attempts for each part.
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections import deque
@@ -51,21 +52,38 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         return
     before = dict(os.environ)
     try:
-        if cluster.address == _LOCAL:
-            # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, logging_level="ERROR")
-        else:
-            ray.init(address=cluster.address, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None
-    try:
+        with own_signals():
+            _init(ray, cluster)
         yield ray
     finally:
         ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _init(ray: Any, cluster: Cluster) -> None:
+    try:
+        if cluster.address == _LOCAL:
+            # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, logging_level="ERROR")
+        else:
+            passive = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it for local processes
+            ray.init(address=cluster.address, logging_level="ERROR", runtime_env=passive)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None
 
 
 def make_parts(

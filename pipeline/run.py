@@ -16,7 +16,7 @@ from pipeline.progress import Progress
 from pipeline.ray_pool import Seats, make_parts
 from pipeline.work import Job, Spec, begin, finish, left_to_do
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import Mismatch, PipelineError
 from schemas.presets import toml_text
 from schemas.receipts import Receipt
 from stages.batches import load, pixel_versions
@@ -54,15 +54,17 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     result = {}
     for split, listing in listings.items():
         store = Store(run.workspace).at(f"shards/{split}")
-        settings = run.shards.model_dump(mode="json")
+        settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
         made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-        made_by = begin(store, made_from, pixel_versions(), "restore the run file, or use another workspace")
+        made_by = begin(
+            store, made_from, pixel_versions(), "restore the images and the run file, or delete that folder"
+        )
         specs = plan_shards(listing, run.shards, shuffle=split == "train")
         job = Job(store, made_by, partial(ShardMaker, os.path.abspath(listing.root), run.shards.on_bad_image))
         seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
         with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
             receipts, new = _make(run, job, specs, seats, progress)
-        skipped = [one for receipt in receipts for one in receipt.facts["skipped"]]
+        skipped = _skipped(store, receipts, run.shards.on_bad_image)
         more = {
             "stage": "shard",
             "classes": list(listing.classes),
@@ -87,6 +89,8 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         Mismatch: if the label set there is of another teacher, recipe or split.
     """
     split = Split.open(run.workspace, "train")
+    if not split.pairs:
+        raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
     made_from = {
         "shards": split.content,
@@ -191,9 +195,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     device = torch.device(run_device(run))
     size = run.student.img_size or run.views.image_size
     crops = CentreCrops(split, size, settings.crop_pct, settings.batch_size)
-    batches = load(
-        crops, workers=run.train.workers, order=range(len(crops)), pin=device.type == "cuda", fork=split.forkable
-    )
+    batches = load(crops, workers=run.train.workers, order=range(len(crops)), pin=device.type == "cuda")
     with Progress(f"evaluate {name}", total=len(split), unit="images") as progress:
         found = accuracy(model.eval().to(device), batches, device, progress.advance)
     result = {
@@ -249,6 +251,19 @@ def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
         device=torch.device("cpu"),
     )
     return teacher.identity() | {"device": run_device(run)}
+
+
+def _skipped(store: Store, receipts: Sequence[Receipt], on_bad_image: str) -> list[dict[str, str]]:
+    """The images that were left out; refused where that is not wanted, or where nothing is left."""
+    skipped = [one for receipt in receipts for one in receipt.facts["skipped"]]
+    if skipped and on_bad_image == "fail":
+        raise Mismatch(
+            f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
+            'set shards.on_bad_image = "skip", or delete that folder'
+        )
+    if not any(receipt.rows for receipt in receipts):
+        raise PipelineError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
+    return skipped
 
 
 def _sizes(receipts: Sequence[Receipt], new: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
-from stages.store import MANIFEST, PLAN, Store, commit, put_json, read_manifest
+from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
 
 
 class Spec(Protocol):
@@ -66,6 +66,8 @@ class Worker:
 def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> str:
     """Open a stage's folder: put its plan, or check that the plan there is the same.
 
+    A plan binds from its first part on: whoever mends the run file after a refusal is not held to what was refused.
+
     Returns:
         The fingerprint that receipts will carry.
 
@@ -73,7 +75,7 @@ def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], men
         Mismatch: if the folder was begun from something else, naming every difference.
     """
     plan = read_manifest(store, PLAN)
-    if plan is None:
+    if plan is None or not (store.files(RECEIPTS) or store.exists(MANIFEST)):
         put_json(store, PLAN, {"made_from": made_from, "versions": versions})
     else:
         refuse_changes(str(store), plan["made_from"], made_from, mend)

@@ -140,6 +140,12 @@ class Train(Table):
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
 
+    @model_validator(mode="after")
+    def _even(self) -> "Train":
+        if self.micro_batch % 2:
+            raise ValueError("micro_batch: must be even: the two views of a pair go through the student together")
+        return self
+
 
 class Evaluate(Table):
     """How accuracy is measured."""

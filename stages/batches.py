@@ -7,8 +7,10 @@ rows once and makes all their views of the part.
 Legend: B views of a local batch, U = B / 2 pair-views, S side of a view.
 """
 
+import multiprocessing
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -178,7 +180,7 @@ class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
             views = np.empty((len(slots), side, side, 3), np.uint8)
             for out, slot in zip(views, slots, strict=True):
                 maker.view(self.spec.shard, *rows[slot], out)
-            yield torch.tensor(slots), torch.from_numpy(views)
+            yield torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views)
 
 
 def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> Iterator[list[PairView]]:
@@ -198,9 +200,7 @@ def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> I
             yield units[start : start + batch // 2]
 
 
-def load(
-    dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False, fork: bool = True
-) -> Iterator[Any]:
+def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False) -> Iterator[Any]:
     """Items of a dataset, built ahead in worker processes, in order.
 
     Args:
@@ -208,7 +208,6 @@ def load(
         workers: processes; 0 = build in this one.
         order: the items to build.
         pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
-        fork: whether workers may be forked; object-store clients do not survive that.
 
     Raises:
         PipelineError: as the dataset raised it.
@@ -220,7 +219,7 @@ def load(
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_one_thread,
-        multiprocessing_context=("fork" if fork else "spawn") if workers else None,
+        multiprocessing_context=_workshop() if workers else None,
         prefetch_factor=2 if workers else None,
     )
     for item in loader:
@@ -241,6 +240,18 @@ def pixel_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+
+
+@cache
+def _workshop() -> Any:
+    """Where worker processes come from: a server that has imported this module and run nothing.
+
+    A fork of this process would inherit OpenCV's, torch's and object-store clients' locks without the threads that
+    hold them, and wait for ever.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stages.batches"])
+    return context
 
 
 class _Refusing(Dataset[Any]):

@@ -15,6 +15,7 @@ from torch import Tensor
 from schemas.receipts import Made, Receipt
 from stages.store import RECEIPTS, Store, broken_files, commit, read_checked
 
+FOLDER = "checkpoints"
 _PART = re.compile(r"step-(\d{9})")
 
 
@@ -34,10 +35,13 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "state": checkpoint.state}
     files = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
     commit(store, part, Made(files=dict(files), rows=checkpoint.step, facts={}), made_by)
-    for receipt in _receipts(store)[:-keep]:
+    receipts = _receipts(store)
+    for receipt in receipts[:-keep]:
         store.delete(f"{RECEIPTS}/{receipt.part}.json")  # first: without it the rest counts for nothing
-        for file in receipt.files:
-            store.delete(file.path)
+    kept = {receipt.part for receipt in receipts[-keep:]}
+    for part in store.folders(FOLDER):
+        if part not in kept:  # also what a killed process had begun to write or to delete
+            store.delete_folder(f"{FOLDER}/{part}")
 
 
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -60,7 +64,7 @@ def to_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 
 def _path(part: str, name: str) -> str:
-    return f"checkpoints/{part}/{name}.safetensors"
+    return f"{FOLDER}/{part}/{name}.safetensors"
 
 
 def _receipts(store: Store) -> list[Receipt]:

@@ -70,9 +70,9 @@ class Split:
         return sum(self.rows)
 
     @property
-    def forkable(self) -> bool:
-        """Whether a forked process may go on reading: object-store clients do not survive a fork."""
-        return self.store.local
+    def pairs(self) -> int:
+        """Pairs that are mixed in a pass."""
+        return sum(rows // 2 for rows in self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("index", "_tar")}

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import torch
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
 from schemas.receipts import Made
 from schemas.tables import HARD
 from stages.batches import PartViews, load, part_batches, stack_mixes
@@ -49,7 +48,7 @@ class Labeller:
         Raises:
             PipelineError: if an image has changed, or a logit is not finite.
         """
-        columns: dict[str, list[np.ndarray]] = {"row": [], "view": [], "decision": []}
+        columns = {name: [np.zeros(0, np.int64)] for name in ("row", "view", "decision")}
         signatures: dict[tuple[int, int], bytes] = {}
         classes = self.split.index(spec.shard).classes.astype(np.int64)
         agreement = {"own": 0, "partner": 0, "neither": 0}
@@ -74,7 +73,7 @@ class Labeller:
         workers, side = self.settings.workers, self.recipe.image_size
         batch = self.teacher.settings.batch_size
         source = PartViews(self.split, self.recipe, spec, batch)
-        contributions = load(source, workers=workers, fork=self.split.forkable)
+        contributions = load(source, workers=workers)
         for units in part_batches(self.split, self.recipe, spec, batch):
             views = torch.empty((2 * len(units), side, side, 3), dtype=torch.uint8)
             for _ in range(max(workers, 1)):
@@ -87,9 +86,7 @@ class Labeller:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""
         crops = CentreCrops(self.split, self.recipe.image_size, self.crop_pct, self.teacher.settings.batch_size, shard)
         correct = 0
-        for views, truth in load(
-            crops, workers=self.settings.workers, order=range(len(crops)), fork=self.split.forkable
-        ):
+        for views, truth in load(crops, workers=self.settings.workers, order=range(len(crops))):
             correct += int((self.teacher.logits(views, None).argmax(1).cpu() == truth).sum())
         return {"correct": correct, "images": len(classes)}
 
@@ -117,7 +114,5 @@ def _write(path: Path, shard: int, columns: dict[str, np.ndarray], signatures: d
         },
         schema=HARD,
     )
-    if len(table) == 0:
-        raise PipelineError(f"shard {shard}: has fewer than two samples, so no pair; shard again with fewer shards")
     pq.write_table(table, path, compression="zstd", compression_level=9)
     return len(table)

@@ -93,9 +93,14 @@ class Metrics:
         if self._sums:
             self._refuse(step, self._means()["loss"], addresses)
 
+    def loss(self) -> float | None:
+        """The mean loss since the last line, or of it; None before the first step. Every process asks."""
+        return self._means()["loss"] if self._sums else self.last.get("loss")
+
     def state(self) -> dict[str, Tensor]:
-        """The sums since the last line, for a checkpoint."""
-        sums = {f"{self.PREFIX}{name}": value for name, value in self._sums.items()}
+        """The sums since the last line, averaged over the processes, for a checkpoint. Every process asks."""
+        values = self._over_ranks(torch.stack(list(self._sums.values()))) if self._sums else ()
+        sums = {f"{self.PREFIX}{name}": value.clone() for name, value in zip(self._sums, values, strict=True)}
         return sums | {f"{self.PREFIX}views": torch.tensor(self._views)}
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
@@ -112,12 +117,15 @@ class Metrics:
         self._store.put(FILE, b"".join(json.dumps(line).encode() + b"\n" for line in self._lines))
 
     def _means(self) -> dict[str, float]:
-        values = torch.stack(list(self._sums.values())) / self._views
+        values = self._over_ranks(torch.stack(list(self._sums.values())) / self._views)
+        return dict(zip(self._sums, values.tolist(), strict=True))
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over all processes."""
         if self._world > 1:
-            values = values.float()
             dist.all_reduce(values)
             values /= self._world
-        return dict(zip(self._sums, values.tolist(), strict=True))
+        return values
 
     def _refuse(self, step: int, loss: float, addresses: Callable[[int], str]) -> None:
         if not torch.isfinite(torch.tensor(loss)):

@@ -103,6 +103,11 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._base}/{path}")
 
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(f"{self._base}/{folder}")
+
     def put(self, path: str, content: bytes | Path) -> StoredFile:
         """Store a whole file under its name, or nothing.
 

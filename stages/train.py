@@ -85,8 +85,13 @@ def plan_training(run: RunFile, world: int) -> Plan:
             f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
             f"(two views of a pair, {world} workers)"
         )
+    if run.student.img_size not in (0, run.views.image_size):
+        raise PipelineError(
+            f"student.img_size = {run.student.img_size}: views have views.image_size = {run.views.image_size}; set it "
+            "to 0 to train, to another size only to evaluate"
+        )
     steps_per_epoch = len(split) // train.batch_size
-    if not steps_per_epoch:
+    if not steps_per_epoch or not split.pairs:
         raise PipelineError(f"train.batch_size = {train.batch_size}: the split has only {len(split)} samples; lower it")
     whole = steps_per_epoch * train.epochs
     steps = min(whole, train.max_steps or whole)
@@ -119,7 +124,6 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
         workers=run.train.workers,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
-        fork=plan.split.forkable,
     )
     for step, batch in enumerate(trainer.metrics.timed(batches), start=started):
         trainer.step(batch)
@@ -127,8 +131,9 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
             report(step + 1, trainer.metrics.last)
         if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == plan.steps:
             trainer.save(step + 1)
-    trainer.finish()
-    return {"steps": plan.steps, "resumed_from_step": started, "loss": trainer.metrics.last.get("loss")}
+    loss = trainer.metrics.loss()
+    trainer.finish(loss)
+    return {"steps": plan.steps, "resumed_from_step": started, "loss": loss}
 
 
 class Trainer:
@@ -197,6 +202,7 @@ class Trainer:
     def save(self, step: int) -> None:
         """Commit a checkpoint after `step` steps; rank 0 writes."""
         self.metrics.refuse_bad_losses(step - 1, self._addresses)
+        sums = self.metrics.state()
         if self.rank:
             return
         self.metrics.flush()
@@ -204,11 +210,11 @@ class Trainer:
             step=step,
             model=self.classifier.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else {},
-            state=state_to_tensors(self.optimizer, self.classifier.model) | self.metrics.state(),
+            state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
 
-    def finish(self) -> None:
+    def finish(self, loss: float | None) -> None:
         """Put the trained model, then the manifest that says the run is whole."""
         if self.rank:
             return
@@ -220,7 +226,7 @@ class Trainer:
             "made_from": self.plan.made_from,
             "made_by": self.made_by,
             "steps": self.plan.steps,
-            "loss": self.metrics.last.get("loss"),
+            "loss": loss,
             "parts": [{"part": "model", "rows": self.plan.steps, "files": [vars(file) for file in files]}],
         }
         put_json(self.store, MANIFEST, manifest)
@@ -304,8 +310,7 @@ def new_student(run: RunFile, split: Split) -> Classifier:
 
 
 def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
-    views_per_pass = 2 * run.views.repeats * sum(rows // 2 for rows in split.rows)
-    passes = math.ceil(steps * run.train.batch_size / views_per_pass)
+    passes = math.ceil(steps * run.train.batch_size / (2 * run.views.repeats * split.pairs))
     if passes > labels.passes and not run.train.reuse_views:
         raise PipelineError(
             f"{steps} steps of {run.train.batch_size} need {passes * run.views.repeats} views of each sample, "
@@ -326,6 +331,7 @@ def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str,
         "shards": split.content,
         "recipe": run.views.model_dump(mode="json"),
         "labels": labels.made_by if labels else None,
+        "passes": labels.passes if labels and run.train.reuse_views else None,  # where the views begin again
         "student": run.student.model_dump(mode="json"),
         "train": {key: value for key, value in settings.items() if key not in _NO_MATTER},
     }

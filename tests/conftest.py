@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from world import CLASSES, TEACHER, run_file, silent, write_images
 
 from schemas.config import RunFile
 from schemas.errors import PipelineError
-from world import CLASSES, TEACHER, run_file, silent, write_images
 
 # Before torch is loaded: its threads otherwise spin while they wait, which on a busy machine costs 20 times the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -21,7 +21,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder: 61 pictures to train, 20 to evaluate."""
     root = tmp_path_factory.mktemp("images")
     write_images(root / "train", {name: 16 if name == "red" else 15 for name in CLASSES})
-    write_images(root / "val", {name: 5 for name in CLASSES}, seed=1)
+    write_images(root / "val", dict.fromkeys(CLASSES, 5), seed=1)
     return root
 
 

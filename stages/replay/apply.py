@@ -6,6 +6,7 @@ geometric operations into one warp, which skips the blur and the border that tim
 """
 
 import io
+from collections.abc import Sequence
 from functools import cache
 
 import cv2
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD
-from stages.replay.decide import Box, DecidedView, Erase
+from stages.replay.colour import COLOUR_OPS
+from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
-from stages.replay.ops import OPS, Scratch
+from stages.replay.geometry import FILL, Geometry
 
+_RESIZE = torch._C._nn._upsample_bicubic2d_aa  # what torch.nn.functional.interpolate calls, with `out`
 _IMDECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -57,10 +60,17 @@ class Renderer:
     """Renders views of one size; one a process, not thread-safe."""
 
     def __init__(self, image_size: int) -> None:
-        shape = (image_size, image_size, 3)
         self._size = image_size
-        self._front, self._back = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-        self._scratch = Scratch(image_size)
+        self._spare = np.empty((image_size, image_size, 3), np.uint8)
+        geometry = Geometry(image_size)
+        self._operations = COLOUR_OPS | {
+            "rotate": geometry.rotate,
+            "shear_x": geometry.shear_x,
+            "shear_y": geometry.shear_y,
+            "translate_x": geometry.translate_x,
+            "translate_y": geometry.translate_y,
+        }
+        self._noise: dict[int, Draws] = {}
 
     def render(self, image: np.ndarray, decided: DecidedView, out: np.ndarray) -> None:
         """Write the view of an image into `out`.
@@ -69,45 +79,78 @@ class Renderer:
             image: uint8 RGB, (height, width, 3), as `decode` returns it.
             decided: what `Decider.view` decided for that height and width.
             out: uint8, (image_size, image_size, 3), C-contiguous.
+
+        Raises:
+            ValueError: if `out` has another shape, type or layout.
         """
-        self._crop(image, decided.crop, self._front)
-        if decided.flip:
-            self._front, self._back = self._back, self._front
-            cv2.flip(self._back, 1, dst=self._front)
-        for op in decided.ops:
-            self._front, self._back = self._back, self._front
-            OPS[op.name](self._back, self._front, op.level, self._scratch)
-        np.copyto(out, self._front)
-        if decided.erase:
-            _erase(out, decided.erase)
+        self._check(out, self._spare.shape)
+        self._crop(image, decided, out)
+        self._finish(decided, out)
 
-    def _crop(self, image: np.ndarray, box: Box, out: np.ndarray) -> None:
-        """Crop and resize, bicubic with antialiasing, as Pillow does."""
+    def render_all(self, image: np.ndarray, decided: Sequence[DecidedView], outs: np.ndarray) -> None:
+        """Write several views of one image, as `render` would; crops them all while the image is in the cache.
+
+        Args:
+            image: uint8 RGB, (height, width, 3).
+            decided: one decision for each view.
+            outs: uint8, (views, image_size, image_size, 3), C-contiguous.
+
+        Raises:
+            ValueError: if `outs` has another shape, type or layout.
+        """
+        self._check(outs, (len(decided), *self._spare.shape))
+        for one, out in zip(decided, outs, strict=True):
+            self._crop(image, one, out)
+        for one, out in zip(decided, outs, strict=True):
+            self._finish(one, out)
+
+    def _check(self, out: np.ndarray, shape: tuple[int, ...]) -> None:
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out: must be C-contiguous uint8 of shape {shape}, not {out.dtype} of {out.shape}")
+
+    def _crop(self, image: np.ndarray, decided: DecidedView, out: np.ndarray) -> None:
+        """Crop, resize bicubic with antialiasing, as Pillow does, and flip."""
+        box = decided.crop
         crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
-        source = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None]
-        target = torch.from_numpy(out).permute(2, 0, 1)[None]
-        torch.ops.aten._upsample_bicubic2d_aa.out(source, [self._size, self._size], False, out=target)
+        target = self._spare if decided.flip else out
+        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (crop, target))
+        _RESIZE(source_BCHW, (self._size, self._size), False, out=target_BCHW)
+        if decided.flip:
+            cv2.flip(target, 1, dst=out)
 
+    def _finish(self, decided: DecidedView, out: np.ndarray) -> None:
+        """Operations, from one buffer into the other and back, and erasing."""
+        view, other = out, self._spare
+        for op in decided.ops:
+            self._operations[op.name](view, other, op.level)
+            view, other = other, view
+        if view is not out:
+            np.copyto(out, view)
+        if decided.erase:
+            self._erase(out, decided.erase)
 
-def _erase(view: np.ndarray, erase: Erase) -> None:
-    """Fill a box with noise or the mean colour, as after normalisation but rounded to levels."""
-    box = erase.box
-    patch = view[box.top : box.top + box.height, box.left : box.left + box.width]
-    if erase.noise is None:
-        patch[:] = np.rint(255 * np.array(IMAGENET_MEAN)).astype(np.uint8)
-        return
-    seed, shard, row, index = erase.noise
-    count = box.height * box.width
-    words = Draws(seed, Purpose.NOISE).at(shard, row, index).words((3 * count + 3) // 4)
-    codes = words.astype("<u8", copy=False).view("<u2")[: 3 * count].reshape(3, box.height, box.width)
-    for channel, table in enumerate(_noise_tables()):
-        patch[..., channel] = np.take(table, codes[channel])
+    def _erase(self, view: np.ndarray, erase: Erase) -> None:
+        """Fill a box with noise or the mean colour: what erasing after normalisation gives, as levels."""
+        box = erase.box
+        patch = view[box.top : box.top + box.height, box.left : box.left + box.width]
+        if erase.noise is None:
+            cv2.rectangle(view, (box.left, box.top, box.width, box.height), FILL, cv2.FILLED)
+            return
+        seed, *address = erase.noise
+        if seed not in self._noise:
+            self._noise[seed] = Draws(seed, Purpose.NOISE)
+        count = 3 * box.height * box.width
+        codes = self._noise[seed].at(*address).words((count + 7) // 8).astype("<u8", copy=False).view(np.uint8)
+        cv2.LUT(codes[:count].reshape(box.height, box.width, 3), _noise_levels(), dst=patch)
 
 
 @cache
-def _noise_tables() -> np.ndarray:
-    """uint8 (3, 65536): a level for each 16-bit code, so that uniform codes give clipped normal levels."""
-    quantiles = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
-    normal = torch.special.ndtri(quantiles).numpy()
-    levels = [255 * (mean + std * normal) for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
-    return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+def _noise_levels() -> np.ndarray:
+    """uint8 (1, 256, 3): the level for each of 256 equally likely codes, so that they follow a clipped normal.
+
+    Between 1.3 standard deviations levels lie closer than the codes' steps, so every level occurs; the clipping
+    leaves little beyond. Sixteen bits a code would double the cost of the noise.
+    """
+    normal = torch.special.ndtri((torch.arange(256, dtype=torch.float64)[:, None] + 0.5) / 256).numpy()
+    levels = 255 * (np.array(IMAGENET_MEAN) + np.array(IMAGENET_STD) * normal)
+    return np.asarray(np.rint(levels.clip(0, 255)).astype(np.uint8)[None])
