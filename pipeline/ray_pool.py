@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipeline.work import Job, Spec, Worker
@@ -43,14 +44,17 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
     Raises:
         PipelineError: if there is no cluster at the address.
     """
+    before = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+    if cluster.address == _LOCAL:
+        # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+    import ray  # only now: it reads the token when it is loaded
 
     if ray.is_initialized():
         yield ray
         return
-    before = dict(os.environ)
     try:
         with own_signals():
             _init(ray, cluster)
@@ -59,6 +63,12 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
+
+
+@cache
+def _token() -> str:
+    """One token for the life of this process, since Ray keeps the first it reads."""
+    return secrets.token_hex(32)
 
 
 @contextmanager
@@ -73,14 +83,13 @@ def own_signals() -> Iterator[None]:
 
 
 def _init(ray: Any, cluster: Cluster) -> None:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
     try:
         if cluster.address == _LOCAL:
-            # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, logging_level="ERROR")
+            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, **quiet)
         else:
             passive = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it for local processes
-            ray.init(address=cluster.address, logging_level="ERROR", runtime_env=passive)
+            ray.init(address=cluster.address, runtime_env=passive, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[0]
         raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None
