@@ -16,7 +16,7 @@ from PIL import Image
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD
 from stages.replay.colour import COLOUR_OPS
-from stages.replay.decide import Box, DecidedView, Erase
+from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
 from stages.replay.geometry import FILL, Geometry
 
@@ -110,22 +110,22 @@ class Renderer:
             raise ValueError(f"out: must be C-contiguous uint8 of shape {shape}, not {out.dtype} of {out.shape}")
 
     def _crop(self, image: np.ndarray, decided: DecidedView, out: np.ndarray) -> None:
-        """Crop, resize bicubic with antialiasing, as Pillow does, and flip."""
+        """Crop, flip, and resize bicubic with antialiasing, as Pillow does."""
         box = decided.crop
         crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
-        source = self._kept(crop)
-        target = self._spare if decided.flip else out
-        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (source, target))
+        source = self._kept(crop, decided.flip)
+        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (source, out))
         _RESIZE(source_BCHW, (self._size, self._size), False, out=target_BCHW)
-        if decided.flip:
-            cv2.flip(target, 1, dst=out)
 
-    def _kept(self, crop: np.ndarray) -> np.ndarray:
-        """Copy a crop into the kept buffer: the resize wants it contiguous."""
+    def _kept(self, crop: np.ndarray, flip: bool) -> np.ndarray:
+        """Copy a crop into the kept buffer, flipped or not: the resize wants it contiguous."""
         if crop.size > self._source.size:
             self._source = np.empty(crop.size, np.uint8)
         kept = self._source[: crop.size].reshape(crop.shape)
-        np.copyto(kept, crop)
+        if flip:
+            cv2.flip(crop, 1, dst=kept)
+        else:
+            np.copyto(kept, crop)
         return kept
 
     def _finish(self, decided: DecidedView, out: np.ndarray) -> None:
