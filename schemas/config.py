@@ -12,8 +12,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from schemas.errors import PipelineError
+from schemas.receipts import short
 from schemas.recipe import Recipe, Table
 
+_PAIR = "must be two numbers, such as [0.5, 1.0]"
+_PLAIN = {  # pydantic's error types whose own words speak of Python rather than of TOML
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "tuple_type": _PAIR,
+    "missing": _PAIR,
+    "too_long": _PAIR,
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -32,8 +46,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Source(Table):
     """Where the images come from."""
 
-    train: str = Field("", description="image folder, <root>/<class>/*.jpg")
-    val: str = Field("", description="image folder of the validation split")
+    train: str = Field("", description="image folder, <root>/<class>/*.jpg", examples=["imagenet/train"])
+    val: str = Field("", description="image folder of the validation split", examples=["imagenet/val"])
     classes: str = Field(
         "",
         description='order of the classes: "" = sorted folder names; a file of names, one a line; '
@@ -57,10 +71,10 @@ class Teacher(Table):
     model: str = Field("regnety_160.deit_in1k", min_length=1, description="any timm classifier; name the weights' tag")
     checkpoint: str = Field(
         "",
-        description='weights: "" = timm\'s pretrained ones; a .safetensors or .pth file; or "run:NAME", a run of this workspace',
+        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace',
     )
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    precision: Precision = Field("fp32", description="fp32, or autocast to bf16 or fp16")
+    precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
     batch_size: int = Field(256, ge=2, le=65536, description="mixed views in one forward pass; even")
 
     @model_validator(mode="after")
@@ -76,6 +90,7 @@ class Labels(Table):
     name: FolderName = Field("teacher", description="folder of the label set below labels/")
     views: int = Field(300, ge=1, le=65535, description="views of each sample to label; may be raised later")
     store: Literal["hard"] = Field("hard", description="hard = the teacher's class, two bytes before compression")
+    workers: int = Field(2, ge=0, le=256, description="data processes of each teacher; 0 = in the teacher's own")
     passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
 
 
@@ -90,7 +105,7 @@ class Student(Table):
 
 
 class Train(Table):
-    """One training."""
+    """How the student is trained."""
 
     name: FolderName = Field("deit", description="folder of the run below runs/")
     epochs: int = Field(300, ge=1, description="an epoch is as many views as there are samples")
@@ -111,19 +126,25 @@ class Train(Table):
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32, or autocast to bf16")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 by autocast")
     compile: bool = Field(False, description="run the model through torch.compile")
     workers: int = Field(
         2, ge=0, le=256, description="data processes of each training worker; 0 = in the trainer itself"
     )
     micro_batch: int = Field(
-        0, ge=0, description="views in one forward pass of a worker, the rest of its batch accumulates; 0 = all at once"
+        0, ge=0, description="views in one forward pass, a worker's others accumulate; 0 = all at once"
     )
     window: int = Field(16, ge=1, le=100_000, description="shards whose pairs are shuffled together")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
+
+    @model_validator(mode="after")
+    def _even(self) -> "Train":
+        if self.micro_batch % 2:
+            raise ValueError("micro_batch: must be even: the two views of a pair go through the student together")
+        return self
 
 
 class Evaluate(Table):
@@ -154,7 +175,10 @@ class RunFile(Table):
     """The whole run file."""
 
     workspace: str = Field(
-        "runs/deit", min_length=1, description="a path, or any URI pyarrow.fs opens (s3://, gs://, ...)"
+        "runs/deit",
+        min_length=1,
+        description="a path, or any URI pyarrow.fs opens",
+        examples=["s3://bucket/deit"],
     )
     source: Source = Source()
     shards: Shards = Shards()
@@ -211,14 +235,16 @@ def _put(values: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise PipelineError(f"--set {override}: must be key=value, such as --set train.epochs=100")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string, as shells eat the quotes
+        parsed = {"value": text.strip()}  # a bare word is a string, as shells eat the quotes
+    if len(parsed) > 1:
+        raise PipelineError(f"--set {short(override)}: must be one key=value; repeat --set for the next")
     for name in names[:-1]:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise PipelineError(f"--set {override}: {name} is a value, not a table")
-    values[names[-1]] = value
+    values[names[-1]] = parsed["value"]
 
 
 def _tuples(value: Any) -> Any:
@@ -235,7 +261,7 @@ def _explain(error: Any) -> str:
         for name in path[:-1]:
             table = table.model_fields[name].annotation
         return f"unknown key {key}; allowed here: {', '.join(table.model_fields)}"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    if error["type"] == "value_error":  # says itself which key it means, below the table it stands in
-        return f"{key}.{message}" if isinstance(given, dict) and key else f"{key}: {message}" if key else message
-    return f"{key} = {given!r}: {message}"
+    if error["type"] == "value_error" and isinstance(given, dict):  # of a table: names the key below it itself
+        return ".".join([*path, str(error["ctx"]["error"])])
+    message = _PLAIN.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{key} = {short(given)}: {message}"

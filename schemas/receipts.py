@@ -9,6 +9,7 @@ part write the same bytes.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import Mismatch, PipelineError
@@ -23,6 +24,30 @@ def canonical_json(value: Any) -> bytes:
 def fingerprint(value: Any) -> str:
     """Hex sha256 of a JSON value's canonical spelling."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def read_json(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a stored JSON object; `where` names the file in the error.
+
+    Raises:
+        PipelineError: if the bytes are not a whole JSON object.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise PipelineError(f"{where}: not JSON ({error}); restore it, or delete it and run its stage again") from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{where}: not a JSON object; restore it, or delete it and run its stage again")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage hands back for one part: files (name below the stage's folder → content), rows, counts."""
+
+    files: dict[str, bytes | Path]
+    rows: int
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +87,10 @@ class Receipt:
         try:
             fields = json.loads(data)
             files = tuple(StoredFile(**one) for one in fields.pop("files"))
-            return cls(files=files, **fields)
+            receipt = cls(files=files, **fields)
+            if receipt.to_json() != data:
+                raise ValueError("not the bytes that were written")
+            return receipt
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PipelineError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
 
@@ -77,7 +105,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return found
     if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
         return []
-    return [f"{name}: {_short(old)} -> {_short(new)}"]
+    return [f"{name}: {short(old)} -> {short(new)}"]
 
 
 def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
@@ -90,6 +118,7 @@ def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
         raise Mismatch(f"{where} was made differently ({'; '.join(found)}); {mend}")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def short(value: Any) -> str:
+    """A value as JSON on one line of at most 60 characters, for messages."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -26,17 +26,15 @@ class Table(BaseModel):
 
 
 class Recipe(Table):
-    """How a sample becomes views; the `[views]` table."""
+    """How a sample becomes views."""
 
     image_size: int = Field(224, ge=8, le=4096, description="side of a view in pixels")
-    repeats: int = Field(
-        3, ge=1, le=64, description="views of each sample in one pass (repeated augmentation; 1 = none)"
-    )
+    repeats: int = Field(3, ge=1, le=64, description="views of a sample in one pass (repeated augmentation); 1 = none")
     scale: tuple[float, float] = Field((0.08, 1.0), description="range of a crop's share of the image's area")
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="range of a crop's width / height")
     flip_prob: Probability = Field(0.5, description="probability of a horizontal flip")
     rand_augment: str = Field(
-        "rand-m9-mstd0.5-inc1", description='timm\'s RandAugment string, with m, n, p, mstd, mmax and inc; "" = off'
+        "rand-m9-mstd0.5-inc1", description='timm\'s string, with m, n, p, mstd, mmax and inc; "" = off'
     )
     auto_augment: Literal["", "original", "v0"] = Field(
         "", description="AutoAugment's ImageNet policy in place of RandAugment (paper, Table 8)"

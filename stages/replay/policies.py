@@ -88,8 +88,18 @@ LEVELS: dict[str, tuple[str, Level]] = {
     "TranslateYRel": ("translate_y", _signed(0.45)),
 }
 
-_COMMON = "AutoContrast Equalize Invert Rotate SolarizeAdd ShearX ShearY TranslateXRel TranslateYRel".split()
-_GRADED = "Posterize Solarize Color Contrast Brightness Sharpness".split()
+_COMMON = [
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "SolarizeAdd",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+]
+_GRADED = ["Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"]
 _RAND_OPS = {0: [*_COMMON, *_GRADED], 1: [*_COMMON, *(f"{name}Increasing" for name in _GRADED)]}
 
 # ImageNet policies: 25 pairs of (op, probability, magnitude), one pair a line
@@ -249,7 +259,8 @@ def _options(text: str) -> dict[str, str]:
         key = part.rstrip("0123456789.").removesuffix("inf")
         if head != "rand" or key not in ("m", "n", "p", "mstd", "mmax", "inc") or key in options:
             raise PipelineError(
-                f"views.rand_augment = {text!r}: {part!r} is unknown or given twice; allowed once each: m, n, p, mstd, mmax, inc"
+                f"views.rand_augment = {text!r}: {part!r} is unknown or given twice; "
+                "allowed, each once: m, n, p, mstd, mmax, inc"
             )
         options[key] = part.removeprefix(key)
     return options

@@ -1,0 +1,201 @@
+"""The verbs: `deit-pipeline init | demo | shard | label-teacher | train | evaluate | run | status | verify | inspect`.
+
+Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
+mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong
+together.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from schemas.config import RunFile, load_run_file
+from schemas.errors import PipelineError
+from schemas.presets import PRESETS, run_file_text
+
+# Data processes share the cores with the model's threads, which by default spin while they wait for each other:
+# with both cores of a machine in use, passing the core on instead made a training step ten times faster.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distil a convnet into a vision transformer offline: shard, label once, train as often as wanted.",
+)
+
+inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
+app.add_typer(inspect, name="inspect")
+
+Config = Annotated[str, typer.Option("--config", "-c", help="The run file.")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="Another value for one key: key=value, dotted, TOML.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="local: an embedded Ray; auto or a host: an existing cluster; inline: no Ray, this process."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as the last line, all else on stderr.")]
+
+
+@app.command()
+def init(
+    file: Annotated[str, typer.Argument(help="Where to write the run file.")] = "deit.toml",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "deit-b-distilled",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented run file."""
+    with _errors():
+        text = run_file_text(preset)
+        if Path(file).exists() and not force:
+            raise PipelineError(f"{file}: is there already; give another name, or --force to replace it")
+        try:
+            Path(file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise PipelineError(f"{file}: cannot be written ({error.strerror})") from None
+        print(f"{file}: preset {preset}; name your images in [source], then type: deit-pipeline shard -c {file}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Option(help="Where to work; a finished demo there is shown again.")] = "runs/demo",
+    address: Address = None,
+    json_: Json = False,
+) -> None:
+    """The whole way in miniature: real handwritten digits, a teacher, its labels, students with and without it."""
+    from pipeline.demo import demo as run_demo
+
+    with _errors():
+        _print(run_demo(folder, address or "local", _say(json_)), json_)
+
+
+@app.command()
+def shard(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+    """Pack images into WebDataset tars with an index."""
+    _stage("shard", config, set_, address, json_)
+
+
+@app.command()
+def label_teacher(
+    config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False
+) -> None:
+    """Run the teacher once over every view and store its decisions."""
+    _stage("label", config, set_, address, json_)
+
+
+@app.command()
+def train(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+    """Train the student from shards and decisions."""
+    _stage("train", config, set_, address, json_)
+
+
+@app.command()
+def evaluate(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+    """Measure top-1 and top-5 of every head on the val split."""
+    _stage("evaluate", config, set_, address, json_)
+
+
+@app.command()
+def run(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+    """All stages in order; those that are done are passed by."""
+    _stage("everything", config, set_, address, json_)
+
+
+@app.command()
+def status(config: Config = "deit.toml", set_: Override = None, json_: Json = False) -> None:
+    """Show what the workspace holds and how far each stage is."""
+    from pipeline.overview import status as overview
+
+    with _errors():
+        found = overview(load_run_file(config, set_ or []).workspace)
+        say = _say(json_)
+        say(f"workspace {found['workspace']}" + ("" if found["stages"] else ": holds nothing yet"))
+        for one in found["stages"]:
+            about = ", ".join(f"{value} {key}" for key, value in one.items() if key in ("parts", "steps"))
+            say(f"  {one['stage']:14} {one['name']:20} {one['state']:6} {about}")
+        _print(found, json_)
+
+
+@app.command()
+def verify(config: Config = "deit.toml", set_: Override = None, json_: Json = False) -> None:
+    """Read everything stored again and compare it with its receipts."""
+    from pipeline.overview import verify as check
+
+    with _errors():
+        found = check(load_run_file(config, set_ or []).workspace)
+        say = _say(json_)
+        for problem in found["problems"]:
+            say(f"{problem['path']}: {problem['what']}")
+        say(f"{found['checked']} files checked, {len(found['problems'])} problems")
+        _print(found, json_)
+        if not found["ok"]:
+            raise PipelineError(
+                "verify: problems were found; delete the receipts of the parts named and run their stage again"
+            )
+
+
+@inspect.command()
+def views(
+    sample: Annotated[str, typer.Option(help="Its number over the train split, from 0, or SHARD:ROW.")],
+    views: Annotated[int, typer.Option(min=1, max=60, help="How many, from view 0.")] = 12,
+    out: Annotated[str, typer.Option(help="The picture to write.")] = "sheet.png",
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Draw what the teacher saw of one sample: its views, how they were made and mixed, and what it named."""
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.inspect import views as draw
+
+        _print(draw(settings, sample, views, out, _say(json_)), json_)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()
+    raise AssertionError("typer exits")
+
+
+def _stage(name: str, config: str, overrides: list[str] | None, address: str | None, as_json: bool) -> None:
+    with _errors():
+        settings = load_run_file(config, overrides or [])
+        if address is not None:
+            settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"address": address})})
+        from pipeline import run as stages  # after the run file is known to be good: torch takes seconds
+
+        stage: Callable[[RunFile, Callable[[str], None]], dict[str, Any]] = getattr(stages, name)
+        _print(stage(settings, _say(as_json)), as_json)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except PipelineError as error:
+        print(f"deit-pipeline: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("deit-pipeline: stopped; the same command goes on", file=sys.stderr, flush=True)
+        raise typer.Exit(3) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)

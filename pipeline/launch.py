@@ -1,0 +1,188 @@
+"""Launch a training: Ray Train's TorchTrainer as launcher, our own checkpoints as the state.
+
+Each attempt is a fresh Ray run that finds the newest checkpoint by its receipt. Rejected: Ray Train's own restore,
+whose snapshot is written in place and changes between versions, and its report(), which is a barrier of seconds.
+"""
+
+import contextlib
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.progress import Progress
+from pipeline.ray_pool import INLINE, Seats, check_fits, own_signals, ray_session
+from schemas.config import RunFile
+from schemas.errors import PipelineError, Unfinished
+from stages.train import Plan, train
+
+_POLL_SECONDS = 0.5
+
+
+def run_device(run: RunFile) -> str:
+    """Either "cuda" or "cpu", as the run file and this machine have it.
+
+    Raises:
+        PipelineError: if the run file asks for a GPU and there is none.
+    """
+    wanted, there = run.cluster.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there and run.cluster.address in (INLINE, "local"):
+        raise PipelineError('cluster.device = "cuda": this machine has no CUDA device; set it to "cpu" or "auto"')
+    return wanted if wanted != "auto" else "cuda" if there else "cpu"
+
+
+def device_count(run: RunFile) -> int:
+    """Training workers or teachers at once."""
+    if run.cluster.address == INLINE:
+        return 1
+    return run.cluster.devices or (torch.cuda.device_count() if run_device(run) == "cuda" else 1)
+
+
+def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
+    """Train on all devices to the plan's last step; see `stages.train.train` for what comes back.
+
+    Raises:
+        PipelineError: as the training raised it.
+        Unfinished: if workers were lost in all attempts without a step forward, or the user stopped the command.
+    """
+    with Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started) as progress:
+        try:
+            if run.cluster.address == INLINE:
+                device = torch.device(run_device(run))
+                return train(run, rank=0, world=1, device=device, report=_Reporter(progress))
+            with ray_session(run.cluster) as ray:
+                return _attempts(ray, run, _Reporter(progress))
+        except KeyboardInterrupt:
+            raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
+
+
+class _Reporter:
+    """Moves the progress to a step, with its loss as the note."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.step = 0
+
+    def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+        self.step = max(step, self.step)
+        self._progress.update(step)
+        if "loss" in metrics:
+            self._progress.note(f"loss {metrics['loss']:.3f}")
+
+
+def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
+    """Try until the training ends; attempts are counted anew whenever one got further than the last."""
+    from ray.train import TrainingFailedError
+
+    left, furthest = run.cluster.attempts, 0
+    while True:
+        try:
+            return _fit(ray, run, report)
+        except TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, PipelineError):
+                raise cause from None
+            left = run.cluster.attempts if report.step > furthest else left
+            furthest, left = max(report.step, furthest), left - 1
+            line = str(cause).strip().splitlines()[-1]
+            if not left:
+                raise Unfinished(
+                    f"training failed {run.cluster.attempts} times at step {furthest} ({line}); the same command "
+                    "goes on from the newest checkpoint"
+                ) from error
+            print(
+                f"warning: training is started again from its newest checkpoint ({line})", file=sys.stderr, flush=True
+            )
+
+
+def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpu, world = run_device(run) == "cuda", device_count(run)
+    cpus = 1 + run.train.workers if gpu else 1
+    check_fits(ray, Seats(count=world, cpus=cpus * world, gpus=world if gpu else 0))
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
+        TorchTrainer(
+            _in_worker,
+            train_loop_config={"run": run, "board": board},
+            scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+            run_config=RunConfig(
+                name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+            ),
+        ).fit()
+    result: dict[str, Any] = ray.get(board.result.remote())
+    return result
+
+
+def _in_worker(config: dict[str, Any]) -> None:
+    """One training process, which Ray Train has joined to the others."""
+    import ray.train
+    import ray.train.torch
+
+    context, board = ray.train.get_context(), config["board"]
+    rank = context.get_world_rank()
+    result = train(
+        config["run"],
+        rank=rank,
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        report=lambda step, metrics: board.put.remote(step, metrics),
+    )
+    if rank == 0:
+        ray.get(board.finish.remote(result))
+
+
+class _Board:
+    """Where rank 0 says how far it is; an actor that costs no CPU."""
+
+    def __init__(self) -> None:
+        self._news: tuple[int, dict[str, Any]] = (0, {})
+        self._result: dict[str, Any] = {}
+
+    def put(self, step: int, metrics: dict[str, Any]) -> None:
+        self._news = step, metrics
+
+    def news(self) -> tuple[int, dict[str, Any]]:
+        return self._news
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self._result = result
+
+    def result(self) -> dict[str, Any]:
+        return self._result
+
+
+@contextlib.contextmanager
+def _reading(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
+    """Read the board now and then while the caller blocks."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.wait(_POLL_SECONDS):
+            with contextlib.suppress(ray.exceptions.RayError):
+                step, metrics = ray.get(board.news.remote(), timeout=10)
+                if step:
+                    report(step, metrics)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _cause(error: Exception) -> BaseException:
+    """The user's error among the workers' failures, else any of them."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    causes = [getattr(one, "cause", None) or one for one in failures.values()] or [error]
+    return next((one for one in causes if isinstance(one, PipelineError)), causes[0])

@@ -1,0 +1,104 @@
+"""Overview: what is stored, how far each stage is, and whether every byte is what its receipt says."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from pipeline.progress import Progress
+from schemas.errors import PipelineError
+from schemas.receipts import Receipt, StoredFile
+from stages.metrics import FILE as METRICS
+from stages.store import MANIFEST, PLAN, RECEIPTS, Store, broken_files, read_manifest
+
+STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs"}
+_READERS = 4
+
+
+def status(workspace: str) -> dict[str, Any]:
+    """Every stage's folders with what is done in each; works while stages run."""
+    return {
+        "workspace": Store(workspace).shown,
+        "stages": [
+            {"stage": stage, "name": name} | _state(Store(workspace).at(f"{folder}/{name}"))
+            for stage, folder in STAGES.items()
+            for name in Store(workspace).folders(folder)
+        ],
+    }
+
+
+def verify(workspace: str) -> dict[str, Any]:
+    """Read everything that is stored again and compare it with its receipt.
+
+    Raises:
+        PipelineError: if the workspace holds nothing.
+    """
+    stores = [
+        Store(workspace).at(f"{folder}/{name}")
+        for folder in STAGES.values()
+        for name in Store(workspace).folders(folder)
+    ]
+    if not stores:
+        raise PipelineError(f"workspace {Store(workspace).shown}: holds nothing; run `deit-pipeline shard` first")
+    problems: list[dict[str, str]] = []
+    checked = 0
+    for store in stores:
+        receipts = list(_receipts(store, problems))
+        with (
+            Progress(f"verify {store}", total=len(receipts), unit="parts") as progress,
+            ThreadPoolExecutor(_READERS) as threads,
+        ):
+            faults_of = threads.map(partial(_faults, store), receipts)
+            for receipt, faults in zip(receipts, faults_of, strict=True):
+                problems += faults
+                checked += len(receipt.files)
+                progress.advance()
+    return {"ok": not problems, "checked": checked, "problems": problems}
+
+
+def _faults(store: Store, receipt: Receipt) -> list[dict[str, str]]:
+    return [{"path": store.name(path), "what": what} for path, what in broken_files(store, receipt)]
+
+
+def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]:
+    """All receipts of a folder, and the manifest's parts; a torn receipt, or one that is missing, is a problem."""
+    found: dict[str, Receipt] = {}
+    for name in sorted(store.files(RECEIPTS)):
+        path = f"{RECEIPTS}/{name}"
+        try:
+            receipt = Receipt.from_json(store.read(path), store.name(path))
+        except PipelineError as error:
+            problems.append({"path": store.name(path), "what": str(error)})
+            continue
+        found[receipt.part] = receipt
+    yield from found.values()
+    try:
+        manifest = read_manifest(store) or {"parts": [], "made_by": ""}
+    except PipelineError as error:
+        problems.append({"path": store.name(MANIFEST), "what": str(error)})
+        return
+    for part in manifest["parts"]:
+        files = tuple(StoredFile(**file) for file in part["files"])
+        mine = found.get(part["part"])
+        if mine is None:
+            yield Receipt(part=part["part"], files=files, rows=part["rows"], made_by=manifest["made_by"], facts={})
+            path = f"{RECEIPTS}/{part['part']}.json"
+            if manifest["stage"] != "train" and not store.exists(path):  # a model has no receipt but the manifest
+                problems.append({"path": store.name(path), "what": "is missing"})
+        elif mine.files != files:
+            problems.append({"path": store.name(MANIFEST), "what": f"{part['part']} differs from its receipt"})
+
+
+def _state(store: Store) -> dict[str, Any]:
+    manifest = read_manifest(store)
+    receipts = [name for name in store.files(RECEIPTS) if name.endswith(".json")]
+    state: dict[str, Any] = {"state": "done" if manifest else "begun", "parts": len(receipts)}
+    if manifest and "steps" in manifest:
+        state |= {"steps": manifest["steps"], "loss": manifest["loss"]}
+    elif store.exists(METRICS):
+        state["steps"] = int(max(receipts, default="step-0").removesuffix(".json").rpartition("-")[2])
+    elif manifest:
+        state["parts"] = len(manifest["parts"])
+    if not manifest and not store.exists(PLAN):
+        state["state"] = "empty"
+    return state

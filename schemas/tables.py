@@ -1,0 +1,38 @@
+"""Arrow schemas of every table the pipeline stores.
+
+Plain Parquet with plain columns: any reader can use them without this project.
+"""
+
+import pyarrow as pa
+
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # of the tar's members
+        pa.field("class", pa.uint16(), nullable=False),
+        pa.field("offset", pa.uint64(), nullable=False),  # of the image's bytes in the tar
+        pa.field("size", pa.uint32(), nullable=False),  # of the image in bytes
+        pa.field("height", pa.uint32(), nullable=False),  # in pixels, as stored: EXIF orientation not applied
+        pa.field("width", pa.uint32(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),  # of the image's bytes
+        pa.field("name", pa.string(), nullable=False),  # of the image in its source
+    ]
+)
+"""One row a sample, in the tar's order: the row's number is half of the sample's address."""
+
+SIGNATURE_SIDE = 4
+SIGNATURE_BYTES = SIGNATURE_SIDE * SIGNATURE_SIDE * 3
+
+HARD = pa.schema(
+    [
+        pa.field("shard", pa.uint32(), nullable=False),
+        pa.field("row", pa.uint32(), nullable=False),
+        pa.field("view", pa.uint16(), nullable=False),
+        pa.field("decision", pa.uint16(), nullable=False),  # the teacher's class for the mixed view
+        pa.field("signature", pa.binary(SIGNATURE_BYTES), nullable=True),  # of the unmixed view, for a few rows
+    ]
+)
+"""One row a decision, sorted by row, then view. Samples that sit out a pass have no rows in it.
+
+A signature is the mean of each channel over a 4 x 4 grid of the uint8 view, rounded, as bytes in the order
+(grid row, grid column, channel).
+"""

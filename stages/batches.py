@@ -1,0 +1,290 @@
+"""Shards (and labels) → batches of uint8 views, for training and for labelling.
+
+Training asks for steps: a batch is a pure function of its step, so any number of worker processes may
+build batches, and resuming is asking for a later step. Labelling walks whole parts: every worker decodes its own
+rows once and makes all their views of the part.
+
+Legend: B views of a local batch, U = B / 2 pair-views, S side of a view.
+"""
+
+import multiprocessing
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from schemas.errors import PipelineError
+from schemas.recipe import Recipe
+from stages.dataset import LabelSet, LabelSpec, Split
+from stages.replay.apply import Renderer, decode
+from stages.replay.decide import DecidedMix, Decider
+from stages.replay.mix import Mix
+from stages.replay.order import PairView, Stream, pairing
+from stages.replay.signature import differs, signature
+
+
+class Batch(NamedTuple):
+    """What one rank trains on in one step.
+
+    Attributes:
+        step: number of the step.
+        views: uint8 [B, S, S, 3], neighbours are each other's partners.
+        classes: true classes, int64 [B].
+        mix: how neighbours are mixed, over U.
+        decisions: the teacher's classes, int64 [B]; empty without labels.
+    """
+
+    step: int
+    views: Tensor
+    classes: Tensor
+    mix: Mix
+    decisions: Tensor
+
+
+class ViewMaker:
+    """Makes views of a split's samples by address; keeps the few images decoded last."""
+
+    def __init__(self, split: Split, recipe: Recipe, keep: int = 2) -> None:
+        self.split, self.recipe = split, recipe
+        self.decider = Decider(recipe)
+        self.renderer = Renderer(recipe.image_size)
+        self._keep = keep
+        self._decoded: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def view(self, shard: int, row: int, view: int, out: np.ndarray) -> None:
+        """Write a view, uint8 [S, S, 3], into `out`.
+
+        Raises:
+            PipelineError: if the image is not the one that was sharded or cannot be decoded.
+        """
+        image = self._image(shard, row)
+        self.renderer.render(image, self.decider.view(shard, row, view, *image.shape[:2]), out)
+
+    def mixes(self, units: Sequence[PairView]) -> Mix:
+        """The decided mixes of pair-views."""
+        return stack_mixes([self.decider.mix(unit.shard, unit.pair, unit.view) for unit in units])
+
+    def _image(self, shard: int, row: int) -> np.ndarray:
+        address = shard, row
+        if (image := self._decoded.get(address)) is None:
+            try:
+                image = decode(self.split.image(shard, row))
+            except ValueError as error:
+                name = self.split.index(shard).names[row]
+                raise PipelineError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
+            self._decoded[address] = image
+            if len(self._decoded) > self._keep:
+                self._decoded.popitem(last=False)
+        return image
+
+
+def stack_mixes(decided: Sequence[DecidedMix]) -> Mix:
+    """Decided mixes as tensors over U."""
+    boxes = [
+        (m.box.top, m.box.left, m.box.top + m.box.height, m.box.left + m.box.width) if m.box else (0, 0, 0, 0)
+        for m in decided
+    ]
+    lam = torch.tensor([m.lam for m in decided], dtype=torch.float32)
+    blend = torch.tensor([1.0 if m.box else m.lam for m in decided], dtype=torch.float32)
+    return Mix(lam=lam, blend=blend, box=torch.tensor(boxes, dtype=torch.int32).reshape(-1, 4))
+
+
+class Steps(Dataset[Batch]):
+    """A rank's batches by step: `steps[s]`.
+
+    Args:
+        split: the sharded split.
+        recipe: of the views.
+        stream: the order of the run.
+        labels: the teacher's decisions; None = train without.
+        batch: global batch size, a multiple of 2 · world.
+        rank: of this process.
+        world: number of training processes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe,
+        stream: Stream,
+        labels: LabelSet | None,
+        *,
+        batch: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.split, self.recipe, self.labels = split, recipe, labels
+        self._slice = {"batch": batch, "rank": rank, "world": world}
+        self._stream = stream
+        self._maker: ViewMaker | None = None  # built where it is used: its buffers do not travel
+
+    def units(self, step: int) -> list[PairView]:
+        """The pair-views of a step."""
+        return self._stream.step(step, **self._slice)
+
+    def __getitem__(self, step: int) -> Batch:
+        """Build the batch of a step.
+
+        Raises:
+            PipelineError: if stored bytes are wrong, or a view is not the one the teacher saw.
+        """
+        maker = self._maker = self._maker or ViewMaker(self.split, self.recipe)
+        units = self.units(step)
+        side = self.recipe.image_size
+        views = np.empty((2 * len(units), side, side, 3), np.uint8)
+        slots = [(unit.shard, row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
+        for slot, address in enumerate(slots):
+            maker.view(*address, views[slot])
+            if self.labels is not None:
+                self._check(self.labels, address, views[slot])
+        classes = [int(self.split.index(shard).classes[row]) for shard, row, _ in slots]
+        decisions = [self.labels.decision(*address) for address in slots] if self.labels is not None else []
+        return Batch(step, torch.from_numpy(views), torch.tensor(classes), maker.mixes(units), torch.tensor(decisions))
+
+    def _check(self, labels: LabelSet, address: tuple[int, int, int], view: np.ndarray) -> None:
+        shard, row, number = address
+        part = labels.of(shard, number)
+        kept = part.signatures.get((row, number - part.first_view))
+        if kept is not None and differs(kept, signature(view)):
+            raise PipelineError(
+                f"shard {shard}, row {row}, view {number}: is not the view the teacher saw (signatures differ); "
+                f"labelled with {_versions(labels.versions)}, here {_versions(pixel_versions())}: "
+                "label again, or train with the versions that labelled"
+            )
+
+
+class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
+    """All views of a part, batch by batch; each worker contributes the rows it owns to every batch.
+
+    Yields, for every batch in order, the batch's slots that this worker made, int64 [n], and their views,
+    uint8 [n, S, S, 3].
+    """
+
+    def __init__(self, split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> None:
+        self.split, self.recipe, self.spec, self.batch = split, recipe, spec, batch
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        mine, workers = (info.id, info.num_workers) if info else (0, 1)
+        maker = ViewMaker(self.split, self.recipe, keep=self.split.rows[self.spec.shard])
+        side = self.recipe.image_size
+        for units in part_batches(self.split, self.recipe, self.spec, self.batch):
+            rows = [(row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
+            slots = [slot for slot, (row, _) in enumerate(rows) if row % workers == mine]
+            views = np.empty((len(slots), side, side, 3), np.uint8)
+            for out, slot in zip(views, slots, strict=True):
+                maker.view(self.spec.shard, *rows[slot], out)
+            yield torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views)
+
+
+def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> Iterator[list[PairView]]:
+    """A part's pair-views in the batches the teacher sees them in; passes do not share batches.
+
+    So the batches of a pass, and with them its decisions to the bit, do not depend on how passes are dealt into parts.
+    """
+    for pass_ in range(spec.first_pass, spec.end_pass):
+        pairs = pairing(recipe.seed, spec.shard, pass_, split.rows[spec.shard]).tolist()
+        first = pass_ * recipe.repeats
+        units = [
+            PairView(spec.shard, pair, first + repeat, row_a, row_b)
+            for pair, (row_a, row_b) in enumerate(pairs)
+            for repeat in range(recipe.repeats)
+        ]
+        for start in range(0, len(units), batch // 2):
+            yield units[start : start + batch // 2]
+
+
+def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False) -> Iterator[Any]:
+    """Items of a dataset, built ahead in worker processes, in order.
+
+    Args:
+        dataset: walked, or asked for the numbers of `order`.
+        workers: processes; 0 = build in this one.
+        order: the items to build.
+        pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
+
+    Raises:
+        PipelineError: as the dataset raised it.
+    """
+    loader: Iterable[Any] = DataLoader(
+        _Refusing(dataset) if order is not None else _RefusingIterable(dataset),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=_workshop() if workers else None,
+        prefetch_factor=2 if workers else None,
+    )
+    for item in loader:
+        if isinstance(item, PipelineError):
+            raise item
+        yield item
+
+
+def pixel_versions() -> dict[str, str]:
+    """Versions of the libraries that touch pixels."""
+    import PIL
+    import torchvision
+
+    return {
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "pillow": PIL.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+@cache
+def _workshop() -> Any:
+    """Where worker processes come from: a server that has imported this module and run nothing.
+
+    A fork of this process would inherit OpenCV's, torch's and object-store clients' locks without the threads that
+    hold them, and wait for ever.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stages.batches"])
+    return context
+
+
+class _Refusing(Dataset[Any]):
+    """Hands a PipelineError on as a value: a loader's own way adds its worker's traceback to the line."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except PipelineError as error:
+            return error
+
+
+class _RefusingIterable(IterableDataset[Any]):
+    """The same for a dataset that is walked."""
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.dataset
+        except PipelineError as error:
+            yield error
+
+
+def _one_thread(_: int) -> None:
+    """One thread a worker process: its neighbours have the other cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

@@ -1,0 +1,135 @@
+"""Metrics of a training: one JSON line every few steps, without gaps or doubles whatever happens.
+
+Sums stay on the device between lines, so a step never waits for them. At a checkpoint the lines so far are put as a
+whole and the sums since the last line travel in the checkpoint; a resumed run drops the lines after its step and
+goes on summing where it was.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from schemas.errors import PipelineError
+from stages.store import Store
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Means of a training's terms since the last line, and the lines.
+
+    Args:
+        store: of the run's folder.
+        every: steps between lines.
+        rank: of this process.
+        world: number of processes, whose means are averaged.
+        device: where sums are kept.
+    """
+
+    PREFIX = "metrics/"
+
+    def __init__(self, store: Store, every: int, *, rank: int, world: int, device: torch.device) -> None:
+        self._store, self._every, self._rank, self._world, self._device = store, every, rank, world, device
+        self._lines: list[dict[str, Any]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._views = self._timed_views = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest line; empty before the first."""
+        return self._lines[-1] if self._lines else {}
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Hand batches on, counting the time spent waiting for them."""
+        waiting = iter(batches)
+        self._since = time.perf_counter()
+        while True:
+            before = time.perf_counter()
+            try:
+                batch = next(waiting)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - before
+            yield batch
+
+    def add(self, terms: dict[str, Tensor], views: int) -> None:
+        """Add a micro-batch's means, float32 scalars, weighted by its views."""
+        for name, value in terms.items():
+            so_far = self._sums.get(name)
+            weighted = value.detach().double() * views
+            self._sums[name] = weighted if so_far is None else so_far + weighted
+        self._views += views
+
+    def end_step(self, step: int, lr: float, epoch: int, views: int, addresses: Callable[[int], str]) -> None:
+        """Close a step; every few steps write a line.
+
+        Raises:
+            PipelineError: if a loss since the last line is not finite.
+        """
+        self._timed_views += views
+        if (step + 1) % self._every:
+            return
+        means = self._means()
+        self._refuse(step, means["loss"], addresses)
+        elapsed = time.perf_counter() - self._since
+        self._lines.append(
+            {"step": step + 1, "epoch": epoch, **means, "lr": lr}
+            | {"views_per_second": round(self._timed_views * self._world / elapsed, 1)}
+            | {"waiting": round(self._waited / elapsed, 4)}
+        )
+        self._sums, self._views = {}, 0
+        self._timed_views, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def refuse_bad_losses(self, step: int, addresses: Callable[[int], str]) -> None:
+        """Raise PipelineError if a loss since the last line is not finite, before it enters a checkpoint."""
+        if self._sums:
+            self._refuse(step, self._means()["loss"], addresses)
+
+    def loss(self) -> float | None:
+        """The mean loss since the last line, or of it; None before the first step. Every process asks."""
+        return self._means()["loss"] if self._sums else self.last.get("loss")
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums since the last line, averaged over the processes, for a checkpoint. Every process asks."""
+        values = self._over_ranks(torch.stack(list(self._sums.values()))) if self._sums else ()
+        sums = {f"{self.PREFIX}{name}": value.clone() for name, value in zip(self._sums, values, strict=True)}
+        return sums | {f"{self.PREFIX}views": torch.tensor(self._views)}
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """Go back to a checkpoint's step and sums."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = map(json.loads, self._store.read(FILE).splitlines())
+            self._lines = [line for line in lines if line["step"] <= step]
+        named = {name.removeprefix(self.PREFIX): value for name, value in state.items()}
+        self._views = int(named.pop("views", torch.tensor(0)))
+        self._sums = {name: value.to(self._device) for name, value in named.items()}
+
+    def flush(self) -> None:
+        """Put all lines so far."""
+        self._store.put(FILE, b"".join(json.dumps(line).encode() + b"\n" for line in self._lines))
+
+    def _means(self) -> dict[str, float]:
+        values = self._over_ranks(torch.stack(list(self._sums.values())) / self._views)
+        return dict(zip(self._sums, values.tolist(), strict=True))
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self._world > 1:
+            dist.all_reduce(values)
+            values /= self._world
+        return values
+
+    def _refuse(self, step: int, loss: float, addresses: Callable[[int], str]) -> None:
+        if not torch.isfinite(torch.tensor(loss)):
+            raise PipelineError(
+                f"the loss is {loss} at step {step} or up to {self._every} before; {addresses(step)}; the last good "
+                'checkpoint is kept: lower train.lr, or set train.precision = "fp32"'
+            )

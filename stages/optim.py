@@ -1,0 +1,115 @@
+"""The optimiser, its learning rate and its state, as DeiT's authors ran them.
+
+The learning rate is a function of the step, not an object with a history, so a resumed run cannot
+disagree with an undisturbed one. For the same reason the optimiser's state travels as named tensors:
+rejected is the optimiser's own state_dict, which numbers its parameters and needs a pickle.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from schemas.errors import PipelineError
+
+_NEVER_DECAYED = ("pos_embed", "cls_token")  # the authors' list; unlike timm's it leaves dist_token out
+_STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
+
+
+def build_optimizer(
+    model: nn.Module, *, optimizer: Literal["adamw", "sgd"], weight_decay: float, fused: bool
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over the parameters that train, in the model's order, in two groups: decayed and not.
+
+    Not decayed are biases, 1-d tensors, the positional embedding and the class token (the authors' code;
+    timm spares the distillation token as well). The learning rate is 0 until the trainer sets `group["lr"]`.
+
+    Args:
+        model: any module; prefixes that wrappers put before the names do not matter.
+        optimizer: "adamw" has betas (.9, .999) and eps 1e-8; "sgd" has Nesterov momentum .9.
+        weight_decay: decay of the first group.
+        fused: update all parameters in one kernel; else torch chooses.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for name, parameter in named if _decays(name, parameter)], "weight_decay": weight_decay},
+        {"params": [parameter for name, parameter in named if not _decays(name, parameter)], "weight_decay": 0.0},
+    ]
+    one_kernel = True if fused else None  # False would also switch off the loop over lists of tensors
+    if optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=one_kernel)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=one_kernel)
+
+
+def learning_rate(
+    step: int,
+    *,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: int,
+    peak: float,
+    warmup_lr: float,
+    min_lr: float,
+) -> float:
+    """The learning rate of one step: a cosine with a linear warm-up inside it, constant within an epoch.
+
+    The authors move the schedule once an epoch and after it, by that epoch's number, so epochs 0 and 1
+    both run at `warmup_lr` and epoch e at the schedule's value for e - 1.
+
+    Args:
+        step: from 0 to steps_per_epoch * epochs - 1.
+        steps_per_epoch: steps between two changes.
+        epochs: length of the cosine, warm-up included.
+        warmup_epochs: length of the warm-up; 0 = begin at the peak.
+        peak: the learning rate after scaling with the batch.
+        warmup_lr: where the warm-up begins.
+        min_lr: where the cosine ends.
+    """
+    moved = max(step // steps_per_epoch - 1, 0)
+    if moved < warmup_epochs:
+        return warmup_lr + moved * ((peak - warmup_lr) / warmup_epochs)
+    return min_lr + 0.5 * (peak - min_lr) * (1 + math.cos(math.pi * moved / epochs))
+
+
+def state_to_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as `<parameter name>/<state key>` tensors, in the model's order.
+
+    The tensors are the live ones: write them before the next step. A parameter that never had a
+    gradient has no state.
+    """
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def tensors_to_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what `state_to_tensors` gave, into an optimiser that `build_optimizer` made for the same model.
+
+    Whatever state the optimiser had is dropped; the tensors are copied to the parameters' devices.
+
+    Raises:
+        PipelineError: naming the first tensor that this optimiser has no place for.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    places = {names[id(parameter)]: (index, parameter) for index, parameter in enumerate(trained)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        index, parameter = places.get(name, (-1, value))
+        wanted = torch.Size() if key == "step" else parameter.shape
+        if index < 0 or key not in _STATE_KEYS[type(optimizer)] or value.shape != wanted:
+            raise PipelineError(
+                f"optimiser state {path} of shape {tuple(value.shape)} does not fit; "
+                "resume with the student and the optimizer that made it"
+            )
+        state.setdefault(index, {})[key] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    last = name.rpartition(".")[2]
+    return parameter.ndim > 1 and last != "bias" and last not in _NEVER_DECAYED

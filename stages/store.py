@@ -1,0 +1,225 @@
+"""Storage on any URI that pyarrow.fs opens, and the protocol by which a part becomes done.
+
+A part is made in full in a local staging folder, then every file of it is *put*, then its receipt is
+put. Putting is all or nothing for a reader: on POSIX a file is written under a unique hidden name, flushed to the
+disk, and renamed; on an object store one upload makes one object. A crash therefore leaves either no
+receipt, and the part is made again to the same bytes, or a whole part. A receipt counts only while its files
+are there with their lengths; `verify` re-reads the bytes.
+
+It lives with the stages, not above them, because the training loop commits its own checkpoints. Rejected: completion
+markers without content (they survive a torn file) and one database of what is done (a second truth).
+"""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from schemas.errors import PipelineError
+from schemas.receipts import Made, Receipt, StoredFile, canonical_json, read_json
+
+RECEIPTS = "receipts"
+PLAN = "plan.json"
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """A folder on a local disk, a shared file system or an object store."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
+        if "://" in uri:
+            try:
+                self._fs, self._base = pafs.FileSystem.from_uri(self.uri)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                raise PipelineError(f"workspace {self.shown}: cannot be opened ({_first_line(error)})") from None
+        else:
+            self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
+        self.local = isinstance(self._fs, pafs.LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.uri,)
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def shown(self) -> str:
+        """The URI without credentials or options, for people and for files."""
+        if "://" not in self.uri:
+            return self.uri
+        parts = urlsplit(self.uri)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    def at(self, folder: str) -> "Store":
+        """The store of a folder below this one."""
+        if "://" not in self.uri:
+            return Store(f"{self.uri}/{folder}")
+        parts = urlsplit(self.uri)
+        return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{folder}")))
+
+    def name(self, path: str) -> str:
+        """How a file of this store is called in messages."""
+        return f"{self.shown}/{path}"
+
+    def open(self, path: str) -> Any:
+        """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
+        return self._fs.open_input_file(f"{self._base}/{path}")
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file; raises FileNotFoundError where there is none."""
+        with self.open(path) as file:
+            return bytes(file.readall())
+
+    def files(self, folder: str = "") -> dict[str, int]:
+        """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
+        selector = pafs.FileSelector(f"{self._base}/{folder}".rstrip("/"), allow_not_found=True)
+        found = self._fs.get_file_info(selector)
+        return {info.base_name: info.size for info in found if info.is_file and not info.base_name.startswith(".")}
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Sorted names of the folders directly in a folder; empty where there is none."""
+        selector = pafs.FileSelector(f"{self._base}/{folder}".rstrip("/"), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector) if not info.is_file)
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there."""
+        return bool(self._fs.get_file_info(f"{self._base}/{path}").is_file)
+
+    def modified(self, path: str) -> float:
+        """When a file was last put, in seconds since 1970."""
+        return float(self._fs.get_file_info(f"{self._base}/{path}").mtime_ns) / 1e9
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._base}/{path}")
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(f"{self._base}/{folder}")
+
+    def put(self, path: str, content: bytes | Path) -> StoredFile:
+        """Store a whole file under its name, or nothing.
+
+        Raises:
+            PipelineError: if the store cannot take it, a full disk for example.
+        """
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        target = f"{self._base}/{path}"
+        try:
+            if self.local:
+                _put_on_disk(Path(target), data)
+            else:
+                with self._fs.open_output_stream(target) as out:
+                    out.write(data)
+        except OSError as error:
+            raise PipelineError(
+                f"{self.name(path)}: cannot be written ({error.strerror or _first_line(error)})"
+            ) from None
+        return StoredFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def local_path(self, path: str) -> Path | None:
+        """The file's path where this store is a disk, else None."""
+        return Path(f"{self._base}/{path}") if self.local else None
+
+
+def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:
+    """Put a part's files, then the receipt that says so."""
+    files = tuple(store.put(name, content) for name, content in sorted(made.files.items()))
+    receipt = Receipt(part=part, files=files, rows=made.rows, made_by=made_by, facts=made.facts)
+    store.put(f"{RECEIPTS}/{part}.json", receipt.to_json())
+    return receipt
+
+
+def valid_receipts(store: Store, folders: tuple[str, ...] = ("",)) -> dict[str, Receipt]:
+    """The receipts whose files are all there with their lengths, by part, in the order of their names.
+
+    `folders` are those below the store in which parts keep files.
+    """
+    lengths = {
+        f"{folder}/{name}".lstrip("/"): length for folder in folders for name, length in store.files(folder).items()
+    }
+    names = sorted(name for name in store.files(RECEIPTS) if name.endswith(".json"))
+    with ThreadPoolExecutor(16) as threads:
+        receipts = threads.map(lambda name: _read_receipt(store, f"{RECEIPTS}/{name}"), names)
+    return {one.part: one for one in receipts if all(lengths.get(f.path) == f.bytes for f in one.files)}
+
+
+def read_manifest(store: Store, file: str = MANIFEST) -> dict[str, Any] | None:
+    """A stage's manifest (or plan), or None where it is not written yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return read_json(store.read(file), store.name(file))
+    return None
+
+
+def put_json(store: Store, path: str, value: Any) -> None:
+    """Put a JSON value in its canonical spelling."""
+    store.put(path, canonical_json(value))
+
+
+def broken_files(store: Store, receipt: Receipt) -> Iterator[tuple[str, str]]:
+    """Read a part's files again; give the path and the fault of each that is not what its receipt says."""
+    for file in receipt.files:
+        try:
+            data = store.read(file.path)
+        except FileNotFoundError:
+            yield file.path, "is missing"
+            continue
+        if len(data) != file.bytes:
+            yield file.path, f"has {len(data)} bytes, its receipt says {file.bytes}"
+        elif hashlib.sha256(data).hexdigest() != file.sha256:
+            yield file.path, "has other bytes than its receipt says"
+
+
+def read_checked(store: Store, file: StoredFile) -> bytes:
+    """A file's bytes, proven against its receipt.
+
+    Raises:
+        PipelineError: if it is missing or has other bytes.
+    """
+    try:
+        data = store.read(file.path)
+    except FileNotFoundError:
+        raise PipelineError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise PipelineError(
+            f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`"
+        )
+    return data
+
+
+def _put_on_disk(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_receipt(store: Store, path: str) -> Receipt:
+    return Receipt.from_json(store.read(path), store.name(path))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0]

@@ -1,0 +1,352 @@
+"""Train: shards (and decisions) → a model, resumable to the bit, with no teacher in memory.
+
+Step s sees the s-th batch of the run's stream, its learning rate is a function of s, and the randomness inside the
+model is drawn from (seed, s, rank): so a training is its checkpoint and its step, and nothing else has to be
+restored. One code path serves one process and many; many are joined by whoever starts them.
+
+Legend: B views of a local batch, K classes.
+"""
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from schemas.config import RunFile
+from schemas.errors import PipelineError
+from schemas.receipts import fingerprint
+from stages import losses
+from stages.batches import Batch, Steps, load
+from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
+from stages.dataset import LabelSet, Split
+from stages.metrics import Metrics
+from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
+from stages.replay.draws import Draws, Purpose
+from stages.replay.mix import Mix, mix, normalise
+from stages.replay.order import Stream
+from stages.store import MANIFEST, Store, put_json
+from stages.student import Classifier, Heads, build, load_weights
+from stages.weights import MODEL_FILE, find_weights
+
+EMA_FILE = "model_ema.safetensors"
+Report = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training comes to, checked before anything is started.
+
+    Attributes:
+        split: the training split.
+        labels: the teacher's decisions; None = train without.
+        steps_per_epoch: steps of one epoch.
+        steps: last step to take.
+        made_from: all that determines the weights.
+    """
+
+    split: Split
+    labels: LabelSet | None
+    steps_per_epoch: int
+    steps: int
+    made_from: dict[str, Any]
+
+    def stream(self, run: RunFile) -> Stream:
+        """The run's stream of views."""
+        return Stream(
+            self.split.rows,
+            repeats=run.views.repeats,
+            window=run.train.window,
+            recipe_seed=run.views.seed,
+            seed=run.train.seed,
+            passes=self.labels.passes if self.labels else None,
+        )
+
+
+def plan_training(run: RunFile, world: int) -> Plan:
+    """Open what a training reads and check that it fits.
+
+    Raises:
+        PipelineError: if shards or labels are missing, too few, or the batch cannot be divided.
+        Mismatch: if the labels are not for these shards or this recipe.
+    """
+    train = run.train
+    split = Split.open(run.workspace, "train")
+    labels = LabelSet.open(run, split) if train.distillation != "none" else None
+    if train.batch_size % (2 * world):
+        raise PipelineError(
+            f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
+            f"(two views of a pair, {world} workers)"
+        )
+    if run.student.img_size not in (0, run.views.image_size):
+        raise PipelineError(
+            f"student.img_size = {run.student.img_size}: views have views.image_size = {run.views.image_size}; set it "
+            "to 0 to train, to another size only to evaluate"
+        )
+    steps_per_epoch = len(split) // train.batch_size
+    if not steps_per_epoch or not split.pairs:
+        raise PipelineError(f"train.batch_size = {train.batch_size}: the split has only {len(split)} samples; lower it")
+    whole = steps_per_epoch * train.epochs
+    steps = min(whole, train.max_steps or whole)
+    if labels is not None:
+        _enough_views(run, split, labels, steps)
+    return Plan(split, labels, steps_per_epoch, steps, _made_from(run, split, labels))
+
+
+def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
+    """Train to the plan's last step, from the newest checkpoint if there is one.
+
+    Args:
+        run: the run file.
+        rank: of this process among `world`, which torch.distributed already joins.
+        world: number of training processes.
+        device: of this process.
+        report: called on rank 0 with the step and the newest metrics.
+
+    Returns:
+        `steps`, `resumed_from_step`, `loss`.
+
+    Raises:
+        PipelineError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
+    """
+    plan = plan_training(run, world)
+    trainer = Trainer(run, plan, rank=rank, world=world, device=device)
+    started = trainer.restore()
+    batches = load(
+        trainer.data,
+        workers=run.train.workers,
+        order=range(started, plan.steps),
+        pin=device.type == "cuda",
+    )
+    for step, batch in enumerate(trainer.metrics.timed(batches), start=started):
+        trainer.step(batch)
+        if rank == 0:
+            report(step + 1, trainer.metrics.last)
+        if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == plan.steps:
+            trainer.save(step + 1)
+    loss = trainer.metrics.loss()
+    trainer.finish(loss)
+    return {"steps": plan.steps, "resumed_from_step": started, "loss": loss}
+
+
+class Trainer:
+    """Model, optimiser, moving average and meters of one process; `step` by `step`."""
+
+    def __init__(self, run: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
+        self.run, self.plan, self.rank, self.device = run, plan, rank, device
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))  # not the launcher's: bits may depend on it
+        self.store = Store(run.workspace).at(f"runs/{run.train.name}")
+        self.made_by = fingerprint(plan.made_from)
+        self.checkpoint_every = run.train.checkpoint_every or plan.steps_per_epoch
+        self.classifier = new_student(run, plan.split).to(device)
+        decay = run.train.ema_decay
+        self.ema = ModelEmaV3(self.classifier.model, decay=decay, foreach=True) if decay else None
+        self.optimizer = build_optimizer(
+            self.classifier.model,
+            optimizer=run.train.optimizer,
+            weight_decay=run.train.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.data = Steps(
+            plan.split, run.views, plan.stream(run), plan.labels, batch=run.train.batch_size, rank=rank, world=world
+        )
+        self.metrics = Metrics(self.store, run.train.log_every, rank=rank, world=world, device=device)
+        self._draws = Draws(run.train.seed, Purpose.MODEL)
+        self._forward = self._wrapped(world)
+
+    def restore(self) -> int:
+        """Go back to the newest checkpoint; the number of steps it had taken."""
+        found = newest_checkpoint(self.store, warn=self._warn)
+        if found is None:
+            self.metrics.restore(0, {})
+            return 0
+        self.classifier.model.load_state_dict(found.model)
+        if self.ema:
+            self.ema.module.load_state_dict(found.ema)
+        state = dict(found.state)
+        meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
+        tensors_to_state(self.optimizer, self.classifier.model, state)
+        self.metrics.restore(found.step, meters)
+        return found.step
+
+    def step(self, batch: Batch) -> None:
+        """One step of the optimiser on one local batch."""
+        self.classifier.train()
+        lr = self._learning_rate(batch.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        count = len(batch.classes)
+        size = self.run.train.micro_batch or count
+        for nth, start in enumerate(range(0, count, size)):
+            part = _slice(batch, start, min(start + size, count), self.device)
+            self._seed_model(batch.step, nth)
+            last = start + size >= count
+            with contextlib.nullcontext() if last else self._no_sync():
+                terms = self._losses(part)
+                (terms["loss"] * (len(part.classes) / count)).backward()
+            self.metrics.add(terms, len(part.classes))
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.classifier.model)
+        self.metrics.end_step(batch.step, lr, batch.step // self.plan.steps_per_epoch, count, self._addresses)
+
+    def save(self, step: int) -> None:
+        """Commit a checkpoint after `step` steps; rank 0 writes."""
+        self.metrics.refuse_bad_losses(step - 1, self._addresses)
+        sums = self.metrics.state()
+        if self.rank:
+            return
+        self.metrics.flush()
+        checkpoint = Checkpoint(
+            step=step,
+            model=self.classifier.model.state_dict(),
+            ema=self.ema.module.state_dict() if self.ema else {},
+            state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
+        )
+        save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
+
+    def finish(self, loss: float | None) -> None:
+        """Put the trained model, then the manifest that says the run is whole."""
+        if self.rank:
+            return
+        files = [self.store.put(MODEL_FILE, to_bytes(self.classifier.model.state_dict()))]
+        if self.ema:
+            files.append(self.store.put(EMA_FILE, to_bytes(self.ema.module.state_dict())))
+        manifest = {
+            "stage": "train",
+            "made_from": self.plan.made_from,
+            "made_by": self.made_by,
+            "steps": self.plan.steps,
+            "loss": loss,
+            "parts": [{"part": "model", "rows": self.plan.steps, "files": [vars(file) for file in files]}],
+        }
+        put_json(self.store, MANIFEST, manifest)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        train, model = self.run.train, self.classifier
+        images = mix(normalise(batch.views, model.mean, model.std), batch.mix)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
+            heads: Heads = self._forward(images)
+        partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
+        targets = losses.soft_targets(
+            batch.classes,
+            partners,
+            batch.mix.lam.repeat_interleave(2),
+            num_classes=heads.classes.shape[1],
+            smoothing=train.label_smoothing,
+        )
+        terms = {"class_loss": losses.class_loss(heads.classes, targets)}
+        if train.distillation == "hard":
+            logits = heads.classes if heads.distillation is None else heads.distillation
+            terms["teacher_loss"] = losses.hard_distillation(logits, batch.decisions)
+            terms["teacher_agreement"] = (logits.argmax(1) == batch.decisions).float().mean()
+        loss = losses.total(terms["class_loss"], terms.get("teacher_loss"), alpha=train.alpha)
+        return {"loss": loss} | terms
+
+    def _wrapped(self, world: int) -> Callable[[Tensor], Any]:
+        model: nn.Module = self.classifier
+        if world > 1:
+            # Without distillation a distilled model's second head gets no gradient, as in the authors' code.
+            unused = self.classifier.distilled and self.run.train.distillation == "none"
+            model = DistributedDataParallel(model, find_unused_parameters=unused)
+        self._no_sync: Callable[[], Any] = getattr(model, "no_sync", contextlib.nullcontext)
+        return torch.compile(model) if self.run.train.compile else model
+
+    def _learning_rate(self, step: int) -> float:
+        train = self.run.train
+        scale = train.batch_size / 512
+        return learning_rate(
+            step,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            epochs=train.epochs,
+            warmup_epochs=train.warmup_epochs,
+            peak=train.lr * scale,
+            warmup_lr=train.warmup_lr,
+            min_lr=train.min_lr,
+        )
+
+    def _seed_model(self, step: int, micro: int) -> None:
+        """Stochastic depth and dropout draw from torch's generator; it is set from the address of the draw."""
+        torch.manual_seed(int(self._draws.at(step, self.rank, micro).words(1)[0] >> 1))
+
+    def _addresses(self, step: int) -> str:
+        units = self.data.units(step)
+        shards = sorted({unit.shard for unit in units})
+        return f"its batch holds views {units[0]} to {units[-1]}, shards {shards}"
+
+    def _warn(self, line: str) -> None:
+        if self.rank == 0:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def new_student(run: RunFile, split: Split) -> Classifier:
+    """The run file's student with its initial weights.
+
+    Raises:
+        PipelineError: if timm does not know it, or the initial checkpoint does not fit.
+    """
+    student = run.student
+    torch.manual_seed(run.train.seed)
+    classifier = build(
+        student.model,
+        num_classes=len(split.classes),
+        img_size=student.img_size or run.views.image_size,
+        drop_path=student.drop_path,
+        extra=student.extra,
+    )
+    if student.init_checkpoint:
+        weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
+        load_weights(classifier, weights, source=f"student.init_checkpoint = {student.init_checkpoint}", new_head=True)
+    return classifier
+
+
+def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
+    passes = math.ceil(steps * run.train.batch_size / (2 * run.views.repeats * split.pairs))
+    if passes > labels.passes and not run.train.reuse_views:
+        raise PipelineError(
+            f"{steps} steps of {run.train.batch_size} need {passes * run.views.repeats} views of each sample, "
+            f"{labels.passes * run.views.repeats} are labelled; raise labels.views and label again, train for fewer "
+            "epochs, or set train.reuse_views = true"
+        )
+
+
+_NO_MATTER = {
+    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "compile",
+}  # fmt: skip
+"""Keys of `[train]` that do not change what is trained."""
+
+
+def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
+    settings = run.train.model_dump(mode="json")
+    return {
+        "shards": split.content,
+        "recipe": run.views.model_dump(mode="json"),
+        "labels": labels.made_by if labels else None,
+        "passes": labels.passes if labels and run.train.reuse_views else None,  # where the views begin again
+        "student": run.student.model_dump(mode="json"),
+        "train": {key: value for key, value in settings.items() if key not in _NO_MATTER},
+    }
+
+
+def _slice(batch: Batch, start: int, end: int, device: torch.device) -> Batch:
+    """Slots [start, end) of a batch, on the device."""
+
+    def moved(tensor: Tensor, first: int, last: int) -> Tensor:
+        return tensor[first:last].to(device, non_blocking=True)
+
+    return Batch(
+        step=batch.step,
+        views=moved(batch.views, start, end),
+        classes=moved(batch.classes, start, end),
+        mix=Mix(*(moved(one, start // 2, end // 2) for one in batch.mix)),
+        decisions=moved(batch.decisions, start, end),
+    )

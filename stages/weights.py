@@ -1,0 +1,75 @@
+"""Where weights come from: a local file, a run of this workspace, timm's pretrained ones; and what names them."""
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from schemas.errors import PipelineError
+from stages.store import Store
+from stages.student import read_weights
+
+RUN_PREFIX = "run:"
+MODEL_FILE = "model.safetensors"
+
+
+def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL_FILE) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: a file, or `run:NAME`, the model that run trained.
+
+    Args:
+        checkpoint: as in the run file.
+        workspace: URI below which runs lie.
+        key: the run file's key, for messages.
+        file: which of the run's files.
+
+    Raises:
+        PipelineError: if there is no such file or run, or it holds anything but tensors.
+    """
+    with _local_file(checkpoint, workspace, key, file) as path:
+        return read_weights(path)
+
+
+def pretrained_weights(model: str) -> dict[str, Tensor]:
+    """Timm's pretrained weights of a model with its tag.
+
+    Raises:
+        PipelineError: if timm has none or they cannot be fetched.
+    """
+    try:
+        weights: dict[str, Tensor] = timm.create_model(model, pretrained=True).state_dict()
+    except Exception as error:  # hub clients raise what they like
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PipelineError(
+            f"{model}: its pretrained weights cannot be had ({cause}); give a local file as teacher.checkpoint"
+        ) from None
+    return weights
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """Hex sha256 over names, types, shapes and bytes of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterator[Path]:
+    if not checkpoint.startswith(RUN_PREFIX):
+        yield Path(checkpoint)
+        return
+    store = Store(workspace).at(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
+    try:
+        data = store.read(file)
+    except FileNotFoundError:
+        raise PipelineError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, file)
+        path.write_bytes(data)
+        yield path

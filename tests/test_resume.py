@@ -1,0 +1,142 @@
+"""Whatever ends a stage, the same command goes on and ends with the bytes of an undisturbed run.
+
+Two ways to end one: in this process, at every single write it makes; and a real process, by SIGKILL, while it works.
+"""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from world import command, run_file, silent, start, stored, wait_until
+
+from pipeline import run as stages
+from stages import store
+
+TIMING = {"views_per_second", "waiting"}
+
+
+class PowerCut(BaseException):
+    """Nothing below the test catches it."""
+
+
+def cut_at(monkeypatch, put: int) -> None:
+    """End everything at the n-th file put, before it is renamed into place: its hidden half is left behind."""
+    puts = iter(range(put + 1))
+    whole = store._put_on_disk
+
+    def cut(target, data):
+        if next(puts) < put:
+            return whole(target, data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.with_name(f".{target.name}.0.tmp").write_bytes(data[: len(data) // 2])
+        raise PowerCut
+
+    monkeypatch.setattr(store, "_put_on_disk", cut)
+
+
+def left(folder: Path) -> dict[str, bytes]:
+    """What counts of a stage's folder: all files but hidden halves."""
+    return {name: data for name, data in stored(folder).items() if not Path(name).name.startswith(".")}
+
+
+def lines(workspace: Path | str) -> list[dict]:
+    """The student's metrics without what the clock says."""
+    text = Path(workspace, "runs/student/metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in text.splitlines()]
+
+
+def interrupt_at_every_write(monkeypatch, run, stage, folder: Path, truth: dict[str, bytes], same) -> int:
+    """Cut a stage off at its first write, then at its second, and so on; return how many there were."""
+    for put in range(200):
+        shutil.rmtree(folder, ignore_errors=True)
+        with monkeypatch.context() as patch:
+            cut_at(patch, put)
+            try:
+                stage(run, silent)
+                return put
+            except PowerCut:
+                pass
+        stage(run, silent)
+        assert same(left(folder), truth), f"cut at write {put}"
+    raise AssertionError("the stage never ended")
+
+
+def test_shards_are_the_same_bytes_wherever_their_making_was_cut_off(fresh, whole, monkeypatch):
+    run = fresh()
+    folder, truth = Path(run.workspace, "shards"), stored(Path(whole.workspace, "shards"))
+    cuts = interrupt_at_every_write(monkeypatch, run, stages.shard, folder, truth, dict.__eq__)
+    assert cuts == len(truth)  # every file once: nothing is written twice
+
+
+def test_labels_are_the_same_bytes_wherever_their_making_was_cut_off(copied, whole, monkeypatch):
+    folder, truth = Path(copied().workspace, "labels"), stored(Path(whole.workspace, "labels"))
+    cuts = interrupt_at_every_write(monkeypatch, copied(), stages.label, folder, truth, dict.__eq__)
+    assert cuts == len(truth)
+
+
+def test_weights_and_metrics_are_the_same_bits_wherever_training_was_cut_off(copied, whole, monkeypatch):
+    run = copied()
+    folder = Path(run.workspace, "runs/student")
+    truth = stored(Path(whole.workspace, "runs/student"))
+    models = [name for name in truth if name.endswith(".safetensors")]
+    assert len(models) == 2 * 3 + 2
+
+    def same(found: dict[str, bytes], truth: dict[str, bytes]) -> bool:
+        assert found.keys() | {"evaluation.json"} == truth.keys()
+        assert lines(run.workspace) == lines(whole.workspace)
+        return all(found[name] == truth[name] for name in [*models, "manifest.json", "plan.json"])
+
+    assert interrupt_at_every_write(monkeypatch, run, stages.train, folder, truth, same) > 20
+
+
+def kill_when(arguments: list[str], seen) -> None:
+    process = start(arguments)
+    try:
+        wait_until(process, seen)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def receipts(folder: Path | str) -> list[str]:
+    return sorted(path.name for path in Path(folder, "receipts").glob("[!.]*.json"))
+
+
+@pytest.fixture
+def many(images, tmp_path):
+    """Run files of a source large enough to be caught in the middle: 244 images, 122 shards."""
+    for copy in range(4):
+        for file in (images / "train").rglob("*.*"):
+            target = tmp_path / "many/train" / file.parent.name / f"{copy:02d}-{file.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, target)
+    pairs = {"shards": {"samples_per_shard": 2}, "source": {"val": ""}}
+    return lambda workspace, *changes: run_file(tmp_path / workspace, tmp_path / "many", pairs, *changes)
+
+
+def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run(many, tmp_path):
+    folder = tmp_path / "killed/shards/train"
+    kill_when(command("shard", run=many("killed"), folder=tmp_path), lambda: receipts(folder))
+    done = len(receipts(folder))
+    assert 0 < done < 122 and not (folder / "manifest.json").exists()
+    result = stages.shard(many("killed"), silent)["splits"]["train"]
+    assert result["new_parts"] == 122 - done
+    stages.shard(many("undisturbed"), silent)
+    assert left(folder) == stored(tmp_path / "undisturbed/shards/train")
+
+
+def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(copied, whole, tmp_path):
+    run = copied({"train": {"max_steps": 12}})
+    folder = Path(run.workspace, "runs/student")
+    shutil.rmtree(folder)
+    kill_when(command("train", run=run, folder=tmp_path), lambda: receipts(folder))
+    assert not (folder / "manifest.json").exists()
+    result = stages.train(run, silent)
+    assert 3 <= result["resumed_from_step"] < 12
+    for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
+        assert (folder / name).read_bytes() == Path(whole.workspace, "runs/student", name).read_bytes()
+    assert lines(run.workspace) == lines(whole.workspace)
