@@ -44,12 +44,13 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
     Raises:
         PipelineError: if there is no cluster at the address.
     """
+    before = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    before = dict(os.environ)
     if cluster.address == _LOCAL:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())  # read when Ray is loaded
-    import ray
+        # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+    import ray  # only now: it reads the token when it is loaded
 
     if ray.is_initialized():
         yield ray
@@ -64,6 +65,12 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         os.environ.update(before)
 
 
+@cache
+def _token() -> str:
+    """One token for the life of this process, since Ray keeps the first it reads."""
+    return secrets.token_hex(32)
+
+
 @contextmanager
 def own_signals() -> Iterator[None]:
     """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3."""
@@ -75,22 +82,14 @@ def own_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@cache
-def _token() -> str:
-    """Without a token Ray runs anybody's code. This one lives in the environment of its processes only.
-
-    One for all sessions of this process: Ray reads it once and never again.
-    """
-    return secrets.token_hex(32)
-
-
 def _init(ray: Any, cluster: Cluster) -> None:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
     try:
         if cluster.address == _LOCAL:
-            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, logging_level="ERROR")
+            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, **quiet)
         else:
             passive = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it for local processes
-            ray.init(address=cluster.address, logging_level="ERROR", runtime_env=passive)
+            ray.init(address=cluster.address, runtime_env=passive, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[0]
         raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None

@@ -8,8 +8,9 @@ dependency for one picture.
 """
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -31,11 +32,16 @@ _VERDICTS: dict[Verdict, tuple[str, str]] = {
     "partner": ("#9a6700", "its partner's"),
     "neither": ("#cf222e", "neither"),
 }
-_GLYPHS = {  # strokes on a square of side 16
+_GLYPHS: dict[Verdict, list[tuple[float, ...]]] = {  # strokes on a square of side 16
     "own": [(4, 8.5, 7, 11.5, 12, 5)],
     "partner": [(3.5, 8, 12, 8), (8.5, 4.5, 12, 8, 8.5, 11.5)],
     "neither": [(5, 5, 11, 11), (11, 5, 5, 11)],
 }
+_READING = (
+    "Outlined in the image: the crop of each view, by its number.",
+    "Large: what the model sees, after mixing. Small: the view alone, above its partner's view; outlined in them what "
+    "was erased, and what CutMix pasted. The bar is the view's own share, lambda.",
+)
 _MARGIN, _GUTTER, _GAP = 48, 36, 8
 _PICTURE = 224
 _SMALL = (_PICTURE - _GAP) // 2
@@ -49,11 +55,19 @@ _BODY, _LINE = 14, 20
 
 @dataclass(frozen=True)
 class Fact:
-    """A line of a tile or of the head: what it is called, what it says, and the mark before it."""
+    """A line of a tile or of the head.
+
+    Attributes:
+        label: what it is called.
+        text: what it says.
+        mark: before the text, which takes its colour.
+        absent: whether it says that there is nothing, which is written faintly.
+    """
 
     label: str
     text: str
     mark: Verdict | None = None
+    absent: bool = False
 
 
 def draw_sheet(
@@ -112,17 +126,31 @@ _OP_WORDS: dict[str, Callable[[float], str]] = {
 
 def facts(sample: Sample, view: SeenView, recipe: Recipe, names: Sequence[str]) -> list[Fact]:
     """The lines below a view, the same labels in the same order for every view."""
-    own = names[sample.label]
+    own, decided = names[sample.label], view.decided
     judged = verdict(sample.label, view)
     return [
-        Fact("crop", _crop_words(view.decided, sample.image)),
-        Fact("ops", ", ".join(map(op_words, view.decided.ops)) or "none"),
-        Fact("erased", _erase_words(view.decided, recipe)),
-        Fact("mix", _mix_words(view.mix)),
+        Fact("crop", _crop_words(decided, sample.image)),
+        Fact("ops", ", ".join(map(op_words, decided.ops)) or "none", absent=not decided.ops),
+        Fact("erased", _erase_words(decided, recipe), absent=not decided.erase),
+        Fact("mix", _mix_words(view.mix), absent=view.mix is None or view.mix.lam == 1),
         Fact("truth", _truth_words(own, view, names)),
-        Fact(
-            "teacher", "not labelled" if view.decision is None else _teacher_words(view.decision, judged, names), judged
-        ),
+        Fact("teacher", _teacher_words(view.decision, judged, names), judged, absent=judged is None),
+    ]
+
+
+def _head_facts(
+    sample: Sample, views: Sequence[SeenView], recipe: Recipe, about: Sequence[tuple[str, str]]
+) -> list[Fact]:
+    height, width = sample.image.shape[:2]
+    judged = [verdict(sample.label, view) for view in views]
+    tally = [Fact("", f"{judged.count(mark)}  {words}", mark) for mark, (_, words) in _VERDICTS.items()]
+    return [
+        Fact("image", f"{width} x {height} pixels"),
+        Fact("views", f"{len(views)} of {recipe.image_size} x {recipe.image_size}, {recipe.repeats} with each partner"),
+        Fact("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
+        Fact("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
+        *(Fact(label, _plain(text)) for label, text in about),
+        *([replace(tally[0], label="teacher names"), *tally[1:]] if any(judged) else []),
     ]
 
 
@@ -159,8 +187,10 @@ def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:
     return f"{own} ({view.mix.lam:.0%}), {other} ({1 - view.mix.lam:.0%})"
 
 
-def _teacher_words(decision: int, judged: Verdict | None, names: Sequence[str]) -> str:
-    return f"{names[decision]} ({_VERDICTS[judged][1]})" if judged else names[decision]
+def _teacher_words(decision: int | None, judged: Verdict | None, names: Sequence[str]) -> str:
+    if decision is None or judged is None:
+        return "not labelled"
+    return f"{names[decision]} ({_VERDICTS[judged][1]})"
 
 
 def _title(sample: Sample, names: Sequence[str], width: int) -> Image.Image:
@@ -190,7 +220,7 @@ def _head(
     photo = _photograph(sample.image, views, _span((columns + 1) // 2))
     beside = next(n for n in range(1, columns) if photo.width <= _span(n))
     left = _span(beside) + _GUTTER
-    notes = _notes(sample, views, recipe, about, min(_span(columns) - left, 520))
+    notes = _notes(_head_facts(sample, views, recipe, about), min(_span(columns) - left, 520))
     block = Image.new("RGB", (_span(columns), max(photo.height, notes.height)), _PAPER)
     block.paste(photo, (0, 0))
     block.paste(notes, (left, 0))
@@ -238,49 +268,26 @@ def _free_place(
     return left, top, left + width, top + _CHIP
 
 
-def _notes(
-    sample: Sample, views: Sequence[SeenView], recipe: Recipe, about: Sequence[tuple[str, str]], width: int
-) -> Image.Image:
-    height, natural_width = sample.image.shape[:2]
-    lines = [
-        Fact("image", f"{natural_width} x {height} pixels"),
-        Fact("views", f"{len(views)} of {recipe.image_size} x {recipe.image_size}, {recipe.repeats} with each partner"),
-        Fact("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
-        Fact("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
-        *(Fact(label, text) for label, text in about),
-    ]
-    judged = [verdict(sample.label, view) for view in views]
-    if any(judged):
-        lines += [
-            Fact("teacher names" if mark == "own" else "", f"{judged.count(mark)}  {words}", mark)
-            for mark, (_, words) in _VERDICTS.items()
-        ]
-    reading = [
-        "Outlined in the image: the crop of each view, by its number.",
-        "Large: what the model sees, after mixing. Small: the view alone, above its partner's view; outlined in them "
-        "what was erased, and what CutMix pasted. The bar is the view's own share, lambda.",
-    ]
-    paragraphs = [line for text in reading for line in [*_wrap(text, width, _BODY), ""]]
-    label_width = 120
-    wrapped = [_wrap(line.text, width - label_width - (22 if line.mark else 0), _BODY) for line in lines]
-    facts_height = sum(max(1, len(text)) for text in wrapped) * 23
-    block = Image.new("RGB", (width, facts_height + 16 + _LINE * len(paragraphs)), _PAPER)
-    pen = ImageDraw.Draw(block)
+def _notes(about: Sequence[Fact], width: int) -> Image.Image:
+    """What the sheet is about, line by line, and how it is read."""
+    label_width, line_height = 120, 23
+    reading = [line for text in _READING for line in [*_wrap(text, width, _BODY), ""]]
+    wrapped = [_wrap(fact.text, width - label_width - _indent(fact), _BODY) for fact in about]
+    block = Image.new("RGB", (width, line_height * sum(map(len, wrapped)) + 16 + _LINE * len(reading)), _PAPER)
     top = 0
-    for line, text in zip(lines, wrapped, strict=True):
-        _fact(block, (0, top), line, text, label_width, 23)
-        top += 23 * max(1, len(text))
-    for nth, paragraph in enumerate(paragraphs):
-        _write(pen, (0, top + 16 + _LINE * nth), paragraph, _BODY, _MUTED)
+    for fact, lines in zip(about, wrapped, strict=True):
+        _fact(block, (0, top), fact, lines, label_width, line_height)
+        top += line_height * len(lines)
+    pen = ImageDraw.Draw(block)
+    for nth, line in enumerate(reading):
+        _write(pen, (0, top + 16 + _LINE * nth), line, _BODY, _MUTED)
     return block
 
 
 def _row(sample: Sample, views: Sequence[SeenView], recipe: Recipe, names: Sequence[str], width: int) -> Image.Image:
     """Tiles side by side, each of their lines at one height."""
     table = [facts(sample, view, recipe, names) for view in views]
-    wrapped = [
-        [_wrap(line.text, _TILE - _LABEL - (22 if line.mark else 0), _BODY) for line in lines] for lines in table
-    ]
+    wrapped = [[_wrap(line.text, _TILE - _LABEL - _indent(line), _BODY) for line in lines] for lines in table]
     counts = [max(len(text) for text in column) for column in zip(*wrapped, strict=True)]
     pictures = _CHIP + _GAP + _PICTURE + 22
     block = Image.new("RGB", (width, pictures + _LINE * sum(counts)), _PAPER)
@@ -339,6 +346,11 @@ def _outline(pen: ImageDraw.ImageDraw, box: Box, scale: float, at: tuple[int, in
     pen.rectangle(outline, outline=_INK, width=1)
 
 
+def _indent(fact: Fact) -> int:
+    """What the mark takes of a line's width."""
+    return 22 if fact.mark else 0
+
+
 def _fact(
     block: Image.Image, at: tuple[int, int], fact: Fact, lines: Sequence[str], label_width: int, line_height: int
 ) -> None:
@@ -346,12 +358,12 @@ def _fact(
     left, top = at
     _write(pen, at, fact.label, _BODY, _MUTED)
     left += label_width
-    colour = _INK
+    colour = _MUTED if fact.absent else _INK
     if fact.mark:
         colour = _VERDICTS[fact.mark][0]
         badge = _badge(fact.mark)
         block.paste(colour, (left, top + 1), badge)
-        left += 22
+        left += _indent(fact)
     for nth, line in enumerate(lines):
         _write(pen, (left, top + nth * line_height), line, _BODY, colour)
 
@@ -413,19 +425,25 @@ def _write(
 
 def _wrap(text: str, width: float, size: int) -> list[str]:
     """Lines of at most `width` pixels, broken between words, and within those that fit no line; at least one."""
+    font = _font(size)
     lines, line = [], ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
-        if _font(size).getlength(longer) <= width:
+        if font.getlength(longer) <= width:
             line = longer
             continue
         lines += [line] if line else []
         line = word
-        while _font(size).getlength(line) > width:
-            fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or _font(size).getlength(line[:n]) <= width)
+        while len(line) > 1 and font.getlength(line) > width:
+            fits = _fitting(line, width, font)
             lines.append(line[:fits])
             line = line[fits:]
     return [*lines, line]
+
+
+def _fitting(word: str, width: float, font: Any) -> int:
+    """How many of a word's characters fit; one does always."""
+    return max(1, bisect_right(range(len(word)), width, key=lambda count: font.getlength(word[:count])) - 1)
 
 
 def _drawable(name: str, number: int) -> str:

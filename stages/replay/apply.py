@@ -6,7 +6,7 @@ geometric operations into one warp, which skips the blur and the border that tim
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import cv2
@@ -20,7 +20,7 @@ from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
 from stages.replay.geometry import FILL, Geometry
 
-_RESIZE = torch._C._nn._upsample_bicubic2d_aa  # what torch.nn.functional.interpolate calls, with `out`
+_RESIZE = torch.ops.aten._upsample_bicubic2d_aa.out  # what torch.nn.functional.interpolate calls, into a buffer
 _IMDECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -62,8 +62,9 @@ class Renderer:
     def __init__(self, image_size: int) -> None:
         self._size = image_size
         self._spare = np.empty((image_size, image_size, 3), np.uint8)
+        self._source = np.empty(0, np.uint8)
         geometry = Geometry(image_size)
-        self._operations = COLOUR_OPS | {
+        self._operations: dict[str, Callable[..., None]] = COLOUR_OPS | {
             "rotate": geometry.rotate,
             "shear_x": geometry.shear_x,
             "shear_y": geometry.shear_y,
@@ -109,14 +110,23 @@ class Renderer:
             raise ValueError(f"out: must be C-contiguous uint8 of shape {shape}, not {out.dtype} of {out.shape}")
 
     def _crop(self, image: np.ndarray, decided: DecidedView, out: np.ndarray) -> None:
-        """Crop, resize bicubic with antialiasing, as Pillow does, and flip."""
+        """Crop, flip, and resize bicubic with antialiasing, as Pillow does."""
         box = decided.crop
         crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
-        target = self._spare if decided.flip else out
-        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (crop, target))
-        _RESIZE(source_BCHW, (self._size, self._size), False, out=target_BCHW)
-        if decided.flip:
-            cv2.flip(target, 1, dst=out)
+        source = self._kept(crop, decided.flip)
+        source_BCHW, target_BCHW = (torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) for pixels in (source, out))
+        _RESIZE(source_BCHW, [self._size, self._size], False, out=target_BCHW)
+
+    def _kept(self, crop: np.ndarray, flip: bool) -> np.ndarray:
+        """Copy a crop into the kept buffer, flipped or not: the resize wants it contiguous."""
+        if crop.size > self._source.size:
+            self._source = np.empty(crop.size, np.uint8)
+        kept = self._source[: crop.size].reshape(crop.shape)
+        if flip:
+            cv2.flip(crop, 1, dst=kept)
+        else:
+            np.copyto(kept, crop)
+        return kept
 
     def _finish(self, decided: DecidedView, out: np.ndarray) -> None:
         """Operations, from one buffer into the other and back, and erasing."""

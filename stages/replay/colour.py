@@ -34,12 +34,14 @@ def autocontrast(view: np.ndarray, out: np.ndarray, _: float) -> None:
 
 def equalize(view: np.ndarray, out: np.ndarray, _: float) -> None:
     """Flatten each channel's histogram."""
-    counts = np.stack([cv2.calcHist([view], [c], None, [256], [0, 256]).ravel() for c in range(3)]).astype(np.int64)
-    brightest = counts[range(3), 255 - (counts[:, ::-1] > 0).argmax(axis=1)]
-    step = (counts.sum(axis=1) - brightest)[:, None] // 255
-    below = counts.cumsum(axis=1) - counts
-    levels = np.where(step > 0, (step // 2 + below) // np.maximum(step, 1), _LEVELS)
-    cv2.LUT(view, np.ascontiguousarray(np.minimum(levels, 255).astype(np.uint8).T)[None], dst=out)
+    tables = np.empty((1, 256, 3), np.uint8)
+    for channel in range(3):
+        counts = cv2.calcHist([view], [channel], None, [256], [0, 256]).ravel()
+        brightest = counts[np.flatnonzero(counts)[-1]]
+        step = int(view.size // 3 - brightest) // 255
+        levels = (counts.cumsum() - counts + step // 2) // step if step else _LEVELS
+        tables[0, :, channel] = np.minimum(levels, 255)
+    cv2.LUT(view, tables, dst=out)
 
 
 def invert(view: np.ndarray, out: np.ndarray, _: float) -> None:
