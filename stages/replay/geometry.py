@@ -15,7 +15,7 @@ from schemas.recipe import IMAGENET_MEAN
 
 FILL = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
 _SHARPEN = 0.4  # undoes the blur of a bilinear warp, on average over its fractions
-_TRUNCATE = -0.5  # added where OpenCV rounds and Pillow truncates
+_TRUNCATE = -0.4995  # added where OpenCV rounds and Pillow truncates
 _EDGE = 2  # a visible pixel's four taps reach at most this far beyond the view
 _BITS = 4  # a sheared row's shift is rounded to sixteenths of a pixel
 _PHASES = 1 << _BITS
