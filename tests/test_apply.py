@@ -332,10 +332,14 @@ def test_orientation_is_not_applied() -> None:
     np.testing.assert_array_equal(turned, decode(JPEG))
 
 
+START_OF_FRAME = JPEG.index(b"\xff\xc0")
+HUGE = JPEG[: START_OF_FRAME + 5] + b"\xff\xd0\xff\xd0" + JPEG[START_OF_FRAME + 9 :]
+
+
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", JPEG[: len(JPEG) // 2], JPEG[:-5000], JPEG[:300], encoded(PHOTOGRAPHS[0], "PNG")[:5000]],
-    ids=["empty", "text", "half", "end", "head", "PNG"],
+    [HUGE, b"", b"no image", JPEG[: len(JPEG) // 2], JPEG[:-5000], JPEG[:300], encoded(PHOTOGRAPHS[0], "PNG")[:5000]],
+    ids=["huge", "empty", "text", "half", "end", "head", "PNG"],
 )
 def test_an_unreadable_file_is_refused_with_its_cause(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a readable image \(.+\)"):

@@ -32,15 +32,13 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         ValueError: naming the cause, if the data is not a whole image.
     """
-    if _is_plain_jpeg(data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _IMDECODE)
-        if image is not None:
-            return np.asarray(image)
     try:
+        if _is_plain_jpeg(data) and (image := cv2.imdecode(np.frombuffer(data, np.uint8), _IMDECODE)) is not None:
+            return np.asarray(image)
         with Image.open(io.BytesIO(data)) as opened:
             return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from None
+    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image ({' '.join(str(error).split())})") from None
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
