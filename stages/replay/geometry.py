@@ -80,7 +80,7 @@ class Geometry:
             np.copyto(out[gap], self._fill[gap])
         if low == high:
             return
-        # the tap that lies inside the view for every visible pixel; the first one is 1 before x + whole
+        # taps are at x + whole - 1 ... + 2; the filter is anchored at one that is inside the view for every visible x
         anchor = 1 if shift >= 0 else 2
         begin, end = max(0, low + whole - 1), min(size, high + whole + 2)
         first = low + whole + anchor - 1 - begin
@@ -98,6 +98,7 @@ class Geometry:
         order = phases.argsort()
         ends = np.bincount(phases, minlength=_PHASES).cumsum().tolist()
         cv2.copyMakeBorder(view, _EDGE, _EDGE, _EDGE, _EDGE, cv2.BORDER_REPLICATE, dst=self._padded)
+        # columns -1 to size + 1 of every shifted row, in the order of their fractions
         rows = self._windows[(self._starts + 3 * (steps >> _BITS))[order]].reshape(self._size, -1, 3)
         filtered = self._filtered[: self._size, : rows.shape[1]]
         for kernel, start, end in zip(self._kernels, [0, *ends], ends, strict=False):
