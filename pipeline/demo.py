@@ -22,7 +22,7 @@ from stages.replay.draws import Draws, Purpose
 _TRAIN_IMAGES = 1500
 _SIDE = 32
 
-_EPOCHS = {"teacher": 16, "with-teacher": 40, "without-teacher": 40}
+_EPOCHS = {"teacher": 13, "with-teacher": 32, "without-teacher": 32}
 _STUDENT = {"depth": 4, "embed_dim": 96, "num_heads": 3, "patch_size": 8}
 _RUNS = ("teacher", "without-teacher", "with-teacher")
 
@@ -96,7 +96,7 @@ def _run_file(root: Path, name: str, address: str) -> RunFile:
             "mix_prob": 0.3,
         },
         "teacher": teacher | {"checkpoint": "run:teacher", "batch_size": 250},
-        "labels": {"name": "teacher", "views": 42, "passes_per_part": 7, "workers": 0},
+        "labels": {"name": "teacher", "views": 34, "passes_per_part": 9, "workers": 0},
         "student": chosen | {"drop_path": 0.0},
         "train": {
             "name": name,
