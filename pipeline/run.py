@@ -19,11 +19,12 @@ from schemas.config import RunFile
 from schemas.errors import Mismatch, PipelineError
 from schemas.presets import toml_text
 from schemas.receipts import Receipt
-from stages.batches import load, pixel_versions
+from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
 from stages.dataset import LabelSpec, Split
 from stages.evaluate import CentreCrops, accuracy
 from stages.label import Labeller
+from stages.loader import load
 from stages.shard import ShardMaker, plan_shards
 from stages.sources import list_folder, read_classes
 from stages.store import Store, put_json, read_manifest, valid_receipts
