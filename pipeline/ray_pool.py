@@ -8,6 +8,7 @@ loop resubmits what a lost worker held, with a budget of attempts for each part.
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from schemas.receipts import Receipt
 
 INLINE = "inline"
 _LOCAL = "local"
+_KNOCK_SECONDS = 10.0
 _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""
 
@@ -50,6 +52,8 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
     if cluster.address == _LOCAL:
         # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+    else:
+        _knock(cluster.address)
     import ray  # only now: it reads the token when it is loaded
 
     if ray.is_initialized():
@@ -63,6 +67,17 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at host:port, since Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
 
 
 @cache

@@ -264,12 +264,10 @@ def test_damage_is_named_by_verify_which_exits_1(done, tmp_path):
     assert err.splitlines()[-1].startswith("deit-pipeline: verify: ")
 
 
-def test_no_cluster_at_the_address_is_one_line(fresh, tmp_path):
-    process = start(command("shard", "--address", "127.0.0.1:9", run=fresh(), folder=tmp_path))
-    out, err = process.communicate(timeout=120)
-    lines = [line for line in err.splitlines() if line.startswith("deit-pipeline: ")]
-    assert (process.returncode, out, len(lines)) == (1, "", 1), err
-    assert lines[0].startswith("deit-pipeline: cluster.address = 127.0.0.1:9: no Ray there (")
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379", "127.0.0.1:99999999"])
+def test_no_cluster_at_the_address_is_one_line_and_soon(fresh, tmp_path, address):
+    line = complaint(1, "shard", "-c", written(fresh(), tmp_path), "--address", address)
+    assert line.startswith(f"cluster.address = {address}: no Ray there (")
     assert not receipts(Path(fresh().workspace, "shards/train"))
 
 
