@@ -76,13 +76,8 @@ def _list_file(
             if label is None:
                 into.refuse(name, "has no label")
             else:
-                into.add(
-                    names[label] if names and isinstance(label, int) else label,
-                    name,
-                    file=number,
-                    block=block,
-                    offset=row,
-                )
+                class_name = names[label] if names and isinstance(label, int) else label
+                into.add(class_name, name, file=number, block=block, offset=row)
         first += len(labels)
 
 
