@@ -159,11 +159,15 @@ class _Pool:
         self._refused: list[PipelineError] = []
 
     def run(self) -> None:
-        while self._waiting or self._running:
-            self._submit()
-            finished, _ = self._ray.wait(list(self._running), num_returns=1)
-            for reference in finished:
-                self._take(reference)
+        try:
+            while self._waiting or self._running:
+                self._submit()
+                finished, _ = self._ray.wait(list(self._running), num_returns=1)
+                for reference in finished:
+                    self._take(reference)
+        finally:
+            for actor in self._actors:  # else they keep their seats for as long as anything refers to them
+                self._ray.kill(actor)
         if self._refused:
             raise together(self._refused)
         if self._failed:

@@ -21,11 +21,12 @@ from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.presets import toml_text
 from schemas.receipts import Receipt, StoredFile
 from schemas.tables import SKIPPED
-from stages.batches import load, pixel_versions
+from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
 from stages.dataset import LabelSpec, Split
 from stages.evaluate import CentreCrops, accuracy
 from stages.label import Labeller
+from stages.loader import load
 from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_sources
 from stages.sources.listing import Listing
@@ -93,7 +94,7 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
         Mismatch: if the label set there is of another teacher, recipe or split.
     """
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     if not split.pairs:
         raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
@@ -189,7 +190,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: if there is no val split or no trained model, or it does not fit.
     """
-    split = Split.open(run.workspace, "val")
+    split = Split.open(run.workspace, "val", run.cache)
     settings, name = run.evaluate, run.train.name
     store = Store(run.workspace).at(f"runs/{name}")
     file = MODEL_FILE if settings.weights == "model" else EMA_FILE

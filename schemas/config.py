@@ -168,6 +168,13 @@ class Train(Table):
         return self
 
 
+class Cache(Table):
+    """Local copies of shards, where these are across a network."""
+
+    folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
+    gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
+
+
 class Evaluate(Table):
     """How accuracy is measured."""
 
@@ -209,6 +216,7 @@ class RunFile(Table):
     student: Student = Student()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    cache: Cache = Cache()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ class BadImages(PipelineError):
     def __init__(self, images: Sequence[dict[str, str]]) -> None:
         named = "; ".join(f"{one['name']} {one['reason']}" for one in images)
         mend = 'mend or remove them, or set shards.on_bad_image = "skip"'
-        super().__init__(f"{len(images)} unreadable images: {named} ({mend})")
+        super().__init__(f"unreadable images: {named} ({mend})")
         self.images = tuple(images)
 
     def __reduce__(self) -> tuple[type["BadImages"], tuple[tuple[dict[str, str], ...]]]:

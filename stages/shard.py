@@ -163,8 +163,8 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> list[dic
     for number, sample in enumerate(samples):
         key, found = f"{shard:06d}-{number:07d}", sample.found
         about = json.dumps({"name": found.name}, ensure_ascii=False, separators=(",", ":"))
-        offset = _put_member(file, f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
         _put_member(file, f"{key}.cls", str(found.class_index).encode())
+        offset = _put_member(file, f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
         _put_member(file, f"{key}.json", about.encode())
         rows.append(_row(sample, key, offset))
     file.write(bytes(-(file.tell() + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
@@ -207,7 +207,7 @@ def shrink(data: bytes, max_side: int) -> bytes:
 def _put_member(file: BinaryIO, name: str, data: bytes) -> int:
     """Write one file into a tar; where its bytes begin."""
     info = tarfile.TarInfo(name)
-    info.size = len(data)
+    info.size, info.mode = len(data), 0o444
     file.write(info.tobuf(tarfile.USTAR_FORMAT))
     offset = file.tell()
     file.write(data)

@@ -259,7 +259,8 @@ def _options(text: str) -> dict[str, str]:
         key = part.rstrip("0123456789.").removesuffix("inf")
         if head != "rand" or key not in ("m", "n", "p", "mstd", "mmax", "inc") or key in options:
             raise PipelineError(
-                f"views.rand_augment = {text!r}: {part!r} is unknown or given twice; allowed once each: m, n, p, mstd, mmax, inc"
+                f"views.rand_augment = {text!r}: {part!r} is unknown or given twice; "
+                "allowed, each once: m, n, p, mstd, mmax, inc"
             )
         options[key] = part.removeprefix(key)
     return options
