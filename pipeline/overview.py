@@ -64,10 +64,8 @@ def _adopted(store: Store) -> Iterator[tuple[Store, Receipt]]:
     with suppress(PipelineError):  # a torn manifest is a problem already
         adopted = (read_manifest(store) or {}).get("adopted", {"tars": []})
         for tar in adopted["tars"]:
-            yield (
-                Store(adopted["root"]),
-                Receipt(part=tar["path"], files=(StoredFile(**tar),), rows=0, made_by="", facts={}),
-            )
+            receipt = Receipt(part=tar["path"], files=(StoredFile(**tar),), rows=0, made_by="", facts={})
+            yield Store(adopted["root"]), receipt
 
 
 def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]:

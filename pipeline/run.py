@@ -79,7 +79,8 @@ def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[s
     else:
         put_json(store, "_info.json", _timm_info(split, receipts))
         put_json(store, "wids.json", _wids_index(split, receipts))
-    put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
+    if skipped:
+        put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
     finish(store, made_from, receipts, **more)
     say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
     if listing.other_files:

@@ -3,8 +3,8 @@
 A copy is named by its sha256, which is proven when it is made, so a copy can be wrong for nobody: not for another run,
 not after the shards were made again. The bound holds at every moment, since a copy's whole length is set aside on the
 disk before its first byte comes; the copies used longest ago make room. A process that dies leaves a half copy,
-whose lock is gone, and the next one that needs room takes it away. Rejected: reading ranges of remote tars, which costs a
-request an image and view.
+whose lock is gone, and the next one that needs room takes it away. Rejected: reading ranges of remote tars, which
+costs a request an image and view.
 """
 
 import contextlib
@@ -135,9 +135,7 @@ class ShardCache:
             _remove_if_left(half)
         mine = os.fstat(out.fileno()).st_size
         halves = sum(size for _, size, _ in _used(self.folder.glob(".*.half"))) - mine
-        copies = sorted(
-            _used(self.folder.glob("*.tar"))
-        )  # looked up last: a half that is renamed counts twice, not never
+        copies = sorted(_used(self.folder.glob("*.tar")))  # looked up last, so a half that is renamed now counts twice
         left = self._limit - needed - halves - sum(size for _, size, _ in copies)
         for _, size, copy in copies:
             if left >= 0:
