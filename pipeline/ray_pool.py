@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.work import Job, Spec, Worker
 from schemas.config import Cluster
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import PipelineError, Unfinished, together
 from schemas.receipts import Receipt
 
 INLINE = "inline"
@@ -116,7 +116,7 @@ def make_parts(
     """Make and commit parts; `done` is called with each receipt as it comes.
 
     Raises:
-        PipelineError: the first user's error of a part; parts under way are finished first.
+        PipelineError: a user's error of a part; parts under way are finished first, and what they found is added.
         Unfinished: if parts failed in all their attempts, or the user stopped the command.
     """
     if not specs:
@@ -171,7 +171,7 @@ class _Pool:
         self._running: dict[Any, tuple[Spec, int, Any]] = {}
         self._actors = [self._actor.remote(job) for _ in range(min(seats.count, len(specs)))]
         self._failed: dict[str, str] = {}
-        self._refused: PipelineError | None = None
+        self._refused: list[PipelineError] = []
 
     def run(self) -> None:
         try:
@@ -184,7 +184,7 @@ class _Pool:
             for actor in self._actors:  # else they keep their seats for as long as anything refers to them
                 self._ray.kill(actor)
         if self._refused:
-            raise self._refused
+            raise together(self._refused)
         if self._failed:
             part, cause = next(iter(self._failed.items()))
             raise Unfinished(
@@ -211,7 +211,7 @@ class _Pool:
             self._retry(spec, attempt, actor, error)
             return
         if isinstance(outcome, PipelineError):
-            self._refused = self._refused or outcome
+            self._refused.append(outcome)
             self._waiting.clear()
         else:
             self._done(outcome)
@@ -220,9 +220,9 @@ class _Pool:
         if not isinstance(error, self._ray.exceptions.RayTaskError) and actor in self._actors:
             self._actors[self._actors.index(actor)] = self._actor.remote(self._job)  # the process or its node is gone
         cause = str(error).strip().splitlines()[-1]
-        if self._refused is None and attempt < self._attempts:
+        if not self._refused and attempt < self._attempts:
             print(f"warning: {spec.name} is tried again ({cause})", file=sys.stderr, flush=True)
             time.sleep(min(2.0 ** (attempt - 1), 30.0))
             self._waiting.append((spec, attempt + 1))
-        elif self._refused is None:
+        elif not self._refused:
             self._failed[spec.name] = cause

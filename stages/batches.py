@@ -149,6 +149,7 @@ class Steps(Dataset[Batch]):
         Raises:
             PipelineError: if stored bytes are wrong, or a view is not the one the teacher saw.
         """
+        self.split.expect(*self._stream.shards_from(step, self._slice["batch"]))
         maker = self._maker = self._maker or ViewMaker(self.split, self.recipe)
         units = self.units(step)
         side = self.recipe.image_size

@@ -79,7 +79,7 @@ def plan_training(run: RunFile, world: int) -> Plan:
         Mismatch: if the labels are not for these shards or this recipe.
     """
     train = run.train
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     labels = LabelSet.open(run, split) if train.distillation != "none" else None
     if train.batch_size % (2 * world):
         raise PipelineError(

@@ -18,7 +18,13 @@ from schemas.config import Shards
 from schemas.tables import INDEX
 from stages.dataset import Split
 from stages.shard import check_image, plan_shards
-from stages.sources import list_folder, read_classes
+from stages.sources.find import list_source
+from stages.sources.labels import read_classes
+
+
+def names(images) -> list[str]:
+    """The names in a listing, or a part of one."""
+    return images["name"].to_pylist()
 
 
 def spoil(images: Path, root: Path) -> list[str]:
@@ -32,15 +38,15 @@ def spoil(images: Path, root: Path) -> list[str]:
 
 
 def test_a_listing_is_sorted_and_does_not_depend_on_the_root_or_the_file_systems_order(images, tmp_path):
-    listing = list_folder(str(images / "train"), None, "source.train")
+    listing = list_source(str(images / "train"), "train", None)
     shutil.copytree(images / "train", tmp_path / "moved")
-    moved = list_folder(str(tmp_path / "moved"), None, "source.train")
+    moved = list_source(str(tmp_path / "moved"), "train", None)
     assert listing.classes == CLASSES
-    assert [image.name for image in listing.images] == sorted(image.name for image in listing.images)
+    assert names(listing.images) == sorted(names(listing.images)) and len(names(listing.images)) == 61
     assert listing.fingerprint() == moved.fingerprint()
     with (tmp_path / "moved/red/000.jpg").open("ab") as file:
         file.write(b"x")
-    assert list_folder(str(tmp_path / "moved"), None, "source.train").fingerprint() != listing.fingerprint()
+    assert list_source(str(tmp_path / "moved"), "train", None).fingerprint() != listing.fingerprint()
 
 
 def test_images_in_folders_below_a_class_count_and_other_files_are_counted(images, tmp_path):
@@ -51,20 +57,19 @@ def test_images_in_folders_below_a_class_count_and_other_files_are_counted(image
     (root / "red/notes.txt").write_text("x")
     (root / "red/.hidden.jpg").write_text("x")
     (root / ".git").mkdir()
-    listing = list_folder(str(root), None, "source.train")
-    assert "red/deep/003.JPEG" in [image.name for image in listing.images]
+    listing = list_source(str(root), "train", None)
+    assert "red/deep/003.JPEG" in names(listing.images)
     assert (len(listing.images), listing.other_files) == (61, 2)
 
 
 def test_class_numbers_follow_the_file_of_names_where_there_is_one(images, tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_text("red\n\npurple\ngrey\ngreen\nblue\n")
-    classes = read_classes(str(names))
+    file = tmp_path / "names.txt"
+    file.write_text("red\n\npurple\ngrey\ngreen\nblue\n")
+    classes = read_classes(str(file))
     assert classes == ("red", "purple", "grey", "green", "blue")
-    listing = list_folder(str(images / "train"), classes, "source.train")
-    assert {image.name.split("/")[0]: image.class_index for image in listing.images} == {
-        "red": 0, "grey": 2, "green": 3, "blue": 4,
-    }  # fmt: skip
+    listing = list_source(str(images / "train"), "train", classes)
+    rows = listing.images.to_pylist()
+    assert {row["name"].split("/")[0]: row["class"] for row in rows} == {"red": 0, "grey": 2, "green": 3, "blue": 4}
 
 
 def test_imagenets_classes_are_timms_thousand():
@@ -77,21 +82,21 @@ def test_imagenets_classes_are_timms_thousand():
     ("text", "says"), [("", "is empty"), ("a\nb\na\n", "names a twice"), (None, "cannot be read (")]
 )  # fmt: skip
 def test_a_bad_file_of_class_names_is_refused(tmp_path, refused, text, says):
-    names = tmp_path / "names.txt"
+    file = tmp_path / "names.txt"
     if text is not None:
-        names.write_text(text)
-    line = refused(read_classes, str(names))
-    assert line.startswith(f"source.classes = {names}: ") and says in line
+        file.write_text(text)
+    line = refused(read_classes, str(file))
+    assert line.startswith(f"source.classes = {file}: ") and says in line
 
 
 def test_shards_are_nearly_equal_and_hold_every_image_once(images):
-    listing = list_folder(str(images / "train"), None, "source.train")
+    listing = list_source(str(images / "train"), "train", None)
     specs = plan_shards(listing, Shards(samples_per_shard=13), shuffle=True)
     assert [len(spec.images) for spec in specs] == [13, 12, 12, 12, 12]
-    assert sorted(image.name for spec in specs for image in spec.images) == [image.name for image in listing.images]
-    assert all(len({image.class_index for image in spec.images}) > 1 for spec in specs)
+    assert sorted(name for spec in specs for name in names(spec.images)) == names(listing.images)
+    assert all(len(set(spec.images["class"].to_pylist())) > 1 for spec in specs)
     other = plan_shards(listing, Shards(samples_per_shard=13, seed=1), shuffle=True)
-    assert other != specs
+    assert [names(spec.images) for spec in other] != [names(spec.images) for spec in specs]
 
 
 def test_the_index_finds_every_images_untouched_bytes_in_the_tar(whole):
@@ -134,12 +139,6 @@ def test_moved_images_and_other_processes_make_the_same_shards(fresh, images, wh
     assert stored(Path(fresh().workspace, "shards")) == stored(Path(whole.workspace, "shards"))
 
 
-def test_timms_reader_is_told_of_every_shard(whole):
-    about = json.loads(Path(whole.workspace, "shards/train/_info.json").read_text())
-    assert about["filenames"] == [f"shard-{number:06d}.tar" for number in range(3)]
-    assert (about["shard_lengths"], about["num_samples"]) == ([21, 20, 20], 61)
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -151,7 +150,7 @@ def test_timms_reader_is_told_of_every_shard(whole):
 def test_an_image_that_cannot_be_decoded_to_its_last_row_is_bad(images, damage, says):
     data = (images / "train/red/000.jpg").read_bytes()
     with Image.open(io.BytesIO(data)) as image:
-        assert check_image(data) == image.size[::-1]
+        assert check_image(data) == (*image.size[::-1], ".jpeg")
     with pytest.raises(ValueError, match=says):
         check_image(damage(data))
 

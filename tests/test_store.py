@@ -141,7 +141,7 @@ def test_credentials_in_a_uri_are_not_shown():
 
 @pytest.mark.parametrize("uri", ["nothing://here", "s4://bucket/x"])
 def test_a_uri_that_cannot_be_opened_is_refused(uri, refused):
-    assert refused(Store, uri).startswith(f"workspace {uri}: cannot be opened (")
+    assert refused(Store, uri).startswith(f"{uri}: cannot be opened (")
 
 
 def test_a_folder_where_a_file_is_cannot_be_written(tmp_path, refused):
