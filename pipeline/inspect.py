@@ -5,8 +5,9 @@ from typing import Any
 
 from schemas.config import RunFile
 from schemas.errors import PipelineError
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
 from stages.inspect import as_json, find_sample, inspect_views, readable
+from stages.labelset import LabelSet
 from stages.sheet import draw_sheet
 
 Say = Callable[[str], None]

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
-from stages.dataset import LabelSet, LabelSpec, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet, LabelSpec
 from stages.replay.apply import Renderer, decode
 from stages.replay.decide import DecidedMix, Decider
 from stages.replay.mix import Mix

@@ -18,8 +18,9 @@ from schemas.config import RunFile
 from schemas.receipts import Made
 from schemas.tables import HARD
 from stages.batches import PartViews, load, part_batches, stack_mixes
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
 from stages.evaluate import CentreCrops
+from stages.labelset import LabelSpec
 from stages.replay.decide import Decider
 from stages.replay.signature import signature, signed_rows
 from stages.teacher import Teacher

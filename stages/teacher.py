@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schemas import config
 from schemas.errors import PipelineError
-from stages.dataset import teacher_settings
+from stages.labelset import teacher_settings
 from stages.replay.mix import Mix, mix, normalise
 from stages.student import build, load_weights
 from stages.weights import find_weights, pretrained_weights, weights_digest

@@ -26,7 +26,8 @@ from schemas.receipts import fingerprint
 from stages import losses
 from stages.batches import Batch, Steps, load
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.replay.draws import Draws, Purpose

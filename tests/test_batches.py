@@ -13,7 +13,8 @@ from world import decisions, flip_byte
 from schemas.errors import PipelineError
 from stages import batches
 from stages.batches import Batch, PartViews, Steps, load, part_batches
-from stages.dataset import LabelSet, LabelSpec, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet, LabelSpec
 from stages.replay.decide import Box, Decider
 from stages.replay.order import Stream
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from world import TINY_VIT, decisions, run_file, silent, stored
 
 from pipeline import run as stages
-from pipeline.run import label_specs
+from pipeline.labelling import label_specs
 from schemas.tables import HARD
 from stages.batches import part_batches
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
 from stages.label import Labeller
+from stages.labelset import LabelSpec
 from stages.replay.signature import signed_rows
 from stages.store import Store, valid_receipts
 from stages.train import Trainer, plan_training
