@@ -83,8 +83,20 @@ def _made_from(run: RunFile, split: Split) -> dict[str, Any]:
         "shards": split.content,
         "recipe": run.views.model_dump(mode="json"),
         "teacher": _teacher_identity(run, split),
-        "store": run.labels.store,
+        "store": _kept(run, len(split.classes)),
     }
+
+
+def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
+    """What the store keeps of a decision."""
+    settings = run.labels
+    if settings.store != "topk":
+        return settings.store
+    if settings.k >= classes:
+        raise PipelineError(
+            f'labels.k = {settings.k}: must be less than the {classes} classes; lower it, or set labels.store = "full"'
+        )
+    return {"kind": "topk", "k": settings.k, "tau": run.train.tau}
 
 
 def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from stages.shard import ShardMaker, plan_shards
 from stages.sources import list_folder, read_classes
 from stages.store import Store, put_json, read_manifest
 from stages.student import load_weights
-from stages.train import EMA_FILE, new_student, plan_training
+from stages.train import EMA_FILE, TAUGHT, new_student, plan_training
 from stages.weights import MODEL_FILE, find_weights
 
 Say = Callable[[str], None]
@@ -150,7 +150,7 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: as the stage raised it.
     """
     results = [shard(run, say)]
-    if run.train.distillation != "none":
+    if run.train.distillation in TAUGHT:
         results.append(label(run, say))
     results.append(train(run, say))
     if run.source.val:

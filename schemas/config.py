@@ -89,7 +89,10 @@ class Labels(Table):
 
     name: FolderName = Field("teacher", description="folder of the label set below labels/")
     views: int = Field(300, ge=1, le=65535, description="views of each sample to label; may be raised later")
-    store: Literal["hard"] = Field("hard", description="hard = the teacher's class, two bytes before compression")
+    store: Literal["hard", "topk", "full"] = Field(
+        "hard", description="hard = the teacher's class; topk = also its k largest logits; full = also all logits"
+    )
+    k: int = Field(10, ge=1, le=1000, description="logits of a view that topk keeps, exactly normalised for train.tau")
     workers: int = Field(2, ge=0, le=256, description="data processes of each teacher; 0 = in the teacher's own")
     passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
 
@@ -121,8 +124,14 @@ class Train(Table):
     ema_decay: float = Field(
         0.99996, ge=0, lt=1, description="moving average of the weights, kept beside them; 0 = off"
     )
-    distillation: Literal["none", "hard"] = Field(
-        "hard", description="hard = the teacher's class as a label of the distillation head"
+    distillation: Literal["none", "hard", "soft", "label"] = Field(
+        "hard",
+        description="what the distillation head learns (a single head: learns too): hard = the teacher's class; soft = "
+        "its probabilities, stored as topk or full; label = the truth, as section 4's control",
+    )
+    tau: float = Field(1.0, gt=0, le=100, description="temperature of soft; 1 = the authors' code, 3 = the paper")
+    soft_reduction: Literal["authors", "paper"] = Field(
+        "authors", description="of soft: mean over views and classes, K times smaller; or mean over views"
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
@@ -195,6 +204,10 @@ class RunFile(Table):
         if self.labels.views % self.views.repeats:
             raise ValueError(
                 f"labels.views: {self.labels.views} is not a multiple of views.repeats = {self.views.repeats}"
+            )
+        if self.train.distillation == "soft" and self.labels.store == "hard":
+            raise ValueError(
+                'train.distillation: soft learns the teacher\'s probabilities; set labels.store = "topk" or "full"'
             )
         return self
 

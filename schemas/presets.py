@@ -102,7 +102,7 @@ def _head(preset: Preset) -> Iterator[str]:
     yield "# Each reads deit.toml, or the file given with --config. Stopped? The same command again resumes."
     yield "# Try a value without editing: deit-pipeline train --set train.epochs=100"
     if not distils:
-        yield '# [teacher] and [labels] matter only once train.distillation is "hard", with a distilled student.'
+        yield '# [teacher] and [labels] matter only once train.distillation is "hard" or "soft".'
 
 
 def _keys(run: RunFile) -> Iterator[str]:

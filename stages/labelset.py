@@ -4,19 +4,20 @@ A part is a shard's block of passes; its file is proven against its receipt befo
 split, which knows images and no teacher.
 """
 
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import torch
 
 from schemas.config import RunFile, Teacher
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile, refuse_changes
-from schemas.tables import SIGNATURE_BYTES
 from stages.dataset import Split
+from stages.labelfile import read_labels
+from stages.losses import SoftLabels
 from stages.shard import shard_name
 from stages.store import Store, read_checked, read_manifest
 
@@ -44,10 +45,18 @@ class LabelSpec:
 
 @dataclass(frozen=True)
 class PartLabels:
-    """The decisions of one part: dense over (row, view - first_view); -1 where a sample sat out."""
+    """What the teacher said in one part.
+
+    Attributes:
+        first_view: of the part.
+        place: where in the columns (row, view - first_view) is, int32; -1 where a sample sat out.
+        columns: of the file.
+        signatures: by (row, view).
+    """
 
     first_view: int
-    decisions: np.ndarray
+    place: np.ndarray
+    columns: dict[str, np.ndarray]
     signatures: dict[tuple[int, int], np.ndarray]
 
 
@@ -69,12 +78,13 @@ class LabelSet:
         self.store, self.rows, self.repeats = store, rows, repeats
         self.versions: dict[str, str] = manifest["versions"]
         self.made_by: str = manifest["made_by"]
+        self.store_of: Any = manifest["made_from"]["store"]
         self._files: dict[tuple[int, int], tuple[LabelSpec, StoredFile]] = {}
         for part in manifest["parts"]:
             spec = LabelSpec.parse(part["part"])
             for pass_ in range(spec.first_pass, spec.end_pass):
                 self._files[spec.shard, pass_] = spec, StoredFile(**part["files"][0])
-        self._part = lru_cache(256)(self._read_part)
+        self._remember()
 
     @classmethod
     def open(cls, run: RunFile, split: Split) -> "LabelSet":
@@ -101,7 +111,10 @@ class LabelSet:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._part = lru_cache(256)(self._read_part)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._part = lru_cache(256 if self.store_of == "hard" else 32)(self._read_part)
 
     @property
     def passes(self) -> int:
@@ -121,27 +134,56 @@ class LabelSet:
         Raises:
             PipelineError: if the part holds none.
         """
+        part, place = self._find(shard, row, view)
+        return int(part.columns["decision"][place])
+
+    def refuse_soft(self, tau: float) -> None:
+        """Check that the set keeps the teacher's probabilities at a temperature.
+
+        Raises:
+            PipelineError: if it does not.
+        """
+        if self.store_of == "hard":
+            raise PipelineError(
+                f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "topk" or '
+                '"full" under another labels.name, or set train.distillation = "hard"'
+            )
+        if self.store_of != "full" and tau not in (1.0, self.store_of["tau"]):
+            raise PipelineError(
+                f"train.tau = {tau:g}: {self.store} is normalised for {self.store_of['tau']:g} and 1; use one of them, "
+                "or label again under another labels.name"
+            )
+
+    def soft(self, addresses: Sequence[tuple[int, int, int]], tau: float) -> SoftLabels:
+        """The teacher's distributions for the mixed views of samples (shard, row, view).
+
+        Raises:
+            PipelineError: if a part holds none.
+        """
+        found = [self._find(*address) for address in addresses]
+
+        def stacked(name: str) -> torch.Tensor:
+            return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
+
+        if self.store_of == "full":
+            return SoftLabels(stacked("logits"), None, None)
+        normaliser = stacked("lse_1" if tau == 1 else "lse_tau")
+        return SoftLabels(stacked("logits"), stacked("classes").long(), normaliser)
+
+    def _find(self, shard: int, row: int, view: int) -> tuple[PartLabels, int]:
         part = self.of(shard, view)
-        decision = int(part.decisions[row, view - part.first_view])
-        if decision < 0:
+        place = int(part.place[row, view - part.first_view])
+        if place < 0:
             raise PipelineError(f"{self.store}: no decision for shard {shard}, row {row}, view {view}; label again")
-        return decision
+        return part, place
 
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
-        table = pq.read_table(io.BytesIO(read_checked(self.store, file)))
+        columns, signatures = read_labels(read_checked(self.store, file))
         first = spec.first_pass * self.repeats
-        row, view = table["row"].to_numpy(), table["view"].to_numpy().astype(np.int64) - first
-        decisions = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)
-        decisions[row, view] = table["decision"].to_numpy()
-        signed = table.filter(table["signature"].is_valid())
-        signatures = {
-            (int(r), int(v)): np.frombuffer(s, np.uint8)
-            for r, v, s in zip(
-                signed["row"].to_pylist(), signed["view"].to_pylist(), signed["signature"].to_pylist(), strict=True
-            )
-            if len(s) == SIGNATURE_BYTES
-        }
-        return PartLabels(first, decisions, signatures)
+        place = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)
+        place[columns["row"], columns["view"].astype(np.int64) - first] = np.arange(len(columns["row"]))
+        kept = {name: columns[name] for name in columns if name not in ("shard", "row", "view")}
+        return PartLabels(first, place, kept, {at: np.frombuffer(one, np.uint8) for at, one in signatures.items()})
 
 
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
