@@ -3,7 +3,7 @@
 Passes come first, then shards, so that training can start when its first passes are labelled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from stages.label import Labeller
 from stages.labelset import LabelSpec
 from stages.store import Store, valid_receipts
 from stages.teacher import Teacher
+from stages.weights import outside_data
 
 Say = Callable[[str], None]
 _MIXED = {"own": "the view's own class", "partner": "its partner's", "neither": "neither"}
@@ -37,6 +38,8 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     split = Split.open(run.workspace, "train")
     if not split.pairs:
         raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
+    for line in _outside(run):
+        say(line)
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
     made_from = _made_from(run, split)
     made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
@@ -75,6 +78,17 @@ def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_p
             specs.append(LabelSpec(shard, first, end))
     wanted = (spec for spec in specs if spec.first_pass < passes)
     return sorted(wanted, key=lambda spec: (spec.first_pass, spec.shard, spec.end_pass))
+
+
+def _outside(run: RunFile) -> Iterator[str]:
+    """A warning for each of timm's pretrained teachers that was chosen without its tag and saw other data."""
+    for member in run.teacher.members:
+        tag = "" if member.checkpoint else outside_data(member.model)
+        if tag:
+            yield (
+                f"warning: teacher.model = {member.model} stands for {member.model}.{tag}, which was trained on more "
+                "than ImageNet-1k; name a tag if its students are to be compared with others"
+            )
 
 
 def _made_from(run: RunFile, split: Split) -> dict[str, Any]:

@@ -7,9 +7,9 @@ it allows. Defaults are DeiT's. A key exists only if something acts on it.
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
 
 from schemas.errors import PipelineError
 from schemas.receipts import short
@@ -40,6 +40,28 @@ def _folder_name(value: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, tuple) and value and all(isinstance(one, str) for one in value)):
+        return value
+    raise ValueError("must be a string, or a list of strings for a mixture")
+
+
+def _not_empty(value: Any) -> Any:
+    if "" in (value if isinstance(value, tuple) else (value,)):
+        raise ValueError("must not be empty")
+    return value
+
+
+def _tables(value: Any) -> Any:
+    if isinstance(value, dict) or (isinstance(value, tuple) and value and all(isinstance(one, dict) for one in value)):
+        return value
+    raise ValueError("must be a table, or a list of tables for a mixture")
+
+
+Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
+Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -65,23 +87,57 @@ class Shards(Table):
     )
 
 
+class Member(NamedTuple):
+    """One classifier of a teacher: model, checkpoint and extra as in the run file."""
+
+    model: str
+    checkpoint: str
+    extra: dict[str, Any]
+
+
 class Teacher(Table):
     """The network whose decisions are stored."""
 
-    model: str = Field("regnety_160.deit_in1k", min_length=1, description="any timm classifier; name the weights' tag")
-    checkpoint: str = Field(
-        "",
-        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace',
+    model: Annotated[Names, AfterValidator(_not_empty)] = Field(
+        "regnety_160.deit_in1k",
+        description="any timm classifier, name the weights' tag; or a list, whose softmaxes are averaged",
     )
-    extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    checkpoint: Names = Field(
+        "",
+        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace; '
+        "a list for a list of models",
+    )
+    extra: Tables = Field({}, description="further arguments of timm.create_model; a list for a list of models")
     precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
-    batch_size: int = Field(256, ge=2, le=65536, description="mixed views in one forward pass; even")
+    batch_size: int = Field(
+        256, ge=2, le=65536, description="mixed views in one forward pass; even; halved where memory does not suffice"
+    )
+    compile: bool = Field(False, description="run the model through torch.compile")
 
     @model_validator(mode="after")
-    def _even(self) -> "Teacher":
+    def _fits_together(self) -> "Teacher":
         if self.batch_size % 2:
             raise ValueError("batch_size: must be even: the two views of a pair go through the teacher together")
+        models = len(self.model) if isinstance(self.model, tuple) else 1
+        for key, value in (("checkpoint", self.checkpoint), ("extra", self.extra)):
+            if isinstance(value, tuple) and (len(value) != models or isinstance(self.model, str)):
+                raise ValueError(f"{key}: a list needs a list of as many models in teacher.model")
+        if self.checkpoint and isinstance(self.checkpoint, str) and isinstance(self.model, tuple):
+            raise ValueError('checkpoint: must be a list, one for each model; "" = timm\'s pretrained')
         return self
+
+    @property
+    def members(self) -> tuple["Member", ...]:
+        """The classifiers of the mixture; one where it is none."""
+        models = self.model if isinstance(self.model, tuple) else (self.model,)
+        checkpoints = self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,) * len(models)
+        extras = self.extra if isinstance(self.extra, tuple) else (self.extra,) * len(models)
+        return tuple(map(Member, models, checkpoints, extras))
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return " + ".join(member.model for member in self.members)
 
 
 class Labels(Table):

@@ -65,6 +65,8 @@ class Labeller:
         facts: dict[str, Any] = {"agreement": agreement}
         if spec.first_pass == 0:
             facts["centre_crops"] = self._centre_crops(spec.shard, classes)
+        if self.teacher.batch:
+            facts["forward_batch"] = self.teacher.batch  # memory did not suffice for the whole one
         return Made(files={path.name: path}, rows=len(columns["row"]), facts=facts)
 
     def _keep(self, row_view: np.ndarray, logits_BK: Tensor) -> dict[str, np.ndarray]:

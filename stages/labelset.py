@@ -193,4 +193,5 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
         "extra": teacher.extra,
         "precision": teacher.precision,
         "batch_size": teacher.batch_size,
+        "compile": teacher.compile,
     }
