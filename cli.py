@@ -93,9 +93,15 @@ def label_teacher(
 
 
 @app.command()
-def train(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+def train(
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for passes that are still being labelled.")] = False,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    address: Address = None,
+    json_: Json = False,
+) -> None:
     """Train the student from shards and decisions."""
-    _stage("train", config, set_, address, json_)
+    _stage("train", config, [*(set_ or []), *(["train.follow=true"] if follow else [])], address, json_)
 
 
 @app.command()

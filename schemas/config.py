@@ -191,6 +191,7 @@ class Train(Table):
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
+    follow: bool = Field(False, description="start before all passes are labelled, and wait for those to come")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 by autocast")
     compile: bool = Field(False, description="run the model through torch.compile")
     workers: int = Field(

@@ -82,7 +82,8 @@ def plan_training(run: RunFile, world: int) -> Plan:
     """
     train = run.train
     split = Split.open(run.workspace, "train")
-    labels = LabelSet.open(run, split) if train.distillation in TAUGHT else None
+    opened = LabelSet.follow if train.follow else LabelSet.open
+    labels = opened(run, split) if train.distillation in TAUGHT else None
     if labels is not None and train.distillation == "soft":
         labels.refuse_soft(train.tau)
     if train.batch_size % (2 * world):
@@ -348,7 +349,7 @@ def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> N
 
 
 _NO_MATTER = {
-    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "compile",
+    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "compile", "follow",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 
