@@ -18,7 +18,7 @@ import typer
 
 from schemas.config import RunFile, load_run_file
 from schemas.errors import PipelineError
-from schemas.presets import PRESETS, run_file_text
+from schemas.presets import run_file_text
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
@@ -49,7 +49,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as
 @app.command()
 def init(
     file: Annotated[str, typer.Argument(help="Where to write the run file.")] = "deit.toml",
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "deit-b-distilled",
+    preset: Annotated[
+        str, typer.Option(help="A training of the paper; an unknown name lists all.")
+    ] = "deit-b-distilled",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented run file."""

@@ -263,7 +263,7 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         train = self.run.train
-        scale = train.batch_size / 512
+        scale = train.batch_size / 512 if train.scale_lr else 1.0
         return learning_rate(
             step,
             steps_per_epoch=self.plan.steps_per_epoch,
@@ -301,11 +301,17 @@ def new_student(run: RunFile, split: Split) -> Classifier:
         num_classes=len(split.classes),
         img_size=student.img_size or run.views.image_size,
         drop_path=student.drop_path,
+        drop_rate=student.drop_rate,
         extra=student.extra,
     )
     if student.init_checkpoint:
         weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
-        load_weights(classifier, weights, source=f"student.init_checkpoint = {student.init_checkpoint}", new_head=True)
+        source = f"student.init_checkpoint = {student.init_checkpoint}"
+        try:
+            load_weights(classifier, weights, source=source, new_head=student.new_head)
+        except PipelineError as error:
+            more = "" if student.new_head else ", or set student.new_head = true if only the classes are others"
+            raise PipelineError(f"{error}{more}") from None
     return classifier
 
 

@@ -150,6 +150,29 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_enters_no_checkpoint(copied,
             assert torch.isfinite(load_file(file).get("metrics/loss", torch.tensor(0.0)))
 
 
+def test_weights_of_other_classes_start_a_run_only_where_it_asks_for_new_heads(copied, images, refused):
+    names = Path(images.parent, "five.txt")
+    names.write_text("blue\ngreen\ngrey\nred\nviolet\n")
+    start = {"student": {"init_checkpoint": str(Path(copied().workspace, "runs/student/model.safetensors"))}}
+    other = {"source": {"classes": str(names)}, "train": {"name": "five", "distillation": "none", "max_steps": 2}}
+    run = copied(start, other).model_copy(update={"workspace": str(Path(copied().workspace, "five"))})
+    stages.shard(run, silent)
+    line = refused(stages.train, run, silent)
+    assert "head.weight is (4, 48), expected (5, 48)" in line
+    assert line.endswith("or set student.new_head = true if only the classes are others")
+    new = run.model_copy(update={"student": run.student.model_copy(update={"new_head": True})})
+    assert stages.train(new, silent)["steps"] == 2
+    assert weights(new, "five")["head.weight"].shape == (5, 48)
+
+
+@pytest.mark.parametrize(("scaled", "rate"), [(True, 0.4 * 16 / 512), (False, 0.4)])
+def test_the_learning_rate_is_for_512_views_unless_the_run_file_says_it_is_as_it_is(copied, scaled, rate):
+    rates = {"lr": 0.4, "scale_lr": scaled, "warmup_epochs": 0, "distillation": "none", "max_steps": 1, "log_every": 1}
+    run = copied({"train": {"name": "rate"} | rates})
+    stages.train(run, silent)
+    assert metrics(run, "rate")[0]["lr"] == pytest.approx(rate)
+
+
 CHANGES = {
     "train.lr": {"train": {"lr": 0.02}},
     "train.epochs": {"train": {"epochs": 3}},
@@ -160,6 +183,8 @@ CHANGES = {
     "train.alpha": {"train": {"alpha": 0.4}},
     "train.ema_decay": {"train": {"ema_decay": 0.5}},
     "student.drop_path": {"student": {"drop_path": 0.2}},
+    "student.drop_rate": {"student": {"drop_rate": 0.2}},
+    "train.scale_lr": {"train": {"scale_lr": False}},
     "student.extra.depth": {"student": {"extra": {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}}},
 }
 
