@@ -201,7 +201,8 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Commit a checkpoint after `step` steps; rank 0 writes."""
-        self.metrics.refuse_bad_losses(step - 1, self._addresses)
+        self.metrics.refuse_bad_losses(self._addresses)
+        self._refuse_bad_weights(step - 1)
         sums = self.metrics.state()
         if self.rank:
             return
@@ -213,6 +214,15 @@ class Trainer:
             state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
+
+    def _refuse_bad_weights(self, step: int) -> None:
+        """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
+        bad = [name for name, value in self.classifier.model.named_parameters() if not bool(value.isfinite().all())]
+        if bad:
+            raise PipelineError(
+                f"{bad[0]} is not finite after step {step} though the losses were; {self._addresses(step)}; the "
+                'last good checkpoint is kept: lower train.lr, or set train.precision = "fp32"'
+            )
 
     def finish(self, loss: float | None) -> None:
         """Put the trained model, then the manifest that says the run is whole."""
@@ -281,7 +291,8 @@ class Trainer:
     def _addresses(self, step: int) -> str:
         units = self.data.units(step)
         shards = sorted({unit.shard for unit in units})
-        return f"its batch holds views {units[0]} to {units[-1]}, shards {shards}"
+        first, last = (f"shard {u.shard}, rows {u.row_a} and {u.row_b}, view {u.view}" for u in (units[0], units[-1]))
+        return f"its batch goes from {first} to {last}, over shards {shards}"
 
     def _warn(self, line: str) -> None:
         if self.rank == 0:

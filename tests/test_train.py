@@ -1,6 +1,8 @@
 """Training: the loss is the stored decisions', bits do not depend on workers, and what matters may not change."""
 
+import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -141,13 +143,76 @@ def test_a_run_that_shows_views_again_refuses_labels_that_were_raised_under_it(c
 def test_a_loss_that_is_not_finite_ends_the_run_and_enters_no_checkpoint(copied, refused):
     run = copied({"train": {"name": "wild", "lr": 1e30, "warmup_lr": 1e30, "log_every": 50, "checkpoint_every": 1}})
     line = refused(stages.train, run, silent)
-    assert line.startswith("the loss is nan at step ")
+    assert re.match(
+        r"the loss of step 1 is not finite; its batch goes from shard \d, rows \d+ and \d+, view \d to ", line
+    )
     assert "lower train.lr" in line
     folder = Path(run.workspace, "runs/wild")
     assert not (folder / "manifest.json").exists()
     for file in (folder / "checkpoints").rglob("*.safetensors"):
         if "state" in file.name:
             assert torch.isfinite(load_file(file).get("metrics/loss", torch.tensor(0.0)))
+
+
+def test_bad_weights_under_good_losses_enter_no_checkpoint_either(copied, refused, monkeypatch):
+    whole_step = Trainer.step
+
+    def step(trainer, batch):
+        whole_step(trainer, batch)
+        if batch.step == 4:
+            with torch.no_grad():
+                trainer.classifier.model.head.bias[1] = float("inf")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run = copied({"train": {"name": "wild", "checkpoint_every": 1, "log_every": 50}})
+    line = refused(stages.train, run, silent)
+    assert line.startswith("head.bias is not finite after step 4 though the losses were; its batch goes from shard ")
+    kept = sorted(path.name for path in Path(run.workspace, "runs/wild/checkpoints").iterdir())
+    assert kept == ["step-000000003", "step-000000004"]
+
+
+def test_the_moving_average_is_the_formula_by_hand(copied):
+    run = copied({"train": {"name": "average", "ema_decay": 0.75, "max_steps": 4, "checkpoint_every": 1}})
+    trainer = Trainer(run, plan_training(run, 1), rank=0, world=1, device=torch.device("cpu"))
+    by_hand = {name: value.double() for name, value in trainer.classifier.model.state_dict().items()}
+    for step in range(4):
+        trainer.step(trainer.data[step])
+        for name, value in trainer.classifier.model.state_dict().items():
+            by_hand[name] = 0.75 * by_hand[name] + 0.25 * value.double()
+    for name, value in trainer.ema.module.state_dict().items():
+        torch.testing.assert_close(value.double(), by_hand[name], atol=1e-6, rtol=1e-5)
+        assert not torch.equal(value, trainer.classifier.model.state_dict()[name])
+
+
+def test_a_student_is_fine_tuned_at_another_resolution_with_labels_made_there(copied, whole):
+    at = {
+        "views": {"image_size": 48},
+        "labels": {"name": "teacher-48"},
+        "student": {"init_checkpoint": "run:student"},
+        "train": {"name": "student-48", "max_steps": 2, "lr": 1e-9, "warmup_lr": 0.0, "min_lr": 0.0, "log_every": 1},
+    }
+    run = copied(at)
+    stages.label(run, silent)
+    stages.train(run, silent)
+    before, after = weights(whole), weights(run, "student-48")
+    assert after["pos_embed"].shape == (1, 2 + 36, 48)
+    positions = student.resample_positions(before["pos_embed"], grid=(6, 6), prefix=2)
+    torch.testing.assert_close(after["pos_embed"], positions, atol=1e-6, rtol=0)
+    torch.testing.assert_close(after["head_dist.weight"], before["head_dist.weight"], atol=1e-6, rtol=0)
+    assert metrics(run, "student-48")[0]["teacher_loss"] > 0
+
+
+def test_a_step_asks_the_device_for_nothing_so_that_it_never_waits(copied, monkeypatch):
+    run = copied({"train": {"name": "meta", "ema_decay": 0.0, "log_every": 50, "micro_batch": 8}})
+    plan = plan_training(run, 1)
+    trainer = Trainer(run, plan, rank=0, world=1, device=torch.device("meta"))  # has no values to be asked for
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know that device
+    for step in (0, 1):
+        trainer.step(trainer.data[step])
+    losses_of = trainer._losses
+    monkeypatch.setattr(trainer, "_losses", lambda batch: losses_of(batch) | {"asked": losses_of(batch)["loss"].item()})
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        trainer.step(trainer.data[2])
 
 
 def test_weights_of_other_classes_start_a_run_only_where_it_asks_for_new_heads(copied, images, refused):
