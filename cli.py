@@ -1,4 +1,4 @@
-"""The verbs: `deit-pipeline init | demo | shard | label-teacher | train | evaluate | run | status | verify | inspect`.
+"""The verbs of `deit-pipeline`: init, demo, shard, label-teacher, train, evaluate, export, run, status, verify, inspect.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
 mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong
@@ -103,6 +103,22 @@ def train(config: Config = "deit.toml", set_: Override = None, address: Address 
 def evaluate(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
     """Measure top-1 and top-5 of every head on the val split."""
     _stage("evaluate", config, set_, address, json_)
+
+
+@app.command()
+def export(
+    format_: Annotated[str, typer.Option("--format", help="safetensors, huggingface, onnx or torch-export.")],
+    out: Annotated[str, typer.Option(help="The folder to write.")],
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Write the trained model in a form in which others load it."""
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.export import export as write
+
+        _print(write(settings, format_, out, _say(json_)), json_)
 
 
 @app.command()

@@ -27,10 +27,9 @@ from stages.label import Labeller
 from stages.shard import ShardMaker, plan_shards
 from stages.sources import list_folder, read_classes
 from stages.store import Store, put_json, read_manifest, valid_receipts
-from stages.student import load_weights
 from stages.teacher import Teacher
-from stages.train import EMA_FILE, new_student, plan_training
-from stages.weights import MODEL_FILE, find_weights
+from stages.train import EMA_FILE, new_student, plan_training, trained_student, weights_sha256
+from stages.weights import MODEL_FILE
 
 Say = Callable[[str], None]
 
@@ -190,8 +189,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     file = MODEL_FILE if settings.weights == "model" else EMA_FILE
     if not store.exists(file):
         raise PipelineError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
-    model = new_student(run, split)
-    load_weights(model, find_weights(f"run:{name}", run.workspace, "train.name", file=file), source=store.name(file))
+    model = trained_student(run, split, file)
     device = torch.device(run_device(run))
     size = run.student.img_size or run.views.image_size
     crops = CentreCrops(split, size, settings.crop_pct, settings.batch_size)
@@ -202,6 +200,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         "stage": "evaluate",
         "run": name,
         "weights": settings.weights,
+        "model_sha256": weights_sha256(read_manifest(store), file),
         "image_size": size,
         "split": split.content,
     } | found

@@ -152,6 +152,7 @@ class Train(Table):
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="write the metrics as TensorBoard's event file as well")
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from schemas.errors import PipelineError
 from stages.store import Store
+from stages.tensorboard import EVENTS_FILE, event_file
 
 FILE = "metrics.jsonl"
 _NEVER = 2**62
@@ -32,12 +33,16 @@ class Metrics:
         rank: of this process.
         world: number of processes, whose means are averaged.
         device: where sums are kept.
+        tensorboard: put the lines as TensorBoard's event file as well.
     """
 
     PREFIX = "metrics/"
 
-    def __init__(self, store: Store, every: int, *, rank: int, world: int, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, every: int, *, rank: int, world: int, device: torch.device, tensorboard: bool = False
+    ) -> None:
         self._store, self._every, self._rank, self._world, self._device = store, every, rank, world, device
+        self._tensorboard = tensorboard
         self._lines: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}  # of this process
         self._views = self._timed_views = 0
@@ -121,6 +126,8 @@ class Metrics:
     def flush(self) -> None:
         """Put all lines so far."""
         self._store.put(FILE, b"".join(json.dumps(line).encode() + b"\n" for line in self._lines))
+        if self._tensorboard:
+            self._store.put(EVENTS_FILE, event_file(self._lines))
 
     def _means(self) -> dict[str, float]:
         return dict(zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True))

@@ -34,6 +34,7 @@ from stages.replay.mix import Mix, mix, normalise
 from stages.replay.order import Stream
 from stages.store import MANIFEST, Store, put_json
 from stages.student import Classifier, Heads, build, load_weights
+from stages.tensorboard import refuse_missing_tensorboard
 from stages.weights import MODEL_FILE, find_weights
 
 EMA_FILE = "model_ema.safetensors"
@@ -78,6 +79,8 @@ def plan_training(run: RunFile, world: int) -> Plan:
         Mismatch: if the labels are not for these shards or this recipe.
     """
     train = run.train
+    if train.tensorboard:
+        refuse_missing_tensorboard()
     split = Split.open(run.workspace, "train")
     labels = LabelSet.open(run, split) if train.distillation != "none" else None
     if train.batch_size % (2 * world):
@@ -158,7 +161,9 @@ class Trainer:
         self.data = Steps(
             plan.split, run.views, plan.stream(run), plan.labels, batch=run.train.batch_size, rank=rank, world=world
         )
-        self.metrics = Metrics(self.store, run.train.log_every, rank=rank, world=world, device=device)
+        self.metrics = Metrics(
+            self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
+        )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
         self._forward = self._wrapped(world)
 
@@ -307,14 +312,7 @@ def new_student(run: RunFile, split: Split) -> Classifier:
     """
     student = run.student
     torch.manual_seed(run.train.seed)
-    classifier = build(
-        student.model,
-        num_classes=len(split.classes),
-        img_size=student.img_size or run.views.image_size,
-        drop_path=student.drop_path,
-        drop_rate=student.drop_rate,
-        extra=student.extra,
-    )
+    classifier = _built(run, split)
     if student.init_checkpoint:
         weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
         source = f"student.init_checkpoint = {student.init_checkpoint}"
@@ -324,6 +322,35 @@ def new_student(run: RunFile, split: Split) -> Classifier:
             more = "" if student.new_head else ", or set student.new_head = true if only the classes are others"
             raise PipelineError(f"{error}{more}") from None
     return classifier
+
+
+def trained_student(run: RunFile, split: Split, file: str) -> Classifier:
+    """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
+
+    Raises:
+        PipelineError: if there are none, or they are another student's.
+    """
+    classifier = _built(run, split)
+    weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
+    load_weights(classifier, weights, source=Store(run.workspace).at(f"runs/{run.train.name}").name(file))
+    return classifier
+
+
+def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
+    """Of a run's weights file, as its manifest has it; None if the run is not whole."""
+    files = manifest["parts"][0]["files"] if manifest else []
+    return next((str(one["sha256"]) for one in files if one["path"] == file), None)
+
+
+def _built(run: RunFile, split: Split) -> Classifier:
+    return build(
+        run.student.model,
+        num_classes=len(split.classes),
+        img_size=run.student.img_size or run.views.image_size,
+        drop_path=run.student.drop_path,
+        drop_rate=run.student.drop_rate,
+        extra=run.student.extra,
+    )
 
 
 def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
@@ -337,7 +364,7 @@ def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> N
 
 
 _NO_MATTER = {
-    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "compile",
+    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 
