@@ -153,8 +153,8 @@ def make_parts(
         raise Unfinished("stopped; what is done is kept, the same command goes on") from None
 
 
-def check_fits(ray: Any, seats: Seats) -> None:
-    """Compare one worker's needs with what the cluster has, since Ray would wait for ever.
+def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
+    """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
 
     Raises:
         PipelineError: if no worker could ever start.
@@ -163,7 +163,7 @@ def check_fits(ray: Any, seats: Seats) -> None:
     for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
         if has.get(resource, 0) < needed:
             raise PipelineError(
-                f"a worker needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
+                f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
                 "lower labels.workers, train.workers or cluster.devices, or add nodes"
             )
 

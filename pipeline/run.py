@@ -31,9 +31,8 @@ from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_sources
 from stages.sources.listing import Listing
 from stages.store import Store, put_json, put_table, read_manifest
-from stages.student import load_weights
-from stages.train import EMA_FILE, TAUGHT, new_student, plan_training
-from stages.weights import MODEL_FILE, find_weights
+from stages.train import EMA_FILE, TAUGHT, new_student, plan_training, trained_student, weights_sha256
+from stages.weights import MODEL_FILE
 
 Say = Callable[[str], None]
 
@@ -128,8 +127,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     file = MODEL_FILE if settings.weights == "model" else EMA_FILE
     if not store.exists(file):
         raise PipelineError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
-    model = new_student(run, split)
-    load_weights(model, find_weights(f"run:{name}", run.workspace, "train.name", file=file), source=store.name(file))
+    model = trained_student(run, split, file)
     device = torch.device(run_device(run))
     size = run.student.img_size or run.views.image_size
     crops = CentreCrops(split, size, settings.crop_pct, settings.batch_size)
@@ -140,6 +138,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         "stage": "evaluate",
         "run": name,
         "weights": settings.weights,
+        "model_sha256": weights_sha256(read_manifest(store), file),
         "image_size": size,
         "split": split.content,
     } | found

@@ -180,8 +180,21 @@ class Student(Table):
     model: str = Field("deit_base_distilled_patch16_224", min_length=1, description="any timm classifier")
     img_size: int = Field(0, ge=0, description="input size; 0 = views.image_size")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, linear over depth")
+    drop_rate: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="dropout: in a transformer after the positions and in every block, elsewhere before the classifier",
+    )
     init_checkpoint: str = Field("", description="weights to start from, as teacher.checkpoint")
+    new_head: bool = Field(False, description="begin with fresh heads: init_checkpoint knows other classes")
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> "Student":
+        if self.new_head and not self.init_checkpoint:
+            raise ValueError("new_head: without student.init_checkpoint all weights are fresh; set one or remove it")
+        return self
 
 
 class Train(Table):
@@ -192,7 +205,8 @@ class Train(Table):
     max_steps: int = Field(0, ge=0, description="stop after this many steps of the schedule; 0 = all of it")
     batch_size: int = Field(1024, ge=2, description="global batch, whatever the number of workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum .9")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate for 512 views; scaled by batch_size / 512")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    scale_lr: bool = Field(True, description="lr is for 512 views and is scaled by batch_size / 512; false = as it is")
     warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the first step")
     min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
     warmup_epochs: int = Field(5, ge=0, description="linear warm-up, inside the cosine")
@@ -225,6 +239,7 @@ class Train(Table):
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="write the metrics as TensorBoard's event file as well")
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
 
     @model_validator(mode="after")
