@@ -15,6 +15,7 @@ from world import decisions, silent, stored
 
 from pipeline import run as stages
 from stages import student, tensorboard
+from stages.loader import moved
 from stages.train import Trainer, plan_training
 
 
