@@ -17,11 +17,12 @@ from pipeline.run import evaluate, label, shard, train
 from schemas.config import RunFile, parse_run
 from schemas.errors import PipelineError
 from schemas.presets import toml_text
+from stages.replay.draws import Draws, Purpose
 
 _TRAIN_IMAGES = 1500
 _SIDE = 32
 
-_EPOCHS = {"teacher": 20, "with-teacher": 40, "without-teacher": 40}
+_EPOCHS = {"teacher": 13, "with-teacher": 32, "without-teacher": 32}
 _STUDENT = {"depth": 4, "embed_dim": 96, "num_heads": 3, "patch_size": 8}
 _RUNS = ("teacher", "without-teacher", "with-teacher")
 
@@ -54,8 +55,10 @@ def write_digits(root: Path) -> None:
     except ImportError:
         raise PipelineError("demo: its digits come with scikit-learn; pip install 'deit-pipeline[demo]'") from None
     digits = load_digits()
-    for number, (pixels_HW, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
-        split = "train" if number < _TRAIN_IMAGES else "val"
+    order = Draws(0, Purpose.SHUFFLE).at(0).permutation(len(digits.images))  # they come sorted by writer
+    for place, number in enumerate(order.tolist()):
+        pixels_HW, digit = digits.images[number], digits.target[number]
+        split = "train" if place < _TRAIN_IMAGES else "val"
         path = root / split / str(digit) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray((pixels_HW * (255 / 16)).astype(np.uint8))
@@ -83,21 +86,29 @@ def _run_file(root: Path, name: str, address: str) -> RunFile:
         "workspace": str(root),
         "source": {"train": str(root / "images" / "train"), "val": str(root / "images" / "val")},
         "shards": {"samples_per_shard": 250},
-        "views": {"image_size": _SIDE, "scale": [0.5, 1.0], "flip_prob": 0.0, "rand_augment": "rand-m5-mstd0.5-inc1"},
+        "views": {
+            "image_size": _SIDE,
+            "repeats": 2,
+            "scale": [0.7, 1.0],
+            "flip_prob": 0.0,
+            "rand_augment": "rand-m2-n1-p0.3-mstd0.5-inc1",
+            "erasing_prob": 0.05,
+            "mix_prob": 0.3,
+        },
         "teacher": teacher | {"checkpoint": "run:teacher", "batch_size": 250},
-        "labels": {"name": "teacher", "views": 42, "passes_per_part": 7, "workers": 0},
+        "labels": {"name": "teacher", "views": 34, "passes_per_part": 9, "workers": 0},
         "student": chosen | {"drop_path": 0.0},
         "train": {
             "name": name,
             "epochs": _EPOCHS[name],
-            "batch_size": 100,
-            "lr": 5e-3,
+            "batch_size": 50,
+            "lr": 1.5e-2,
             "warmup_epochs": 3,
             "ema_decay": 0.0,
             "distillation": "hard" if distils else "none",
             "workers": 1,
-            "log_every": 15,
-            "checkpoint_every": 150,
+            "log_every": 30,
+            "checkpoint_every": 300,
         },
         "evaluate": {"crop_pct": 1.0},
         "cluster": {"address": address},

@@ -1,0 +1,113 @@
+"""Checkpoints: a broken one is passed over, old ones go, and what is kept is enough to go on to the bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from world import flip_byte, silent, stored
+
+from pipeline import run as stages
+from schemas.errors import PipelineError
+from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.store import Store
+
+
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"a": torch.full((3,), step), "b": torch.tensor(step * 0.5, dtype=torch.float64)}
+    return Checkpoint(step=step, model=tensors, ema=tensors, state={"step": torch.tensor(step)})
+
+
+def unheard(line: str) -> None:
+    raise AssertionError(line)
+
+
+@pytest.fixture
+def run(tmp_path) -> Store:
+    """A run's folder with checkpoints after steps 3, 6 and 9, two of which are kept."""
+    store = Store(str(tmp_path / "run"))
+    for step in (3, 6, 9):
+        save_checkpoint(store, checkpoint(step), "me", keep=2)
+    return store
+
+
+def test_the_newest_checkpoint_comes_back_as_it_was(run):
+    found = newest_checkpoint(run, unheard)
+    assert found.step == 9
+    for part in ("model", "ema", "state"):
+        one, other = getattr(found, part), getattr(checkpoint(9), part)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one)
+
+
+def test_where_none_is_there_is_none(tmp_path):
+    assert newest_checkpoint(Store(str(tmp_path)), unheard) is None
+
+
+def test_old_ones_go_with_their_folders(run):
+    assert run.folders("checkpoints") == ["step-000000006", "step-000000009"]
+    assert sorted(run.files("receipts")) == ["step-000000006.json", "step-000000009.json"]
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_goes_as_well(run):
+    half = run.local_path("checkpoints/step-000000007/.model.safetensors.0.tmp")
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    run.put("checkpoints/step-000000008/model.safetensors", b"whole, but without a receipt")
+    assert newest_checkpoint(run, unheard).step == 9
+    save_checkpoint(run, checkpoint(12), "me", keep=2)
+    assert run.folders("checkpoints") == ["step-000000009", "step-000000012"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda file: flip_byte(file, 60), "has other bytes than its receipt says"),
+        (lambda file: file.write_bytes(file.read_bytes()[:50]), "has 50 bytes, its receipt says"),
+        (lambda file: file.unlink(), "is missing"),
+    ],
+)
+@pytest.mark.parametrize("table", ["model", "ema", "state"])
+def test_a_broken_one_is_passed_over_with_a_warning_that_names_it(run, damage, says, table):
+    path = f"checkpoints/step-000000009/{table}.safetensors"
+    damage(run.local_path(path))
+    heard = []
+    assert newest_checkpoint(run, heard.append).step == 6
+    assert len(heard) == 1
+    assert heard[0].startswith(f"{run}: checkpoint step-000000009 is passed over: {path} ")
+    assert says in heard[0]
+
+
+def test_a_torn_receipt_is_refused_with_its_name_and_the_mend(run):
+    receipt = run.local_path("receipts/step-000000009.json")
+    receipt.write_bytes(receipt.read_bytes()[:40])
+    with pytest.raises(PipelineError, match=r"step-000000009\.json: not a receipt .* delete it and run the same"):
+        newest_checkpoint(run, unheard)
+
+
+def test_training_goes_on_from_the_last_whole_one_to_the_same_bits(copied, whole, capsys):
+    run = copied()
+    folder = Path(run.workspace, "runs/student")
+    for name in ("manifest.json", "model.safetensors", "model_ema.safetensors"):
+        (folder / name).unlink()
+    flip_byte(folder / "checkpoints/step-000000012/model.safetensors", 5000)
+    said = []
+    assert stages.train(run, said.append)["resumed_from_step"] == 9
+    assert [line for line in said if "checkpoint step-000000012 is passed over" in line]
+    assert "step-000000012 is passed over" in capsys.readouterr().err
+    truth = stored(Path(whole.workspace, "runs/student"))
+    for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
+        assert (folder / name).read_bytes() == truth[name]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_without_any_whole_checkpoint_training_begins_again_and_ends_with_the_same_bits(copied, whole):
+    run = copied()
+    folder = Path(run.workspace, "runs/student")
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    assert stages.train(run, silent)["resumed_from_step"] == 0
+    truth = Path(whole.workspace, "runs/student/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == truth
