@@ -9,28 +9,30 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import torch
 
+from pipeline.labelling import label as label
 from pipeline.launch import device_count, launch_training, run_device
 from pipeline.progress import Progress
-from pipeline.ray_pool import Seats, make_parts
-from pipeline.work import Job, Spec, begin, finish, left_to_do
+from pipeline.ray_pool import Seats, make_missing
+from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
-from schemas.errors import Mismatch, PipelineError
+from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.presets import toml_text
-from schemas.receipts import Receipt
+from schemas.receipts import Receipt, StoredFile
+from schemas.tables import SKIPPED
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
 from stages.evaluate import CentreCrops, accuracy
-from stages.label import Labeller
 from stages.loader import load
 from stages.shard import ShardMaker, plan_shards
-from stages.sources import list_folder, read_classes
-from stages.store import Store, put_json, read_manifest, valid_receipts
+from stages.sources.find import list_sources
+from stages.sources.listing import Listing
+from stages.store import Store, put_json, put_table, read_manifest
 from stages.student import load_weights
-from stages.teacher import Teacher
-from stages.train import EMA_FILE, new_student, plan_training
+from stages.train import EMA_FILE, TAUGHT, new_student, plan_training
 from stages.weights import MODEL_FILE, find_weights
 
 Say = Callable[[str], None]
@@ -43,111 +45,46 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if a source is missing, or holds what cannot be packed.
         Mismatch: if the splits there were made from something else.
     """
-    classes = read_classes(run.source.classes)
-    roots = {"train": run.source.train} | ({"val": run.source.val} if run.source.val else {})
-    listings = {split: list_folder(root, classes, f"source.{split}") for split, root in roots.items()}
-    if "val" in listings and listings["val"].classes != listings["train"].classes:
-        missing = sorted(set(listings["train"].classes) ^ set(listings["val"].classes))
-        raise PipelineError(
-            f"source.val: its class folders are not those of source.train ({missing[0]}, {len(missing)} differ); "
-            "name all classes with source.classes"
-        )
     result = {}
-    for split, listing in listings.items():
-        store = Store(run.workspace).at(f"shards/{split}")
-        settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
-        made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-        made_by = begin(
-            store, made_from, pixel_versions(), "restore the images and the run file, or delete that folder"
-        )
-        specs = plan_shards(listing, run.shards, shuffle=split == "train")
-        job = Job(store, made_by, partial(ShardMaker, os.path.abspath(listing.root), run.shards.on_bad_image))
-        seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
-        with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
-            receipts, new = _make(run, job, specs, seats, progress)
-        skipped = _skipped(store, receipts, run.shards.on_bad_image)
-        more = {
-            "stage": "shard",
-            "classes": list(listing.classes),
-            "skipped": skipped,
-            "other_files": listing.other_files,
-        }
-        finish(store, made_from, receipts, **more)
-        put_json(store, "_info.json", _timm_info(receipts))
-        samples = sum(receipt.rows for receipt in receipts)
-        result[split] = _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
-        say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
-        if listing.other_files:
-            say(f"{split}: {listing.other_files} files of {listing.root} are no images and were left out")
+    for split, listing in list_sources(run.source).items():
+        if listing.refused and run.shards.on_bad_image == "fail":
+            raise BadImages(listing.refused)
+        result[split] = _shard_split(run, split, listing, say)
     return {"stage": "shard", "splits": result}
 
 
-def label(run: RunFile, say: Say) -> dict[str, Any]:
-    """Store the teacher's decisions for the run file's views.
-
-    Raises:
-        PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
-        Mismatch: if the label set there is of another teacher, recipe or split.
-    """
-    split = Split.open(run.workspace, "train")
-    if not split.pairs:
-        raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
-    store = Store(run.workspace).at(f"labels/{run.labels.name}")
-    made_from = {
-        "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
-        "teacher": _teacher_identity(run, split),
-        "store": run.labels.store,
+def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[str, Any]:
+    store = Store(run.workspace).at(f"shards/{split}")
+    settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
+    made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
+    made_by = begin(store, made_from, pixel_versions(), "restore the images and the run file, or delete that folder")
+    specs = plan_shards(listing, run.shards, shuffle=split == "train")
+    job = Job(store, made_by, partial(ShardMaker, listing.source, run.shards))
+    seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
+    with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
+        receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
+    skipped = [*listing.refused, *_skipped(store, receipts, run.shards.on_bad_image)]
+    samples = sum(receipt.rows for receipt in receipts)
+    more: dict[str, Any] = {
+        "stage": "shard",
+        "classes": list(listing.classes),
+        "found": len(listing.images) + len(listing.refused),
+        "samples": samples,
+        "skipped": skipped,
+        "other_files": listing.other_files,
     }
-    made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
-    passes = run.labels.views // run.views.repeats
-    done = {name: one for name, one in valid_receipts(store).items() if one.made_by == made_by}
-    specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
-    gpu = run_device(run) == "cuda"
-    seats = Seats(count=device_count(run), cpus=1 + run.labels.workers if gpu else 1, gpus=int(gpu))
-    job = Job(store, made_by, partial(Labeller, run, split, run_device(run)))
-    with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
-        receipts, new = _make(run, job, specs, seats, progress)
-    views = passes * run.views.repeats
-    mixed = {name: sum(one.facts["agreement"][name] for one in receipts) for name in ("own", "partner", "neither")}
-    decisions = sum(mixed.values())
-    centre = [one.facts["centre_crops"] for one in receipts if "centre_crops" in one.facts]
-    agreement = sum(one["correct"] for one in centre) / sum(one["images"] for one in centre)
-    shares = {name: count / decisions for name, count in mixed.items()}
-    finish(store, made_from, receipts, stage="label-teacher", views=views, agreement=agreement, mixed_agreement=shares)
-    stored = sum(store.files(folder)[name] for folder in ("", "receipts") for name in store.files(folder))
-    say(
-        f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
-    )
-    say(f"the teacher agrees with the truth on {agreement:.1%} of {len(split)} unmixed centre crops")
-    say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
-    return {
-        "stage": "label-teacher", "decisions": decisions, "parts": len(receipts), "new_parts": new, "views": views,
-        "agreement": agreement, "mixed_agreement": shares, "bytes_per_view": stored / decisions,
-    }  # fmt: skip
-
-
-_MIXED = {"own": "the view's own class", "partner": "its partner's", "neither": "neither"}
-
-
-def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
-    """The parts of a label set, done ones as they were dealt, passes first, then shards.
-
-    Raising `views` therefore adds parts and changes none.
-    """
-    specs = [LabelSpec.parse(name) for name in done]
-    covered = {(spec.shard, pass_) for spec in specs for pass_ in range(spec.first_pass, spec.end_pass)}
-    for shard in range(shards):
-        missing = [pass_ for pass_ in range(passes) if (shard, pass_) not in covered]
-        while missing:
-            block = missing[0] // passes_per_part
-            first = missing[0]
-            end = first
-            while missing and missing[0] == end and end // passes_per_part == block:
-                end, missing = end + 1, missing[1:]
-            specs.append(LabelSpec(shard, first, end))
-    wanted = (spec for spec in specs if spec.first_pass < passes)
-    return sorted(wanted, key=lambda spec: (spec.first_pass, spec.shard, spec.end_pass))
+    if run.shards.adopt:
+        more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
+    else:
+        put_json(store, "_info.json", _timm_info(split, receipts))
+        put_json(store, "wids.json", _wids_index(split, receipts))
+    if skipped:
+        put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
+    finish(store, made_from, receipts, **more)
+    say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
+    if listing.other_files:
+        say(f"{split}: {listing.other_files} files of {listing.source.root} are no images and were left out")
+    return _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
 
 
 def train(run: RunFile, say: Say) -> dict[str, Any]:
@@ -185,7 +122,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: if there is no val split or no trained model, or it does not fit.
     """
-    split = Split.open(run.workspace, "val")
+    split = Split.open(run.workspace, "val", run.cache)
     settings, name = run.evaluate, run.train.name
     store = Store(run.workspace).at(f"runs/{name}")
     file = MODEL_FILE if settings.weights == "model" else EMA_FILE
@@ -220,38 +157,12 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: as the stage raised it.
     """
     results = [shard(run, say)]
-    if run.train.distillation != "none":
+    if run.train.distillation in TAUGHT:
         results.append(label(run, say))
     results.append(train(run, say))
     if run.source.val:
         results.append(evaluate(run, say))
     return {"stage": "run", "stages": results}
-
-
-def _make(run: RunFile, job: Job, specs: Sequence[Spec], seats: Seats, progress: Progress) -> tuple[list[Receipt], int]:
-    """Make what is missing; all receipts in the order of the specs, and how many are new."""
-    receipts = {name: one for name, one in valid_receipts(job.store).items() if one.made_by == job.made_by}
-    todo = left_to_do(specs, receipts)
-    progress.update(len(specs) - len(todo))
-
-    def done(receipt: Receipt) -> None:
-        receipts[receipt.part] = receipt
-        progress.advance(1, work=receipt.rows)
-
-    make_parts(job, todo, cluster=run.cluster, seats=seats, done=done)
-    return [receipts[spec.name] for spec in specs], len(todo)
-
-
-def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
-    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started."""
-    teacher = Teacher(
-        run.teacher,
-        workspace=run.workspace,
-        num_classes=len(split.classes),
-        image_size=run.views.image_size,
-        device=torch.device("cpu"),
-    )
-    return teacher.identity() | {"device": run_device(run)}
 
 
 def _skipped(store: Store, receipts: Sequence[Receipt], on_bad_image: str) -> list[dict[str, str]]:
@@ -275,8 +186,23 @@ def _sizes(receipts: Sequence[Receipt], new: int) -> dict[str, int]:
     }
 
 
-def _timm_info(receipts: Sequence[Receipt]) -> dict[str, Any]:
+def _tars(receipts: Sequence[Receipt]) -> list[StoredFile]:
+    return [next(file for file in receipt.files if file.path.endswith(".tar")) for receipt in receipts]
+
+
+def _timm_info(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """What timm's reader of WebDataset shards asks for."""
-    names = [next(file.path for file in receipt.files if file.path.endswith(".tar")) for receipt in receipts]
     lengths = [receipt.rows for receipt in receipts]
-    return {"num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}
+    names = [tar.path for tar in _tars(receipts)]
+    return {
+        "splits": {split: {"name": split, "num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}}
+    }
+
+
+def _wids_index(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """The index of shards by which wids reads samples at random; it finds them beside the index."""
+    shards = [
+        {"url": tar.path, "nsamples": receipt.rows, "filesize": tar.bytes}
+        for tar, receipt in zip(_tars(receipts), receipts, strict=True)
+    ]
+    return {"wids_version": 1, "name": split, "shardlist": shards}

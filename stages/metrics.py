@@ -110,7 +110,8 @@ class Metrics:
             self._lines = [line for line in lines if line["step"] <= step]
         named = {name.removeprefix(self.PREFIX): value for name, value in state.items()}
         self._views = int(named.pop("views", torch.tensor(0)))
-        self._sums = {name: value.to(self._device) for name, value in named.items()}
+        # In one order in all processes, which average them together: safetensors hands out any order.
+        self._sums = {name: named[name].to(self._device) for name in sorted(named)}
 
     def flush(self) -> None:
         """Put all lines so far."""
