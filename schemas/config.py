@@ -70,11 +70,10 @@ class Source(Table):
 
     train: str = Field(
         "",
-        description="image folder, tar of class tars, tar of an image folder, Parquet, or WebDataset tars such as "
-        "{0000..1023}.tar; a path or a URI",
+        description="images in any form (docs/sources.md)",
         examples=["ILSVRC2012_img_train.tar"],
     )
-    val: str = Field("", description="the validation split, in any of these forms", examples=["ILSVRC2012_img_val.tar"])
+    val: str = Field("", description="the validation split's", examples=["ILSVRC2012_img_val.tar"])
     val_labels: str = Field(
         "",
         description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",

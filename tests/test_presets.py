@@ -192,7 +192,7 @@ def test_another_teacher_is_named_at_the_head():
     ("preset", "teacher", "line"),
     [
         ("deit-s-distilled", "vgg", f"unknown teacher vgg; allowed: {', '.join(TEACHERS)}"),
-        ("deit-s", "deit-b", "preset deit-s: has no teacher; choose deit-s-distilled"),
+        ("deit-s", "deit-b", "preset deit-s: has no teacher; choose a distilled one, such as deit-b-distilled"),
     ],
 )
 def test_a_teacher_that_cannot_be_is_refused(preset, teacher, line, refused):
