@@ -48,11 +48,10 @@ class Source(Table):
 
     train: str = Field(
         "",
-        description="image folder, tar of class tars, tar of an image folder, Parquet, or WebDataset tars such as "
-        "{0000..1023}.tar; a path or a URI",
-        examples=["ILSVRC2012_img_train.tar"],
+        description="image folder, tar, Parquet, or {0000..1023}.tar (docs/sources.md)",
+        examples=["imagenet/train"],
     )
-    val: str = Field("", description="the validation split, in any of these forms", examples=["ILSVRC2012_img_val.tar"])
+    val: str = Field("", description="validation split, in any of these forms", examples=["imagenet/val"])
     val_labels: str = Field(
         "",
         description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",

@@ -138,10 +138,13 @@ def text_for_image(root: Path) -> None:
 
 SOURCES = {
     "is missing": (lambda root: shutil.rmtree(root / "train"), "no such folder"),
-    "is empty": (lambda root: [shutil.rmtree(one) for one in (root / "train").iterdir()], "has no class folders"),
-    "has a class without images": (empty_class, "class folder purple has no images"),
+    "is empty": (lambda root: [shutil.rmtree(one) for one in (root / "train").iterdir()], "holds no images"),
+    "has a class without images": (empty_class, "class purple has no images"),
     "has an unreadable image": (text_for_image, "red/text.jpg is not an image"),
-    "has other classes in val": (lambda root: shutil.rmtree(root / "val/red"), "source.val: its class folders are not"),
+    "has other classes in val": (
+        lambda root: shutil.rmtree(root / "val/red"),
+        "source.val: has no image of class red (1 such)",
+    ),
 }
 
 
