@@ -90,7 +90,9 @@ def _shard_writer(root: Path, check: bool) -> None:
             if check:
                 with Image.open(io.BytesIO(data)) as image:
                     image.load()
-            writer.write({"__key__": f"{number:07d}", "jpg": data, "cls": classes[path.parent], "json": {"name": path.name}})
+            writer.write(
+                {"__key__": f"{number:07d}", "jpg": data, "cls": classes[path.parent], "json": {"name": path.name}}
+            )
 
 
 def _run_file(root: Path, address: str) -> stages.RunFile:

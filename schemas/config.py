@@ -48,7 +48,7 @@ class Source(Table):
 
     train: str = Field(
         "",
-        description="image folder, tar, Parquet, or {0000..1023}.tar (docs/sources.md)",
+        description="folder, tar, Parquet or {0000..1023}.tar: docs/sources.md",
         examples=["imagenet/train"],
     )
     val: str = Field("", description="validation split, in any of these forms", examples=["imagenet/val"])

@@ -139,7 +139,7 @@ def test_a_class_that_the_list_does_not_name_is_refused(images, tmp_path, refuse
         assert "class 3 is not among the 3" in line
     else:
         line = refused(list_source, source, "train", ("blue", "green", "red"))
-        assert f"source.train = {source}: class grey is not among the 3 of source.classes" in line
+        assert f"source.train = {source}" in line and "class grey is not among the 3 of source.classes" in line
 
 
 def test_numbered_classes_are_indices_and_the_list_names_them(images, tmp_path, refused):
@@ -155,8 +155,8 @@ def test_nothing_in_a_tar_that_leads_out_of_it_is_read(images, tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, kind in (
             ("red/a.jpg", tarfile.REGTYPE), ("red/link.jpg", tarfile.SYMTYPE), ("red/hard.jpg", tarfile.LNKTYPE),
-            ("red/../../up.jpg", tarfile.REGTYPE), ("/red/root.jpg", tarfile.REGTYPE), ("red/pipe.jpg", tarfile.FIFOTYPE),
-            ("red/\udcff.jpg", tarfile.REGTYPE), ("red/notes", tarfile.SYMTYPE),
+            ("red/../../up.jpg", tarfile.REGTYPE), ("/red/root.jpg", tarfile.REGTYPE), ("red/notes", tarfile.SYMTYPE),
+            ("red/\udcff.jpg", tarfile.REGTYPE), ("red/pipe.jpg", tarfile.FIFOTYPE),
         ):  # fmt: skip
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/hostname"
@@ -233,8 +233,9 @@ def test_a_compressed_tar_is_refused_with_what_to_do(images, tmp_path, refused):
 NO_SOURCE = {
     "nowhere": "no such folder", "nowhere.tar": "no such file", "nowhere.parquet": "no such file",
     "wds-{0000..0002}.tar": "wds-0002.tar is missing", "none-*.tar": "none-*.tar is missing", "": "is not set",
-    "flat": "its images have no class folders; name their classes in source.val_labels", "flat.tar": "source.val_labels",
-    "mixed": "names files of several kinds (parquet, tar)", "splits.tar/dev": "holds no images", "texts.tar": "no images",
+    "flat": "its images have no class folders; name their classes in source.val_labels", "texts.tar": "no images",
+    "mixed": "names files of several kinds (parquet, tar)", "splits.tar/dev": "holds no images",
+    "flat.tar": "its images have no classes; name them with source.val_labels",
 }  # fmt: skip
 
 
@@ -345,7 +346,7 @@ def test_matlabs_structs_are_read_as_scipy_reads_them(tmp_path, compressed):
     assert [(one["ILSVRC2012_ID"], one["WNID"], one["words"]) for one in ours] == [tuple(one)[:3] for one in theirs]
     assert [one["children"] for one in ours] == [one["children"].tolist() for one in theirs]
     for cut in (0, 100, 130, 200, len(data) - 40):
-        with pytest.raises(ValueError, match="MAT-file|no variable"):
+        with pytest.raises(ValueError, match=r"MAT-file|no variable"):
             read_structs(data[:cut], "synsets")
 
 
