@@ -141,7 +141,10 @@ SOURCES = {
     "is empty": (lambda root: [shutil.rmtree(one) for one in (root / "train").iterdir()], "holds no images"),
     "has a class without images": (empty_class, "class purple has no images"),
     "has an unreadable image": (text_for_image, "red/text.jpg is not an image"),
-    "has another class in val": (lambda root: (root / "val/red").rename(root / "val/pink"), "pink"),
+    "has other classes in val": (
+        lambda root: shutil.rmtree(root / "val/red"),
+        "source.val: has no image of class red",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from world import command, run_file, silent, start, stored, wait_until
+from world import KILLS, command, killed_at_random, run_file, silent, start, stored, wait_until
 
 from pipeline import run as stages
 from stages import store
@@ -172,6 +172,25 @@ def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run
     assert result["new_parts"] == 122 - done
     stages.shard(many("undisturbed"), silent)
     assert left(folder) == stored(tmp_path / "undisturbed/shards/train")
+
+
+def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path):
+    folder = tmp_path / "killed/shards/train"
+    assert killed_at_random(command("shard", run=many("killed"), folder=tmp_path), KILLS, longest=6.0)
+    stages.shard(many("killed"), silent)
+    stages.shard(many("undisturbed"), silent)
+    assert left(folder) == stored(tmp_path / "undisturbed/shards/train")
+    assert len(list(folder.glob("*.tar"))) == len(list(folder.glob("[!.]*.tar"))) == 122
+
+
+def test_two_commands_at_once_end_with_the_bytes_of_one(many, tmp_path):
+    arguments = command("shard", "--json", run=many("both"), folder=tmp_path)
+    processes = [start(arguments), start(arguments)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    stages.shard(many("undisturbed"), silent)
+    assert stored(tmp_path / "both/shards") == stored(tmp_path / "undisturbed/shards")
 
 
 def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(copied, whole, tmp_path):
