@@ -90,7 +90,7 @@ class Labeller:
         found = [self._keep(np.zeros((0, 2), np.int64), torch.zeros((0, self.classes)))]
         margins, near_ties = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
         signatures: dict[tuple[int, int], bytes] = {}
-        for row_view, views, mixes in self._batches(spec):
+        for row_view, views, mixes in self.batches(spec):
             logits = self.teacher.logits(views, mixes)
             found.append(self._keep(row_view, logits))
             margin, near = near_tie(logits, self.teacher.settings.precision)
@@ -109,7 +109,7 @@ class Labeller:
             name: values.cpu().numpy() for name, values in kept.items()
         }
 
-    def _batches(self, spec: LabelSpec) -> Any:
+    def batches(self, spec: LabelSpec) -> Any:
         """The part's batches: (row, view) of each slot, int64 [B, 2]; uint8 views [B, S, S, 3]; their mixes."""
         workers, side = self.settings.workers, self.recipe.image_size
         batch = self.teacher.settings.batch_size

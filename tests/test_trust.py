@@ -92,9 +92,9 @@ def test_deep_verification_finds_a_teacher_that_decides_otherwise(whole, monkeyp
 
 
 def test_deep_verification_finds_other_views(whole, monkeypatch):
-    batches = Labeller._batches
+    batches = Labeller.batches
     monkeypatch.setattr(
-        Labeller, "_batches", lambda self, spec: ((at, 255 - views, how) for at, views, how in batches(self, spec))
+        Labeller, "batches", lambda self, spec: ((at, 255 - views, how) for at, views, how in batches(self, spec))
     )
     found = verify_deep(whole, 2, silent)
     assert not found["ok"] and found["other_signatures"] > 0.9 * found["signatures"]
