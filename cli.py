@@ -1,4 +1,4 @@
-"""The verbs: `deit-pipeline init | demo | shard | label-teacher | train | evaluate | run | status | verify | inspect`.
+"""The verbs: init, demo, shard, label-teacher, train, evaluate, export, run, status, verify, inspect.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
 mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong
@@ -18,7 +18,7 @@ import typer
 
 from schemas.config import RunFile, load_run_file
 from schemas.errors import PipelineError
-from schemas.presets import PRESETS, TEACHERS, run_file_text
+from schemas.presets import TEACHERS, run_file_text
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
@@ -49,7 +49,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as
 @app.command()
 def init(
     file: Annotated[str, typer.Argument(help="Where to write the run file.")] = "deit.toml",
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "deit-b-distilled",
+    preset: Annotated[
+        str, typer.Option(help="A training of the paper; an unknown name lists all.")
+    ] = "deit-b-distilled",
     teacher: Annotated[str, typer.Option(help=f"One of {', '.join(TEACHERS)}; none = regnety-16gf.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -108,6 +110,22 @@ def train(
 def evaluate(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
     """Measure top-1 and top-5 of every head on the val split."""
     _stage("evaluate", config, set_, address, json_)
+
+
+@app.command()
+def export(
+    format_: Annotated[str, typer.Option("--format", help="safetensors, huggingface, onnx or torch-export.")],
+    out: Annotated[str, typer.Option(help="The folder to write.")],
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Write the trained model in a form in which others load it."""
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.export import export as write
+
+        _print(write(settings, format_, out, _say(json_)), json_)
 
 
 @app.command()

@@ -36,7 +36,7 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
         Mismatch: if the label set there is of another teacher, recipe or split.
     """
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     if not split.pairs:
         raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     for line in _outside(run):

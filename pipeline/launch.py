@@ -105,7 +105,7 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
 
     gpu, world = run_device(run) == "cuda", device_count(run)
     cpus = 1 + run.train.workers if gpu else 1
-    check_fits(ray, Seats(count=world, cpus=cpus * world, gpus=world if gpu else 0))
+    check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
     with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
         TorchTrainer(

@@ -68,13 +68,23 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Source(Table):
     """Where the images come from."""
 
-    train: str = Field("", description="image folder, <root>/<class>/*.jpg", examples=["imagenet/train"])
-    val: str = Field("", description="image folder of the validation split", examples=["imagenet/val"])
+    train: str = Field(
+        "",
+        description="images in any form (docs/sources.md)",
+        examples=["ILSVRC2012_img_train.tar"],
+    )
+    val: str = Field("", description="the validation split's", examples=["ILSVRC2012_img_val.tar"])
+    val_labels: str = Field(
+        "",
+        description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",
+        examples=["ILSVRC2012_devkit_t12.tar.gz"],
+    )
     classes: str = Field(
         "",
-        description='order of the classes: "" = sorted folder names; a file of names, one a line; '
+        description='order of the classes: "" = sorted names; a file of names, one a line; '
         '"imagenet-1k" = its 1,000 synsets',
     )
+    check_md5: bool = Field(False, description="compare the official archives with their published md5 sums first")
 
 
 class Shards(Table):
@@ -85,6 +95,16 @@ class Shards(Table):
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image stops the stage, or is left out and listed in the manifest"
     )
+    max_side: int = Field(
+        0, ge=0, le=65_500, description="longer images are re-encoded as JPEG with this longer side; 0 = never"
+    )
+    adopt: bool = Field(False, description="index the WebDataset tars of the source where they lie and copy nothing")
+
+    @model_validator(mode="after")
+    def _bytes_stay(self) -> "Shards":
+        if self.adopt and self.max_side:
+            raise ValueError("adopt: copies nothing, so max_side cannot re-encode; set one of them")
+        return self
 
 
 class Member(NamedTuple):
@@ -159,8 +179,21 @@ class Student(Table):
     model: str = Field("deit_base_distilled_patch16_224", min_length=1, description="any timm classifier")
     img_size: int = Field(0, ge=0, description="input size; 0 = views.image_size")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, linear over depth")
+    drop_rate: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="dropout: in a transformer after the positions and in every block, elsewhere before the classifier",
+    )
     init_checkpoint: str = Field("", description="weights to start from, as teacher.checkpoint")
+    new_head: bool = Field(False, description="begin with fresh heads: init_checkpoint knows other classes")
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> "Student":
+        if self.new_head and not self.init_checkpoint:
+            raise ValueError("new_head: without student.init_checkpoint all weights are fresh; set one or remove it")
+        return self
 
 
 class Train(Table):
@@ -171,7 +204,8 @@ class Train(Table):
     max_steps: int = Field(0, ge=0, description="stop after this many steps of the schedule; 0 = all of it")
     batch_size: int = Field(1024, ge=2, description="global batch, whatever the number of workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum .9")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate for 512 views; scaled by batch_size / 512")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    scale_lr: bool = Field(True, description="lr is for 512 views and is scaled by batch_size / 512; false = as it is")
     warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the first step")
     min_lr: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
     warmup_epochs: int = Field(5, ge=0, description="linear warm-up, inside the cosine")
@@ -204,6 +238,7 @@ class Train(Table):
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="write the metrics as TensorBoard's event file as well")
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
 
     @model_validator(mode="after")
@@ -211,6 +246,13 @@ class Train(Table):
         if self.micro_batch % 2:
             raise ValueError("micro_batch: must be even: the two views of a pair go through the student together")
         return self
+
+
+class Cache(Table):
+    """Local copies of shards, where these are across a network."""
+
+    folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
+    gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
 
 
 class Evaluate(Table):
@@ -254,6 +296,7 @@ class RunFile(Table):
     student: Student = Student()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    cache: Cache = Cache()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")

@@ -16,11 +16,12 @@ from torch import Tensor
 from schemas.config import Labels, RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Made
-from stages.batches import PartViews, load, part_batches, stack_mixes
+from stages.batches import PartViews, part_batches, stack_mixes
 from stages.dataset import Split
 from stages.evaluate import CentreCrops
 from stages.labelfile import Signatures, write_labels
 from stages.labelset import LabelSpec
+from stages.loader import load
 from stages.replay.decide import Decider
 from stages.replay.signature import signature, signed_rows
 from stages.teacher import Teacher

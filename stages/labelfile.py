@@ -1,9 +1,9 @@
 """A label part's file: written so that it takes few bytes, read as arrays.
 
-Rows are sorted by row, then view: a sample's views mostly get one class, so that neighbours are alike. Values are stored
-plain and left to Brotli, which finds more in them than zstd does, in less special ways: a dictionary's indices are
-packed across bytes, which hides their repetition. Any reader of Parquet reads it. Rejected: packing k classes and logits
-into one binary column, which only this project could read.
+Rows are sorted by row, then view: a sample's views mostly get one class, so that neighbours are alike. Values are
+stored plain and left to Brotli, which finds more in them than zstd does, in less special ways: a dictionary's indices
+are packed across bytes, which hides their repetition. Any reader of Parquet reads it. Rejected: packing k classes and
+logits into one binary column, which only this project could read.
 
 Legend: N decisions of a part, k kept classes, K classes.
 """

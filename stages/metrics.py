@@ -7,6 +7,7 @@ goes on summing where it was.
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from schemas.errors import PipelineError
 from stages.store import Store
+from stages.tensorboard import EVENTS_FILE, event_file
 
 FILE = "metrics.jsonl"
+_NEVER = 2**62
 
 
 class Metrics:
@@ -30,15 +33,20 @@ class Metrics:
         rank: of this process.
         world: number of processes, whose means are averaged.
         device: where sums are kept.
+        tensorboard: put the lines as TensorBoard's event file as well.
     """
 
     PREFIX = "metrics/"
 
-    def __init__(self, store: Store, every: int, *, rank: int, world: int, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, every: int, *, rank: int, world: int, device: torch.device, tensorboard: bool = False
+    ) -> None:
         self._store, self._every, self._rank, self._world, self._device = store, every, rank, world, device
+        self._tensorboard = tensorboard
         self._lines: list[dict[str, Any]] = []
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # of this process
         self._views = self._timed_views = 0
+        self._bad_step = torch.tensor(_NEVER, device=device)
         self._waited = 0.0
         self._since = time.perf_counter()
 
@@ -66,7 +74,7 @@ class Metrics:
             so_far = self._sums.get(name)
             weighted = value.detach().double() * views
             self._sums[name] = weighted if so_far is None else so_far + weighted
-        self._views += views
+        self._views += views * self._world
 
     def end_step(self, step: int, lr: float, epoch: int, views: int, addresses: Callable[[int], str]) -> None:
         """Close a step; every few steps write a line.
@@ -75,10 +83,12 @@ class Metrics:
             PipelineError: if a loss since the last line is not finite.
         """
         self._timed_views += views
+        bad = ~self._sums["loss"].isfinite()  # from the first bad loss on, as they are summed
+        self._bad_step = torch.where(bad, self._bad_step.clamp(max=step), self._bad_step)
         if (step + 1) % self._every:
             return
         means = self._means()
-        self._refuse(step, means["loss"], addresses)
+        self._refuse(means["loss"], addresses)
         elapsed = time.perf_counter() - self._since
         self._lines.append(
             {"step": step + 1, "epoch": epoch, **means, "lr": lr}
@@ -88,48 +98,54 @@ class Metrics:
         self._sums, self._views = {}, 0
         self._timed_views, self._waited, self._since = 0, 0.0, time.perf_counter()
 
-    def refuse_bad_losses(self, step: int, addresses: Callable[[int], str]) -> None:
+    def refuse_bad_losses(self, addresses: Callable[[int], str]) -> None:
         """Raise PipelineError if a loss since the last line is not finite, before it enters a checkpoint."""
         if self._sums:
-            self._refuse(step, self._means()["loss"], addresses)
+            self._refuse(self._means()["loss"], addresses)
 
     def loss(self) -> float | None:
         """The mean loss since the last line, or of it; None before the first step. Every process asks."""
         return self._means()["loss"] if self._sums else self.last.get("loss")
 
     def state(self) -> dict[str, Tensor]:
-        """The sums since the last line, averaged over the processes, for a checkpoint. Every process asks."""
-        values = self._over_ranks(torch.stack(list(self._sums.values()))) if self._sums else ()
+        """The sums since the last line over all processes, for a checkpoint. Every process asks."""
+        values = self._over_ranks() if self._sums else ()
         sums = {f"{self.PREFIX}{name}": value.clone() for name, value in zip(self._sums, values, strict=True)}
         return sums | {f"{self.PREFIX}views": torch.tensor(self._views)}
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go back to a checkpoint's step and sums."""
+        """Go back to a checkpoint's step and sums, made by any number of processes: the first takes them all."""
         with contextlib.suppress(FileNotFoundError):
             lines = map(json.loads, self._store.read(FILE).splitlines())
             self._lines = [line for line in lines if line["step"] <= step]
-        named = {name.removeprefix(self.PREFIX): value for name, value in state.items()}
+        # in one order on all ranks, who add up by place: a tensor file's is another in every process
+        named = {name.removeprefix(self.PREFIX): state[name] for name in sorted(state)}
         self._views = int(named.pop("views", torch.tensor(0)))
-        self._sums = {name: value.to(self._device) for name, value in named.items()}
+        self._sums = {name: value.to(self._device) * (self._rank == 0) for name, value in named.items()}
 
     def flush(self) -> None:
         """Put all lines so far."""
         self._store.put(FILE, b"".join(json.dumps(line).encode() + b"\n" for line in self._lines))
+        if self._tensorboard:
+            self._store.put(EVENTS_FILE, event_file(self._lines))
 
     def _means(self) -> dict[str, float]:
-        values = self._over_ranks(torch.stack(list(self._sums.values())) / self._views)
-        return dict(zip(self._sums, values.tolist(), strict=True))
+        return dict(zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True))
 
-    def _over_ranks(self, values: Tensor) -> Tensor:
-        """The mean over all processes."""
+    def _over_ranks(self) -> Tensor:
+        """The sums of all processes added up, in the order of their names."""
+        values = torch.stack(list(self._sums.values()))
         if self._world > 1:
             dist.all_reduce(values)
-            values /= self._world
         return values
 
-    def _refuse(self, step: int, loss: float, addresses: Callable[[int], str]) -> None:
-        if not torch.isfinite(torch.tensor(loss)):
-            raise PipelineError(
-                f"the loss is {loss} at step {step} or up to {self._every} before; {addresses(step)}; the last good "
-                'checkpoint is kept: lower train.lr, or set train.precision = "fp32"'
-            )
+    def _refuse(self, loss: float, addresses: Callable[[int], str]) -> None:
+        if math.isfinite(loss):
+            return
+        if self._world > 1:
+            dist.all_reduce(self._bad_step, dist.ReduceOp.MIN)
+        step = int(self._bad_step)
+        raise PipelineError(
+            f"the loss of step {step} is not finite; {addresses(step)}; the last good checkpoint is kept: lower "
+            'train.lr, or set train.precision = "fp32"'
+        )

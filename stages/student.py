@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -64,7 +65,9 @@ class Classifier(nn.Module):
         return Heads(self.model.head(class_BD), self.model.head_dist(distillation_BD))
 
 
-def build(model: str, *, num_classes: int, img_size: int, drop_path: float, extra: dict[str, Any]) -> Classifier:
+def build(
+    model: str, *, num_classes: int, img_size: int, drop_path: float, extra: dict[str, Any], drop_rate: float = 0.0
+) -> Classifier:
     """Build a timm classifier with the authors' initial weights, drawn from torch's global generator.
 
     Args:
@@ -73,9 +76,12 @@ def build(model: str, *, num_classes: int, img_size: int, drop_path: float, extr
         img_size: side of the input in pixels; models without a fixed input size take any and are not told.
         drop_path: stochastic depth of the last block; 0 = off.
         extra: further arguments of timm.create_model, such as {"depth": 4}.
+        drop_rate: dropout. In a transformer it acts where the authors' timm had it: after the positional embedding and
+            on both outputs of every block (paper, Table 8); elsewhere before the classifier. 0 = off.
 
     Raises:
-        PipelineError: the name is unknown, the model has no stochastic depth, or timm refuses `extra`.
+        PipelineError: the name is unknown, the model has no stochastic depth, its patches do not divide the
+            image, or timm refuses `extra`.
     """
     fixed_size = _known(model).fixed_input_size
     if ours := [key for key in extra if key in _OURS]:
@@ -85,6 +91,9 @@ def build(model: str, *, num_classes: int, img_size: int, drop_path: float, extr
         arguments["img_size"] = img_size
     if drop_path > 0:
         arguments["drop_path_rate"] = drop_path
+    if drop_rate > 0:
+        transformer = is_model_in_modules(model.partition(".")[0], ("deit", "vision_transformer"))
+        arguments |= dict.fromkeys(("pos_drop_rate", "proj_drop_rate") if transformer else ("drop_rate",), drop_rate)
     try:
         network = timm.create_model(model, **arguments)
     except Exception as error:  # timm raises what it happens to trip over: types, assertions, divisions by zero
@@ -93,6 +102,7 @@ def build(model: str, *, num_classes: int, img_size: int, drop_path: float, extr
         raise PipelineError(
             f"extra = {extra}: timm cannot build {model} with it ({_cause(error)}); mend or remove it"
         ) from error
+    _refuse_cut_patches(model, network, img_size)
     _initialise_as_authors(network)
     return Classifier(network)
 
@@ -134,7 +144,7 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
         classifier: what `build` made.
         weights: tensors under timm's names.
         source: where they came from, for the error.
-        new_head: keep the initial weights of heads for another number of classes (transfer, paper's Table 7).
+        new_head: keep the heads' initial weights, whatever `weights` has for them (transfer, paper's Table 7).
 
     Raises:
         PipelineError: naming the first tensor that does not fit, and how many more do not.
@@ -195,6 +205,17 @@ def _known(model: str) -> Any:
         raise PipelineError(f"timm knows no weights {model}; allowed: {tags}") from error
 
 
+def _refuse_cut_patches(model: str, network: nn.Module, img_size: int) -> None:
+    """Raise PipelineError if patches leave a rim of the image unseen, which timm builds without a word."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))[0]
+    if img_size % patch:
+        near = max(img_size // patch, 1) * patch
+        raise PipelineError(
+            f"views.image_size or student.img_size = {img_size}: {model} cuts images into patches of {patch} pixels; "
+            f"give a multiple, such as {near} or {near + patch}"
+        )
+
+
 def _initialise_as_authors(network: nn.Module) -> None:
     # timm draws all else as the authors do, but begins the class token at almost nothing.
     if isinstance(network, VisionTransformer) and network.cls_token is not None:
@@ -204,9 +225,8 @@ def _initialise_as_authors(network: nn.Module) -> None:
 def _keep_new_heads(model: Any, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     heads = model.pretrained_cfg["classifier"]
     for head in (heads,) if isinstance(heads, str) else heads:
-        names = [name for name in (f"{head}.weight", f"{head}.bias") if name in weights and name in expected]
-        if any(weights[name].shape != expected[name].shape for name in names):
-            weights.update({name: expected[name] for name in names})
+        names = (f"{head}.weight", f"{head}.bias")
+        weights.update({name: expected[name] for name in names if name in expected})
 
 
 def _misfits(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:

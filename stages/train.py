@@ -24,10 +24,11 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import fingerprint
 from stages import losses
-from stages.batches import Batch, Steps, load
+from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.dataset import Split
 from stages.labelset import LabelSet
+from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.replay.draws import Draws, Purpose
@@ -35,6 +36,7 @@ from stages.replay.mix import Mix, mix, normalise
 from stages.replay.order import Stream
 from stages.store import MANIFEST, Store, put_json
 from stages.student import Classifier, Heads, build, load_weights
+from stages.tensorboard import refuse_missing_tensorboard
 from stages.weights import MODEL_FILE, find_weights
 
 EMA_FILE = "model_ema.safetensors"
@@ -81,7 +83,9 @@ def plan_training(run: RunFile, world: int) -> Plan:
         Mismatch: if the labels are not for these shards or this recipe.
     """
     train = run.train
-    split = Split.open(run.workspace, "train")
+    if train.tensorboard:
+        refuse_missing_tensorboard()
+    split = Split.open(run.workspace, "train", run.cache)
     opened = LabelSet.follow if train.follow else LabelSet.open
     labels = opened(run, split) if train.distillation in TAUGHT else None
     if labels is not None and train.distillation == "soft":
@@ -131,7 +135,7 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
         order=range(started, plan.steps),
         pin=device.type == "cuda",
     )
-    for step, batch in enumerate(trainer.metrics.timed(batches), start=started):
+    for step, batch in enumerate(trainer.metrics.timed(on_device(batches, device)), start=started):
         trainer.step(batch)
         if rank == 0:
             report(step + 1, trainer.metrics.last)
@@ -171,7 +175,9 @@ class Trainer:
             rank=rank,
             world=world,
         )
-        self.metrics = Metrics(self.store, run.train.log_every, rank=rank, world=world, device=device)
+        self.metrics = Metrics(
+            self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
+        )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
         self._forward = self._wrapped(world)
 
@@ -191,7 +197,7 @@ class Trainer:
         return found.step
 
     def step(self, batch: Batch) -> None:
-        """One step of the optimiser on one local batch."""
+        """One step of the optimiser on one local batch, which lies on the device."""
         self.classifier.train()
         lr = self._learning_rate(batch.step)
         for group in self.optimizer.param_groups:
@@ -200,7 +206,7 @@ class Trainer:
         count = len(batch.classes)
         size = self.run.train.micro_batch or count
         for nth, start in enumerate(range(0, count, size)):
-            part = _slice(batch, start, min(start + size, count), self.device)
+            part = _slice(batch, start, min(start + size, count))
             self._seed_model(batch.step, nth)
             last = start + size >= count
             with contextlib.nullcontext() if last else self._no_sync():
@@ -214,7 +220,8 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Commit a checkpoint after `step` steps; rank 0 writes."""
-        self.metrics.refuse_bad_losses(step - 1, self._addresses)
+        self.metrics.refuse_bad_losses(self._addresses)
+        self._refuse_bad_weights(step - 1)
         sums = self.metrics.state()
         if self.rank:
             return
@@ -226,6 +233,15 @@ class Trainer:
             state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
+
+    def _refuse_bad_weights(self, step: int) -> None:
+        """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
+        bad = [name for name, value in self.classifier.model.named_parameters() if not bool(value.isfinite().all())]
+        if bad:
+            raise PipelineError(
+                f"{bad[0]} is not finite after step {step} though the losses were; {self._addresses(step)}; the "
+                'last good checkpoint is kept: lower train.lr, or set train.precision = "fp32"'
+            )
 
     def finish(self, loss: float | None) -> None:
         """Put the trained model, then the manifest that says the run is whole."""
@@ -288,7 +304,7 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         train = self.run.train
-        scale = train.batch_size / 512
+        scale = train.batch_size / 512 if train.scale_lr else 1.0
         return learning_rate(
             step,
             steps_per_epoch=self.plan.steps_per_epoch,
@@ -306,7 +322,8 @@ class Trainer:
     def _addresses(self, step: int) -> str:
         units = self.data.units(step)
         shards = sorted({unit.shard for unit in units})
-        return f"its batch holds views {units[0]} to {units[-1]}, shards {shards}"
+        first, last = (f"shard {u.shard}, rows {u.row_a} and {u.row_b}, view {u.view}" for u in (units[0], units[-1]))
+        return f"its batch goes from {first} to {last}, over shards {shards}"
 
     def _warn(self, line: str) -> None:
         if self.rank == 0:
@@ -321,21 +338,49 @@ def new_student(run: RunFile, split: Split) -> Classifier:
     """
     student = run.student
     torch.manual_seed(run.train.seed)
-    classifier = build(
-        student.model,
-        num_classes=len(split.classes),
-        img_size=student.img_size or run.views.image_size,
-        drop_path=student.drop_path,
-        extra=student.extra,
-    )
+    classifier = _built(run, split)
     if run.train.distillation == "label" and not classifier.distilled:
         raise PipelineError(
             f'train.distillation = "label": {student.model} has no second class token; choose a distilled student'
         )
     if student.init_checkpoint:
         weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
-        load_weights(classifier, weights, source=f"student.init_checkpoint = {student.init_checkpoint}", new_head=True)
+        source = f"student.init_checkpoint = {student.init_checkpoint}"
+        try:
+            load_weights(classifier, weights, source=source, new_head=student.new_head)
+        except PipelineError as error:
+            more = "" if student.new_head else ", or set student.new_head = true if only the classes are others"
+            raise PipelineError(f"{error}{more}") from None
     return classifier
+
+
+def trained_student(run: RunFile, split: Split, file: str) -> Classifier:
+    """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
+
+    Raises:
+        PipelineError: if there are none, or they are another student's.
+    """
+    classifier = _built(run, split)
+    weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
+    load_weights(classifier, weights, source=Store(run.workspace).at(f"runs/{run.train.name}").name(file))
+    return classifier
+
+
+def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
+    """Of a run's weights file, as its manifest has it; None if the run is not whole."""
+    files = manifest["parts"][0]["files"] if manifest else []
+    return next((str(one["sha256"]) for one in files if one["path"] == file), None)
+
+
+def _built(run: RunFile, split: Split) -> Classifier:
+    return build(
+        run.student.model,
+        num_classes=len(split.classes),
+        img_size=run.student.img_size or run.views.image_size,
+        drop_path=run.student.drop_path,
+        drop_rate=run.student.drop_rate,
+        extra=run.student.extra,
+    )
 
 
 def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
@@ -349,7 +394,8 @@ def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> N
 
 
 _NO_MATTER = {
-    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "compile", "follow",
+    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
+    "follow",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 
@@ -366,17 +412,13 @@ def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str,
     }
 
 
-def _slice(batch: Batch, start: int, end: int, device: torch.device) -> Batch:
-    """Slots [start, end) of a batch, on the device."""
-
-    def moved(tensor: Tensor, first: int, last: int) -> Tensor:
-        return tensor[first:last].to(device, non_blocking=True)
-
+def _slice(batch: Batch, start: int, end: int) -> Batch:
+    """Slots [start, end) of a batch."""
     return Batch(
         step=batch.step,
-        views=moved(batch.views, start, end),
-        classes=moved(batch.classes, start, end),
-        mix=Mix(*(moved(one, start // 2, end // 2) for one in batch.mix)),
-        decisions=moved(batch.decisions, start, end),
-        soft=batch.soft and batch.soft.map(lambda one: moved(one, start, end)),
+        views=batch.views[start:end],
+        classes=batch.classes[start:end],
+        mix=Mix(*(one[start // 2 : end // 2] for one in batch.mix)),
+        decisions=batch.decisions[start:end],
+        soft=batch.soft and batch.soft.map(lambda one: one[start:end]),
     )

@@ -85,6 +85,7 @@ def test_default_labels_are_exactly_the_views_that_300_epochs_read():
         ("[views]\nflip_prob = 1.5", "views.flip_prob = 1.5: must be less than or equal to 1"),
         ("[views]\nrand_augment = 'm9'", 'views.rand_augment = "m9": must be "" or timm\'s form, such as'),
         ("[views]\nauto_augment = 'v0'", 'views.auto_augment: set rand_augment = "" to use AutoAugment'),
+        ("[student]\nnew_head = true", "student.new_head: without student.init_checkpoint all weights are fresh"),
         ("[labels]\nviews = 100", "labels.views: 100 is not a multiple of views.repeats = 3"),
     ],
 )

@@ -9,7 +9,7 @@ from schemas.errors import PipelineError
 from stages.metrics import FILE, Metrics
 from stages.store import Store
 
-LOSSES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+LOSSES = dict(enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]))
 
 
 def metrics(store: Store, every: int = 3) -> Metrics:
@@ -62,13 +62,20 @@ def test_a_resume_at_any_step_leaves_no_gap_and_no_double(store, at):
     assert after.loss() == before.loss()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_refused_at_the_next_line_or_checkpoint(store, bad):
-    for check in (lambda m: walk(m, 1, 3), lambda m: m.refuse_bad_losses(0, lambda step: f"addresses of {step}")):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_loss_that_is_not_finite_is_refused_at_the_next_line_or_checkpoint_and_its_step_is_named(
+    store, monkeypatch, bad, at
+):
+    monkeypatch.setitem(LOSSES, at, bad)
+    checks = (
+        lambda meter: walk(meter, at + 1, 7),
+        lambda meter: meter.refuse_bad_losses(lambda step: f"addresses of {step}"),
+    )
+    for check in checks:
         meter = metrics(store)
-        meter.add({"loss": torch.tensor(bad), "class_loss": torch.tensor(0.0)}, 4)
-        meter.end_step(0, 0.5, 0, 4, str)
-        with pytest.raises(PipelineError, match=f"the loss is {bad} at step .* addresses of "):
+        walk(meter, 0, at + 1)
+        with pytest.raises(PipelineError, match=f"the loss of step {at} is not finite; addresses of {at}; the last"):
             check(meter)
 
 
@@ -79,3 +86,14 @@ def test_time_spent_waiting_for_batches_is_a_share_of_all(store):
         meter.end_step(step, 0.5, 0, 4, str)
     assert [line["step"] for line in meter._lines] == [1, 2, 3]
     assert all(0 <= line["waiting"] <= 1 and line["views_per_second"] > 0 for line in meter._lines)
+
+
+def test_all_processes_go_on_with_their_terms_in_one_order_whatever_order_a_checkpoint_hands_out(store):
+    before = metrics(store)
+    walk(before, 0, 2)
+    orders = set()
+    for state in (before.state(), dict(reversed(before.state().items()))):
+        after = metrics(store)
+        after.restore(2, state)
+        orders.add(tuple(after.state()))
+    assert len(orders) == 1

@@ -4,6 +4,7 @@ Two ways to end one: in this process, at every single write it makes; and a real
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -11,11 +12,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from world import command, run_file, silent, start, stored, wait_until
 
 from pipeline import run as stages
 from stages import store
+from stages.train import Trainer
 
 TIMING = {"views_per_second", "waiting"}
 
@@ -44,9 +47,9 @@ def left(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in stored(folder).items() if not Path(name).name.startswith(".")}
 
 
-def lines(workspace: Path | str) -> list[dict]:
-    """The student's metrics without what the clock says."""
-    text = Path(workspace, "runs/student/metrics.jsonl").read_text()
+def lines(workspace: Path | str, name: str = "student") -> list[dict]:
+    """A run's metrics without what the clock says."""
+    text = Path(workspace, "runs", name, "metrics.jsonl").read_text()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in text.splitlines()]
 
 
@@ -92,6 +95,48 @@ def test_weights_and_metrics_are_the_same_bits_wherever_training_was_cut_off(cop
         return all(found[name] == truth[name] for name in [*models, "manifest.json", "plan.json"])
 
     assert interrupt_at_every_write(monkeypatch, run, stages.train, folder, truth, same) > 20
+
+
+EVENTS = 12 * 2 + 4 * 6
+"""About how often an undisturbed training begins or ends a step, or puts a file."""
+
+
+def train_until(run, events: int) -> None:
+    """In a process of its own: train, and end by SIGKILL at the n-th beginning or end of a step or of a file put."""
+    left = iter(range(events))
+
+    def counted(call):
+        def wrapped(*arguments):
+            for moment in ("begin", "end"):
+                if next(left, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if moment == "begin":
+                    result = call(*arguments)
+            return result
+
+        return wrapped
+
+    Trainer.step, store._put_on_disk = counted(Trainer.step), counted(store._put_on_disk)
+    stages.train(run, silent)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("RESUME_SEEDS", "2"))))
+def test_training_killed_again_and_again_at_random_moments_ends_with_the_same_bits_and_metrics(copied, whole, seed):
+    run, random = copied(), np.random.default_rng(seed)
+    folder = Path(run.workspace, "runs/student")
+    shutil.rmtree(folder)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.run"])
+    for events in random.integers(8, EVENTS // 2, 3).tolist():
+        process = context.Process(target=train_until, args=(run, events))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert not (folder / "manifest.json").exists()
+    stages.train(run, silent)
+    for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
+        assert (folder / name).read_bytes() == Path(whole.workspace, "runs/student", name).read_bytes()
+    assert lines(run.workspace) == lines(whole.workspace)
 
 
 def kill_when(arguments: list[str], seen) -> None:

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from torch import nn
 from torch.nn.functional import interpolate
 
 from schemas.errors import PipelineError
@@ -107,6 +108,31 @@ def test_both_heads_come_out_in_train_and_in_eval_mode_and_equal_timms():
     heads, average = student.eval()(images()), student.model(images())
     torch.testing.assert_close((heads.classes + heads.distillation) / 2, average)
     assert not torch.equal(heads.classes, heads.distillation)
+
+
+def dropouts(model: str, extra: dict) -> dict[str, float]:
+    with torch.device("meta"):
+        student = build(model, num_classes=7, img_size=64, drop_path=0.0, drop_rate=0.1, extra=extra)
+    return {name: module.p for name, module in student.model.named_modules() if isinstance(module, nn.Dropout)}
+
+
+def test_dropout_sits_where_the_authors_had_it():
+    rates = dropouts("deit_tiny_distilled_patch16_224", {"depth": 2})
+    places = {"pos_drop"} | {
+        f"blocks.{i}.{name}" for i in (0, 1) for name in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")
+    }
+    assert {name for name, rate in rates.items() if rate} == places
+    assert set(rates.values()) == {0.0, 0.1}
+    assert dropouts("regnety_002", {}) == {"head.drop": 0.1}
+
+
+@pytest.mark.parametrize(("side", "offers"), [(225, "224 or 240"), (8, "16 or 32")])
+def test_an_image_that_patches_do_not_divide_is_refused(side, offers):
+    error = refusal(build, "deit_tiny_patch16_224", num_classes=2, img_size=side, drop_path=0.0, extra={})
+    assert error.startswith(
+        f"views.image_size or student.img_size = {side}: deit_tiny_patch16_224 cuts images into patches"
+    )
+    assert error.endswith(offers)
 
 
 def test_dropout_acts_on_both_heads():
@@ -211,10 +237,12 @@ def test_a_new_head_keeps_its_first_weights_and_the_rest_is_transferred(distille
         assert torch.equal(value, expected[name]), name
 
 
-def test_a_new_head_of_the_same_size_is_transferred_too():
+def test_a_new_head_is_new_even_where_the_old_one_has_its_size():
     source, student = tiny(), tiny()
+    first = student.model.head_dist.weight.clone()
     load_weights(student, source.model.state_dict(), source="w.pth", new_head=True)
-    assert torch.equal(student.model.head_dist.weight, source.model.head_dist.weight)
+    assert torch.equal(student.model.head_dist.weight, first)
+    assert torch.equal(student.model.blocks[0].mlp.fc1.weight, source.model.blocks[0].mlp.fc1.weight)
 
 
 def bicubic_matrix(old: int, new: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Training: the loss is the stored decisions', bits do not depend on workers, and what matters may not change."""
 
+import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from safetensors.torch import load_file
 from world import decisions, silent, stored
 
 from pipeline import run as stages
-from stages import student
+from stages import student, tensorboard
+from stages.loader import moved
 from stages.train import Trainer, plan_training
 
 
@@ -141,13 +144,124 @@ def test_a_run_that_shows_views_again_refuses_labels_that_were_raised_under_it(c
 def test_a_loss_that_is_not_finite_ends_the_run_and_enters_no_checkpoint(copied, refused):
     run = copied({"train": {"name": "wild", "lr": 1e30, "warmup_lr": 1e30, "log_every": 50, "checkpoint_every": 1}})
     line = refused(stages.train, run, silent)
-    assert line.startswith("the loss is nan at step ")
+    assert re.match(
+        r"the loss of step 1 is not finite; its batch goes from shard \d, rows \d+ and \d+, view \d to ", line
+    )
     assert "lower train.lr" in line
     folder = Path(run.workspace, "runs/wild")
     assert not (folder / "manifest.json").exists()
     for file in (folder / "checkpoints").rglob("*.safetensors"):
         if "state" in file.name:
             assert torch.isfinite(load_file(file).get("metrics/loss", torch.tensor(0.0)))
+
+
+def test_tensorboard_shows_every_number_of_every_line_once_also_after_a_resume(copied):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs pip install 'deit-pipeline[tensorboard]'",
+    )
+    drawn = {"name": "drawn", "tensorboard": True, "checkpoint_every": 5}
+    stages.train(copied({"train": drawn | {"max_steps": 5}}), silent)
+    run = copied({"train": drawn})
+    stages.train(run, silent)
+    (file,) = Path(run.workspace, "runs/drawn/tensorboard").iterdir()
+    shown = accumulator.EventAccumulator(str(file)).Reload()
+    lines = metrics(run, "drawn")
+    assert set(shown.Tags()["scalars"]) == set(lines[0]) - {"step"} >= {"teacher_agreement", "lr", "waiting"}
+    for name in shown.Tags()["scalars"]:
+        points = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert points == [(line["step"], pytest.approx(line[name])) for line in lines], name
+
+
+def test_tensorboard_that_is_not_installed_is_refused_before_the_first_step(copied, refused, monkeypatch):
+    run = copied({"train": {"name": "drawn", "tensorboard": True}})
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
+    line = refused(stages.train, run, silent)
+    assert line.startswith("train.tensorboard = true: needs tensorboard; pip install 'deit-pipeline[tensorboard]'")
+
+
+def test_bad_weights_under_good_losses_enter_no_checkpoint_either(copied, refused, monkeypatch):
+    whole_step = Trainer.step
+
+    def step(trainer, batch):
+        whole_step(trainer, batch)
+        if batch.step == 4:
+            with torch.no_grad():
+                trainer.classifier.model.head.bias[1] = float("inf")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run = copied({"train": {"name": "wild", "checkpoint_every": 1, "log_every": 50}})
+    line = refused(stages.train, run, silent)
+    assert line.startswith("head.bias is not finite after step 4 though the losses were; its batch goes from shard ")
+    kept = sorted(path.name for path in Path(run.workspace, "runs/wild/checkpoints").iterdir())
+    assert kept == ["step-000000003", "step-000000004"]
+
+
+def test_the_moving_average_is_the_formula_by_hand(copied):
+    run = copied({"train": {"name": "average", "ema_decay": 0.75, "max_steps": 4, "checkpoint_every": 1}})
+    trainer = Trainer(run, plan_training(run, 1), rank=0, world=1, device=torch.device("cpu"))
+    by_hand = {name: value.double() for name, value in trainer.classifier.model.state_dict().items()}
+    for step in range(4):
+        trainer.step(trainer.data[step])
+        for name, value in trainer.classifier.model.state_dict().items():
+            by_hand[name] = 0.75 * by_hand[name] + 0.25 * value.double()
+    for name, value in trainer.ema.module.state_dict().items():
+        torch.testing.assert_close(value.double(), by_hand[name], atol=1e-6, rtol=1e-5)
+        assert not torch.equal(value, trainer.classifier.model.state_dict()[name])
+
+
+def test_a_student_is_fine_tuned_at_another_resolution_with_labels_made_there(copied, whole):
+    at = {
+        "views": {"image_size": 48},
+        "labels": {"name": "teacher-48"},
+        "student": {"init_checkpoint": "run:student"},
+        "train": {"name": "student-48", "max_steps": 2, "lr": 1e-9, "warmup_lr": 0.0, "min_lr": 0.0, "log_every": 1},
+    }
+    run = copied(at)
+    stages.label(run, silent)
+    stages.train(run, silent)
+    before, after = weights(whole), weights(run, "student-48")
+    assert after["pos_embed"].shape == (1, 2 + 36, 48)
+    positions = student.resample_positions(before["pos_embed"], grid=(6, 6), prefix=2)
+    torch.testing.assert_close(after["pos_embed"], positions, atol=1e-6, rtol=0)
+    torch.testing.assert_close(after["head_dist.weight"], before["head_dist.weight"], atol=1e-6, rtol=0)
+    assert metrics(run, "student-48")[0]["teacher_loss"] > 0
+
+
+def test_a_step_asks_the_device_for_nothing_so_that_it_never_waits(copied, monkeypatch):
+    run = copied({"train": {"name": "meta", "ema_decay": 0.0, "log_every": 50, "micro_batch": 8}})
+    plan = plan_training(run, 1)
+    trainer = Trainer(run, plan, rank=0, world=1, device=torch.device("meta"))  # has no values to be asked for
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know that device
+    for step in (0, 1):
+        trainer.step(moved(trainer.data[step], trainer.device))
+    losses_of = trainer._losses
+    monkeypatch.setattr(trainer, "_losses", lambda batch: losses_of(batch) | {"asked": losses_of(batch)["loss"].item()})
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        trainer.step(moved(trainer.data[2], trainer.device))
+
+
+def test_weights_of_other_classes_start_a_run_only_where_it_asks_for_new_heads(copied, images, refused):
+    names = Path(images.parent, "five.txt")
+    names.write_text("blue\ngreen\ngrey\nred\nviolet\n")
+    start = {"student": {"init_checkpoint": str(Path(copied().workspace, "runs/student/model.safetensors"))}}
+    other = {"source": {"classes": str(names)}, "train": {"name": "five", "distillation": "none", "max_steps": 2}}
+    run = copied(start, other).model_copy(update={"workspace": str(Path(copied().workspace, "five"))})
+    stages.shard(run, silent)
+    line = refused(stages.train, run, silent)
+    assert "head.weight is (4, 48), expected (5, 48)" in line
+    assert line.endswith("or set student.new_head = true if only the classes are others")
+    new = run.model_copy(update={"student": run.student.model_copy(update={"new_head": True})})
+    assert stages.train(new, silent)["steps"] == 2
+    assert weights(new, "five")["head.weight"].shape == (5, 48)
+
+
+@pytest.mark.parametrize(("scaled", "rate"), [(True, 0.4 * 16 / 512), (False, 0.4)])
+def test_the_learning_rate_is_for_512_views_unless_the_run_file_says_it_is_as_it_is(copied, scaled, rate):
+    rates = {"lr": 0.4, "scale_lr": scaled, "warmup_epochs": 0, "distillation": "none", "max_steps": 1, "log_every": 1}
+    run = copied({"train": {"name": "rate"} | rates})
+    stages.train(run, silent)
+    assert metrics(run, "rate")[0]["lr"] == pytest.approx(rate)
 
 
 CHANGES = {
@@ -160,6 +274,8 @@ CHANGES = {
     "train.alpha": {"train": {"alpha": 0.4}},
     "train.ema_decay": {"train": {"ema_decay": 0.5}},
     "student.drop_path": {"student": {"drop_path": 0.2}},
+    "student.drop_rate": {"student": {"drop_rate": 0.2}},
+    "train.scale_lr": {"train": {"scale_lr": False}},
     "student.extra.depth": {"student": {"extra": {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}}},
 }
 
@@ -177,7 +293,8 @@ def test_a_changed_setting_against_the_run_exits_4_and_says_what_differs(copied,
     "change",
     [
         {"train": {"workers": 2}}, {"train": {"log_every": 7}}, {"train": {"checkpoint_every": 5}},
-        {"train": {"keep_checkpoints": 9}}, {"labels": {"workers": 3}}, {"labels": {"passes_per_part": 5}},
+        {"train": {"keep_checkpoints": 9}}, {"train": {"tensorboard": True}},
+        {"labels": {"workers": 3}}, {"labels": {"passes_per_part": 5}},
         {"evaluate": {"batch_size": 3}}, {"cluster": {"attempts": 7}}, {"shards": {"on_bad_image": "skip"}},
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ and student may normalise differently; mixing acts on normalised floats, as in D
 2017; CutMix: Yun et al. 2019).
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,9 +29,16 @@ class Mix(NamedTuple):
 
 def normalise(views_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 views [B, H, W, C] → float32 images [B, C, H, W] (channels last in memory), zero mean and unit variance."""
-    scale = 1.0 / (255.0 * torch.tensor(std, device=views_BHWC.device))
-    shift = torch.tensor(mean, device=views_BHWC.device) / torch.tensor(std, device=views_BHWC.device)
+    scale, shift = _constants(mean, std, views_BHWC.device)
     return (views_BHWC.float() * scale - shift).permute(0, 3, 1, 2)
+
+
+@cache
+@torch.inference_mode(False)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift, carried to the device once: a copy in every step would wait for the step before."""
+    scale = 1.0 / (255.0 * torch.tensor(std, device=device))
+    return scale, torch.tensor(mean, device=device) / torch.tensor(std, device=device)
 
 
 def mix(images_BCHW: Tensor, how: Mix) -> Tensor:

@@ -1,0 +1,38 @@
+"""The metrics once more, as TensorBoard reads them.
+
+The event file is made anew from all lines whenever they are put, so it can have neither gap nor double, and it is put
+like any other file, to wherever the workspace is. Rejected: a writer that appends while training, whose files of
+killed attempts overlap.
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import PipelineError
+
+EVENTS_FILE = "tensorboard/events.out.tfevents.0"
+_NOT_DRAWN = ("step",)
+
+
+def refuse_missing_tensorboard() -> None:
+    """Raise PipelineError if the package that writes event files is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise PipelineError(
+            "train.tensorboard = true: needs tensorboard; pip install 'deit-pipeline[tensorboard]', or set it to false"
+        )
+
+
+def event_file(lines: Sequence[dict[str, Any]]) -> bytes:
+    """An event file with one scalar for each number of each line, at the line's step."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for line in lines:
+                for name, value in line.items():
+                    if name not in _NOT_DRAWN:
+                        writer.add_scalar(name, value, line["step"])
+        return next(Path(folder).iterdir()).read_bytes()
