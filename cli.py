@@ -1,4 +1,4 @@
-"""The verbs of `deit-pipeline`: init, demo, shard, label-teacher, train, evaluate, export, run, status, verify, inspect.
+"""The verbs: init, demo, shard, label-teacher, train, evaluate, export, run, status, verify, inspect.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
 mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong

@@ -22,7 +22,7 @@ from stages.replay.draws import Draws, Purpose
 _TRAIN_IMAGES = 1500
 _SIDE = 32
 
-_EPOCHS = {"teacher": 16, "with-teacher": 40, "without-teacher": 40}
+_EPOCHS = {"teacher": 13, "with-teacher": 32, "without-teacher": 32}
 _STUDENT = {"depth": 4, "embed_dim": 96, "num_heads": 3, "patch_size": 8}
 _RUNS = ("teacher", "without-teacher", "with-teacher")
 
@@ -91,19 +91,19 @@ def _run_file(root: Path, name: str, address: str) -> RunFile:
             "repeats": 2,
             "scale": [0.7, 1.0],
             "flip_prob": 0.0,
-            "rand_augment": "rand-m3-n1-mstd0.5-inc1",
-            "erasing_prob": 0.1,
-            "mix_prob": 0.5,
+            "rand_augment": "rand-m2-n1-p0.3-mstd0.5-inc1",
+            "erasing_prob": 0.05,
+            "mix_prob": 0.3,
         },
         "teacher": teacher | {"checkpoint": "run:teacher", "batch_size": 250},
-        "labels": {"name": "teacher", "views": 42, "passes_per_part": 7, "workers": 0},
+        "labels": {"name": "teacher", "views": 34, "passes_per_part": 9, "workers": 0},
         "student": chosen | {"drop_path": 0.0},
         "train": {
             "name": name,
             "epochs": _EPOCHS[name],
             "batch_size": 50,
-            "lr": 2e-2,
-            "warmup_epochs": 2,
+            "lr": 1.5e-2,
+            "warmup_epochs": 3,
             "ema_decay": 0.0,
             "distillation": "hard" if distils else "none",
             "workers": 1,

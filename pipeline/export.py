@@ -46,7 +46,7 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
     manifest = read_manifest(store)
     if manifest is None:
         raise PipelineError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     trained = _as_trained(run, store)
     file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
     model = trained_student(trained, split, file)

@@ -21,7 +21,7 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
     Raises:
         PipelineError: if there are no shards or no such sample, or the picture cannot be written.
     """
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     address = find_sample(split, sample)
     labels, missing = _labels(run, split)
     if missing:

@@ -8,6 +8,7 @@ loop resubmits what a lost worker held, with a budget of attempts for each part.
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -19,11 +20,12 @@ from typing import Any
 
 from pipeline.work import Job, Spec, Worker
 from schemas.config import Cluster
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import PipelineError, Unfinished, together
 from schemas.receipts import Receipt
 
 INLINE = "inline"
 _LOCAL = "local"
+_KNOCK_SECONDS = 10.0
 _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""
 
@@ -50,6 +52,8 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
     if cluster.address == _LOCAL:
         # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+    else:
+        _knock(cluster.address)
     import ray  # only now: it reads the token when it is loaded
 
     if ray.is_initialized():
@@ -63,6 +67,17 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at host:port, since Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
 
 
 @cache
@@ -101,7 +116,7 @@ def make_parts(
     """Make and commit parts; `done` is called with each receipt as it comes.
 
     Raises:
-        PipelineError: the first user's error of a part; parts under way are finished first.
+        PipelineError: a user's error of a part; parts under way are finished first, and what they found is added.
         Unfinished: if parts failed in all their attempts, or the user stopped the command.
     """
     if not specs:
@@ -156,16 +171,20 @@ class _Pool:
         self._running: dict[Any, tuple[Spec, int, Any]] = {}
         self._actors = [self._actor.remote(job) for _ in range(min(seats.count, len(specs)))]
         self._failed: dict[str, str] = {}
-        self._refused: PipelineError | None = None
+        self._refused: list[PipelineError] = []
 
     def run(self) -> None:
-        while self._waiting or self._running:
-            self._submit()
-            finished, _ = self._ray.wait(list(self._running), num_returns=1)
-            for reference in finished:
-                self._take(reference)
+        try:
+            while self._waiting or self._running:
+                self._submit()
+                finished, _ = self._ray.wait(list(self._running), num_returns=1)
+                for reference in finished:
+                    self._take(reference)
+        finally:
+            for actor in self._actors:  # else they keep their seats for as long as anything refers to them
+                self._ray.kill(actor)
         if self._refused:
-            raise self._refused
+            raise together(self._refused)
         if self._failed:
             part, cause = next(iter(self._failed.items()))
             raise Unfinished(
@@ -192,7 +211,7 @@ class _Pool:
             self._retry(spec, attempt, actor, error)
             return
         if isinstance(outcome, PipelineError):
-            self._refused = self._refused or outcome
+            self._refused.append(outcome)
             self._waiting.clear()
         else:
             self._done(outcome)
@@ -201,9 +220,9 @@ class _Pool:
         if not isinstance(error, self._ray.exceptions.RayTaskError) and actor in self._actors:
             self._actors[self._actors.index(actor)] = self._actor.remote(self._job)  # the process or its node is gone
         cause = str(error).strip().splitlines()[-1]
-        if self._refused is None and attempt < self._attempts:
+        if not self._refused and attempt < self._attempts:
             print(f"warning: {spec.name} is tried again ({cause})", file=sys.stderr, flush=True)
             time.sleep(min(2.0 ** (attempt - 1), 30.0))
             self._waiting.append((spec, attempt + 1))
-        elif self._refused is None:
+        elif not self._refused:
             self._failed[spec.name] = cause

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from pipeline.launch import device_count, launch_training, run_device
@@ -16,17 +17,20 @@ from pipeline.progress import Progress
 from pipeline.ray_pool import Seats, make_parts
 from pipeline.work import Job, Spec, begin, finish, left_to_do
 from schemas.config import RunFile
-from schemas.errors import Mismatch, PipelineError
+from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.presets import toml_text
-from schemas.receipts import Receipt
-from stages.batches import load, pixel_versions
+from schemas.receipts import Receipt, StoredFile
+from schemas.tables import SKIPPED
+from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
 from stages.dataset import LabelSpec, Split
 from stages.evaluate import CentreCrops, accuracy
 from stages.label import Labeller
+from stages.loader import load
 from stages.shard import ShardMaker, plan_shards
-from stages.sources import list_folder, read_classes
-from stages.store import Store, put_json, read_manifest, valid_receipts
+from stages.sources.find import list_sources
+from stages.sources.listing import Listing
+from stages.store import Store, put_json, put_table, read_manifest, valid_receipts
 from stages.teacher import Teacher
 from stages.train import EMA_FILE, new_student, plan_training, trained_student, weights_sha256
 from stages.weights import MODEL_FILE
@@ -41,43 +45,46 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if a source is missing, or holds what cannot be packed.
         Mismatch: if the splits there were made from something else.
     """
-    classes = read_classes(run.source.classes)
-    roots = {"train": run.source.train} | ({"val": run.source.val} if run.source.val else {})
-    listings = {split: list_folder(root, classes, f"source.{split}") for split, root in roots.items()}
-    if "val" in listings and listings["val"].classes != listings["train"].classes:
-        missing = sorted(set(listings["train"].classes) ^ set(listings["val"].classes))
-        raise PipelineError(
-            f"source.val: its class folders are not those of source.train ({missing[0]}, {len(missing)} differ); "
-            "name all classes with source.classes"
-        )
     result = {}
-    for split, listing in listings.items():
-        store = Store(run.workspace).at(f"shards/{split}")
-        settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
-        made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-        made_by = begin(
-            store, made_from, pixel_versions(), "restore the images and the run file, or delete that folder"
-        )
-        specs = plan_shards(listing, run.shards, shuffle=split == "train")
-        job = Job(store, made_by, partial(ShardMaker, os.path.abspath(listing.root), run.shards.on_bad_image))
-        seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
-        with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
-            receipts, new = _make(run, job, specs, seats, progress)
-        skipped = _skipped(store, receipts, run.shards.on_bad_image)
-        more = {
-            "stage": "shard",
-            "classes": list(listing.classes),
-            "skipped": skipped,
-            "other_files": listing.other_files,
-        }
-        finish(store, made_from, receipts, **more)
-        put_json(store, "_info.json", _timm_info(receipts))
-        samples = sum(receipt.rows for receipt in receipts)
-        result[split] = _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
-        say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
-        if listing.other_files:
-            say(f"{split}: {listing.other_files} files of {listing.root} are no images and were left out")
+    for split, listing in list_sources(run.source).items():
+        if listing.refused and run.shards.on_bad_image == "fail":
+            raise BadImages(listing.refused)
+        result[split] = _shard_split(run, split, listing, say)
     return {"stage": "shard", "splits": result}
+
+
+def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[str, Any]:
+    store = Store(run.workspace).at(f"shards/{split}")
+    settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
+    made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
+    made_by = begin(store, made_from, pixel_versions(), "restore the images and the run file, or delete that folder")
+    specs = plan_shards(listing, run.shards, shuffle=split == "train")
+    job = Job(store, made_by, partial(ShardMaker, listing.source, run.shards))
+    seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
+    with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
+        receipts, new = _make(run, job, specs, seats, progress)
+    skipped = [*listing.refused, *_skipped(store, receipts, run.shards.on_bad_image)]
+    samples = sum(receipt.rows for receipt in receipts)
+    more: dict[str, Any] = {
+        "stage": "shard",
+        "classes": list(listing.classes),
+        "found": len(listing.images) + len(listing.refused),
+        "samples": samples,
+        "skipped": skipped,
+        "other_files": listing.other_files,
+    }
+    if run.shards.adopt:
+        more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
+    else:
+        put_json(store, "_info.json", _timm_info(split, receipts))
+        put_json(store, "wids.json", _wids_index(split, receipts))
+    if skipped:
+        put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
+    finish(store, made_from, receipts, **more)
+    say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
+    if listing.other_files:
+        say(f"{split}: {listing.other_files} files of {listing.source.root} are no images and were left out")
+    return _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
 
 
 def label(run: RunFile, say: Say) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
         Mismatch: if the label set there is of another teacher, recipe or split.
     """
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     if not split.pairs:
         raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
@@ -183,7 +190,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: if there is no val split or no trained model, or it does not fit.
     """
-    split = Split.open(run.workspace, "val")
+    split = Split.open(run.workspace, "val", run.cache)
     settings, name = run.evaluate, run.train.name
     store = Store(run.workspace).at(f"runs/{name}")
     file = MODEL_FILE if settings.weights == "model" else EMA_FILE
@@ -273,8 +280,23 @@ def _sizes(receipts: Sequence[Receipt], new: int) -> dict[str, int]:
     }
 
 
-def _timm_info(receipts: Sequence[Receipt]) -> dict[str, Any]:
+def _tars(receipts: Sequence[Receipt]) -> list[StoredFile]:
+    return [next(file for file in receipt.files if file.path.endswith(".tar")) for receipt in receipts]
+
+
+def _timm_info(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """What timm's reader of WebDataset shards asks for."""
-    names = [next(file.path for file in receipt.files if file.path.endswith(".tar")) for receipt in receipts]
     lengths = [receipt.rows for receipt in receipts]
-    return {"num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}
+    names = [tar.path for tar in _tars(receipts)]
+    return {
+        "splits": {split: {"name": split, "num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}}
+    }
+
+
+def _wids_index(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """The index of shards by which wids reads samples at random; it finds them beside the index."""
+    shards = [
+        {"url": tar.path, "nsamples": receipt.rows, "filesize": tar.bytes}
+        for tar, receipt in zip(_tars(receipts), receipts, strict=True)
+    ]
+    return {"wids_version": 1, "name": split, "shardlist": shards}

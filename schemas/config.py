@@ -46,13 +46,24 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Source(Table):
     """Where the images come from."""
 
-    train: str = Field("", description="image folder, <root>/<class>/*.jpg", examples=["imagenet/train"])
-    val: str = Field("", description="image folder of the validation split", examples=["imagenet/val"])
+    train: str = Field(
+        "",
+        description="image folder, tar of class tars, tar of an image folder, Parquet, or WebDataset tars such as "
+        "{0000..1023}.tar; a path or a URI",
+        examples=["ILSVRC2012_img_train.tar"],
+    )
+    val: str = Field("", description="the validation split, in any of these forms", examples=["ILSVRC2012_img_val.tar"])
+    val_labels: str = Field(
+        "",
+        description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",
+        examples=["ILSVRC2012_devkit_t12.tar.gz"],
+    )
     classes: str = Field(
         "",
-        description='order of the classes: "" = sorted folder names; a file of names, one a line; '
+        description='order of the classes: "" = sorted names; a file of names, one a line; '
         '"imagenet-1k" = its 1,000 synsets',
     )
+    check_md5: bool = Field(False, description="compare the official archives with their published md5 sums first")
 
 
 class Shards(Table):
@@ -63,6 +74,16 @@ class Shards(Table):
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image stops the stage, or is left out and listed in the manifest"
     )
+    max_side: int = Field(
+        0, ge=0, le=65_500, description="longer images are re-encoded as JPEG with this longer side; 0 = never"
+    )
+    adopt: bool = Field(False, description="index the WebDataset tars of the source where they lie and copy nothing")
+
+    @model_validator(mode="after")
+    def _bytes_stay(self) -> "Shards":
+        if self.adopt and self.max_side:
+            raise ValueError("adopt: copies nothing, so max_side cannot re-encode; set one of them")
+        return self
 
 
 class Teacher(Table):
@@ -162,6 +183,13 @@ class Train(Table):
         return self
 
 
+class Cache(Table):
+    """Local copies of shards, where these are across a network."""
+
+    folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
+    gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
+
+
 class Evaluate(Table):
     """How accuracy is measured."""
 
@@ -203,6 +231,7 @@ class RunFile(Table):
     student: Student = Student()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    cache: Cache = Cache()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")

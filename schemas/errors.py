@@ -4,6 +4,8 @@ The command line turns them into exit codes; anything else that escapes is a bug
 its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class PipelineError(Exception):
     """Something the user can mend; the message is the single line they read."""
@@ -21,3 +23,24 @@ class Mismatch(PipelineError):
     """Two things that do not belong together, such as labels and a recipe that did not make them."""
 
     exit_code = 4
+
+
+class BadImages(PipelineError):
+    """Images that cannot be read, each with its name and reason."""
+
+    def __init__(self, images: Sequence[dict[str, str]]) -> None:
+        named = "; ".join(f"{one['name']} {one['reason']}" for one in images)
+        mend = 'mend or remove them, or set shards.on_bad_image = "skip"'
+        super().__init__(f"unreadable images: {named} ({mend})")
+        self.images = tuple(images)
+
+    def __reduce__(self) -> tuple[type["BadImages"], tuple[tuple[dict[str, str], ...]]]:
+        return BadImages, (self.images,)
+
+
+def together(errors: Sequence[PipelineError]) -> PipelineError:
+    """The one error that stands for several: the first, or, if it names bad images, those of all."""
+    if not isinstance(errors[0], BadImages):
+        return errors[0]
+    images = [image for error in errors if isinstance(error, BadImages) for image in error.images]
+    return BadImages(sorted(images, key=lambda image: image["name"]))

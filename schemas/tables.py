@@ -19,6 +19,26 @@ INDEX = pa.schema(
 )
 """One row a sample, in the tar's order: the row's number is half of the sample's address."""
 
+LISTING = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),  # in the source
+        pa.field("class", pa.uint16(), nullable=False),
+        pa.field("file", pa.uint32(), nullable=False),  # number of the tar or Parquet file it is in
+        pa.field("block", pa.uint32(), nullable=False),  # of Parquet: the row group
+        pa.field("offset", pa.uint64(), nullable=False),  # of its bytes in the tar, or its row in the row group
+        pa.field("size", pa.uint64(), nullable=False),  # in bytes; 0 in Parquet, whose bytes a listing does not read
+    ]
+)
+"""One row an image of a source. It is not stored."""
+
+SKIPPED = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),  # in the source
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""One row an image that was found and not written."""
+
 SIGNATURE_SIDE = 4
 SIGNATURE_BYTES = SIGNATURE_SIDE * SIGNATURE_SIDE * 3
 

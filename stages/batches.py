@@ -2,22 +2,21 @@
 
 Training asks for steps: a batch is a pure function of its step, so any number of worker processes may
 build batches, and resuming is asking for a later step. Labelling walks whole parts: every worker decodes its own
-rows once and makes all their views of the part.
+rows once and makes all their views of the part. How batches come from the worker processes is `stages/loader.py`.
 
 Legend: B views of a local batch, U = B / 2 pair-views, S side of a view.
 """
 
-import multiprocessing
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
@@ -47,14 +46,21 @@ class Batch(NamedTuple):
     decisions: Tensor
 
 
-class ViewMaker:
-    """Makes views of a split's samples by address; keeps the few images decoded last."""
+KEPT_BYTES = 768 << 20
+"""Decoded images that a process keeps throughout a part: 1,300 photographs of 500 x 400 pixels."""
 
-    def __init__(self, split: Split, recipe: Recipe, keep: int = 2) -> None:
+
+class ViewMaker:
+    """Makes views of a split's samples by address.
+
+    It keeps the two images used last, which are a pair, and others decoded while they fit into `keep_bytes`.
+    """
+
+    def __init__(self, split: Split, recipe: Recipe, keep_bytes: int = 0) -> None:
         self.split, self.recipe = split, recipe
         self.decider = Decider(recipe)
         self.renderer = Renderer(recipe.image_size)
-        self._keep = keep
+        self._keep_bytes, self._kept_bytes = keep_bytes, 0
         self._decoded: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def view(self, shard: int, row: int, view: int, out: np.ndarray) -> None:
@@ -72,16 +78,25 @@ class ViewMaker:
 
     def _image(self, shard: int, row: int) -> np.ndarray:
         address = shard, row
-        if (image := self._decoded.get(address)) is None:
-            try:
-                image = decode(self.split.image(shard, row))
-            except ValueError as error:
-                name = self.split.index(shard).names[row]
-                raise PipelineError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
-            self._decoded[address] = image
-            if len(self._decoded) > self._keep:
-                self._decoded.popitem(last=False)
-        return image
+        if address not in self._decoded:
+            self._decoded[address] = self._decode(shard, row)
+            self._kept_bytes += self._decoded[address].nbytes
+        self._decoded.move_to_end(address)
+        self._forget()
+        return self._decoded[address]
+
+    def _decode(self, shard: int, row: int) -> np.ndarray:
+        try:
+            return decode(self.split.image(shard, row))
+        except ValueError as error:
+            name = self.split.index(shard).names[row]
+            raise PipelineError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
+
+    def _forget(self) -> None:
+        """Drop what does not fit, but never the pair; of the others those used last, which a part needs again last."""
+        while self._kept_bytes > self._keep_bytes and len(self._decoded) > 2:
+            address = next(islice(reversed(self._decoded), 2, None))
+            self._kept_bytes -= self._decoded.pop(address).nbytes
 
 
 def stack_mixes(decided: Sequence[DecidedMix]) -> Mix:
@@ -134,6 +149,7 @@ class Steps(Dataset[Batch]):
         Raises:
             PipelineError: if stored bytes are wrong, or a view is not the one the teacher saw.
         """
+        self.split.expect(*self._stream.shards_from(step, self._slice["batch"]))
         maker = self._maker = self._maker or ViewMaker(self.split, self.recipe)
         units = self.units(step)
         side = self.recipe.image_size
@@ -172,7 +188,7 @@ class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         mine, workers = (info.id, info.num_workers) if info else (0, 1)
-        maker = ViewMaker(self.split, self.recipe, keep=self.split.rows[self.spec.shard])
+        maker = ViewMaker(self.split, self.recipe, KEPT_BYTES)
         side = self.recipe.image_size
         for units in part_batches(self.split, self.recipe, self.spec, self.batch):
             rows = [(row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
@@ -200,34 +216,6 @@ def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> I
             yield units[start : start + batch // 2]
 
 
-def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False) -> Iterator[Any]:
-    """Items of a dataset, built ahead in worker processes, in order.
-
-    Args:
-        dataset: walked, or asked for the numbers of `order`.
-        workers: processes; 0 = build in this one.
-        order: the items to build.
-        pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
-
-    Raises:
-        PipelineError: as the dataset raised it.
-    """
-    loader: Iterable[Any] = DataLoader(
-        _Refusing(dataset) if order is not None else _RefusingIterable(dataset),
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_one_thread,
-        multiprocessing_context=_workshop() if workers else None,
-        prefetch_factor=2 if workers else None,
-    )
-    for item in loader:
-        if isinstance(item, PipelineError):
-            raise item
-        yield item
-
-
 def pixel_versions() -> dict[str, str]:
     """Versions of the libraries that touch pixels."""
     import PIL
@@ -240,50 +228,6 @@ def pixel_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-
-
-@cache
-def _workshop() -> Any:
-    """Where worker processes come from: a server that has imported this module and run nothing.
-
-    A fork of this process would inherit OpenCV's, torch's and object-store clients' locks without the threads that
-    hold them, and wait for ever.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.batches"])
-    return context
-
-
-class _Refusing(Dataset[Any]):
-    """Hands a PipelineError on as a value: a loader's own way adds its worker's traceback to the line."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.dataset[number]
-        except PipelineError as error:
-            return error
-
-
-class _RefusingIterable(IterableDataset[Any]):
-    """The same for a dataset that is walked."""
-
-    def __init__(self, dataset: IterableDataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self.dataset
-        except PipelineError as error:
-            yield error
-
-
-def _one_thread(_: int) -> None:
-    """One thread a worker process: its neighbours have the other cores."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _versions(versions: dict[str, str]) -> str:

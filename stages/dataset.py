@@ -6,22 +6,30 @@ in the index. So one flipped bit ends a run with a line, not with a slightly wor
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from schemas.config import RunFile, Teacher
+from schemas.config import Cache, RunFile, Teacher
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile, refuse_changes
 from schemas.tables import SIGNATURE_BYTES
+from stages.cache import ShardCache
 from stages.shard import shard_name
 from stages.store import Store, read_checked, read_manifest
 
 _OPEN_TARS = 32
+
+
+class _Tar(NamedTuple):
+    """A shard's tar: where it lies and what it is."""
+
+    store: Store
+    file: StoredFile
 
 
 @dataclass(frozen=True)
@@ -43,18 +51,24 @@ class Split:
     Args:
         store: of the split's folder.
         manifest: of its shard stage.
+        cache: where shards across a network are kept.
     """
 
-    def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
+    def __init__(self, store: Store, manifest: dict[str, Any], cache: Cache) -> None:
         self.store = store
         self.rows = tuple(int(part["rows"]) for part in manifest["parts"])
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.content: str = manifest["content"]
-        self._index_files = [_index_file(part["files"]) for part in manifest["parts"]]
+        self._index_files = [_file(part, ".parquet") for part in manifest["parts"]]
+        adopted = manifest.get("adopted")
+        tars = adopted["tars"] if adopted else [vars(_file(part, ".tar")) for part in manifest["parts"]]
+        where = Store(adopted["root"]) if adopted else store
+        self._tars = [_Tar(where, StoredFile(**tar)) for tar in tars]
+        self._cache = None if where.local else ShardCache(where, cache)
         self._caches()
 
     @classmethod
-    def open(cls, workspace: str, name: str) -> "Split":
+    def open(cls, workspace: str, name: str, cache: Cache | None = None) -> "Split":
         """Open a split that is whole.
 
         Raises:
@@ -64,7 +78,7 @@ class Split:
         manifest = read_manifest(store)
         if manifest is None:
             raise PipelineError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
-        return cls(store, manifest)
+        return cls(store, manifest, cache or Cache())
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -89,24 +103,40 @@ class Split:
         """
         index = self.index(shard)
         offset, size = int(index.offsets[row]), int(index.sizes[row])
-        data = bytes(self._tar(shard).read_at(size, offset))
+        if self._cache is not None:
+            data = self._cache.read(self._tars[shard].file, size, offset)
+        else:
+            data = bytes(self._tar(shard).read_at(size, offset))
         if zlib.crc32(data) != int(index.crc32s[row]):
-            name = self.store.name(f"{shard_name(shard)}.tar")
+            name = self._tar_name(shard)
             raise PipelineError(
                 f"{name}: image {index.names[row]} (row {row}) has other bytes; run `deit-pipeline verify`"
             )
         return data
+
+    def expect(self, now: Sequence[int], after: Sequence[int]) -> None:
+        """Say which shards are read now and which after them; copies are made ahead where they are across a network.
+
+        Raises:
+            PipelineError: if the cache cannot hold those that are read now.
+        """
+        if self._cache is not None:
+            self._cache.expect(*([self._tars[shard].file for shard in shards] for shards in (now, after)))
 
     def _caches(self) -> None:
         self.index: Callable[[int], Index] = lru_cache(256)(self._read_index)
         self._tar: Callable[[int], Any] = lru_cache(_OPEN_TARS)(self._open_tar)
 
     def _open_tar(self, shard: int) -> Any:
+        store, file = self._tars[shard]
         try:
-            return self.store.open(f"{shard_name(shard)}.tar")
+            return store.open(file.path)
         except FileNotFoundError:
-            name = self.store.name(f"{shard_name(shard)}.tar")
-            raise PipelineError(f"{name}: is missing; run `deit-pipeline verify`") from None
+            raise PipelineError(f"{self._tar_name(shard)}: is missing; run `deit-pipeline verify`") from None
+
+    def _tar_name(self, shard: int) -> str:
+        store, file = self._tars[shard]
+        return store.name(file.path)
 
     def _read_index(self, shard: int) -> Index:
         table = pq.read_table(io.BytesIO(read_checked(self.store, self._index_files[shard])))
@@ -255,5 +285,5 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _index_file(files: list[dict[str, Any]]) -> StoredFile:
-    return next(StoredFile(**file) for file in files if file["path"].endswith(".parquet"))
+def _file(part: dict[str, Any], suffix: str) -> StoredFile:
+    return next(StoredFile(**file) for file in part["files"] if file["path"].endswith(suffix))

@@ -17,9 +17,10 @@ import torch
 from schemas.config import RunFile
 from schemas.receipts import Made
 from schemas.tables import HARD
-from stages.batches import PartViews, load, part_batches, stack_mixes
+from stages.batches import PartViews, part_batches, stack_mixes
 from stages.dataset import LabelSpec, Split
 from stages.evaluate import CentreCrops
+from stages.loader import load
 from stages.replay.decide import Decider
 from stages.replay.signature import signature, signed_rows
 from stages.teacher import Teacher

@@ -1,42 +1,61 @@
-"""Shard: references to images → a deterministic WebDataset tar and its index.
+"""Shard: images of a listing → a deterministic WebDataset tar and its index.
 
-The tar holds, for each sample, the untouched image bytes, the class index and the original name. Times, owners
-and keys are fixed, so the same references make the same bytes on any machine and in any attempt. Every image is
+The tar holds, for each sample, the image's bytes, the class index and the original name, as plain USTAR with
+fixed times and owners, so the same images make the same bytes on any machine and in any attempt. Every image is
 decoded once here, so that nothing unreadable is met later, by a teacher or in the tenth epoch.
+
+A tar that is adopted gets an index only, and stays where it is. Rejected: webdataset's TarWriter, which spends more
+time on a header than we do on a member, and does not say where a member's bytes lie.
 """
 
+import hashlib
 import io
 import json
 import os
 import tarfile
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
-from webdataset import TarWriter
 
 from schemas.config import Shards
-from schemas.errors import PipelineError
+from schemas.errors import BadImages, PipelineError
 from schemas.receipts import Made
 from schemas.tables import INDEX
 from stages.replay.draws import Draws, Purpose
-from stages.sources import ImageRef, Listing
+from stages.sources.folder import IMAGE_SUFFIXES
+from stages.sources.listing import Listing, Source
+from stages.sources.reading import Found, Reader
+from stages.store import Store
 
 _SUFFIXES = {".jpeg": "jpg"}
+_QUALITY = 95
+_WITHIN_BLOCKS = 1
+"""Address of a shard's own shuffling, where the listing is shuffled by blocks; 0 is the listing's."""
+
+
+class Sample(NamedTuple):
+    """An image that decodes: what was found, its height and width in pixels, and the suffix it gets in a tar."""
+
+    found: Found
+    height: int
+    width: int
+    suffix: str
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """One shard to make: its number and its images in order."""
+    """One shard to make: its number and its images in order, `schemas.tables.LISTING`."""
 
     shard: int
-    images: tuple[ImageRef, ...]
+    images: pa.Table
 
     @property
     def name(self) -> str:
@@ -50,92 +69,158 @@ def shard_name(shard: int) -> str:
 
 
 def plan_shards(listing: Listing, config: Shards, *, shuffle: bool) -> list[ShardSpec]:
-    """Deal a listing into shards of nearly equal length, shuffled for training so that shards mix classes."""
-    count = len(listing.images)
-    order = Draws(config.seed, Purpose.SHUFFLE).at(0).permutation(count) if shuffle else np.arange(count)
-    blocks = np.array_split(order, -(-count // config.samples_per_shard))
-    return [ShardSpec(shard, tuple(listing.images[i] for i in block.tolist())) for shard, block in enumerate(blocks)]
+    """Deal a listing into shards of nearly equal length, shuffled for training so that shards mix classes.
+
+    Adopted tars are the shards. The rows of Parquet are shuffled by row groups, then within a shard.
+
+    Raises:
+        PipelineError: if tars are to be adopted that are no WebDataset shards.
+    """
+    images = listing.images
+    if config.adopt:
+        if not listing.samples:
+            raise PipelineError("shards.adopt: the source is not WebDataset tars; unset it, so that they are written")
+        ends = np.searchsorted(images["file"].to_numpy(), np.arange(len(listing.source.files)), side="right")
+        blocks = np.split(np.arange(len(images)), ends[:-1])
+    else:
+        draws = Draws(config.seed, Purpose.SHUFFLE)
+        by_blocks = listing.source.layout == "rows"
+        order = np.arange(len(images))
+        if shuffle:
+            order = _block_order(images, draws) if by_blocks else draws.at(0).permutation(len(images))
+        blocks = np.array_split(order, -(-len(images) // config.samples_per_shard))
+        if shuffle and by_blocks:
+            blocks = [b[draws.at(_WITHIN_BLOCKS, shard).permutation(len(b))] for shard, b in enumerate(blocks)]
+    return [ShardSpec(shard, images.take(pa.array(block))) for shard, block in enumerate(blocks)]
+
+
+def _block_order(images: pa.Table, draws: Draws) -> np.ndarray:
+    """Rows with their blocks in random order, a block's rows together and in theirs."""
+    file, block = images["file"].to_numpy(), images["block"].to_numpy()
+    starts = np.flatnonzero(np.r_[True, (np.diff(file) != 0) | (np.diff(block) != 0)])
+    blocks = np.split(np.arange(len(images)), starts[1:])
+    return np.concatenate([blocks[number] for number in draws.at(0).permutation(len(blocks))])
 
 
 class ShardMaker:
     """Makes shards of one source; see `__call__`."""
 
-    def __init__(self, root: str, on_bad_image: str) -> None:
-        self.root = root
-        self.on_bad_image = on_bad_image
+    def __init__(self, source: Source, config: Shards) -> None:
+        self._source, self._config = source, config
+        self._reader = Reader(source)
 
     def __call__(self, spec: ShardSpec, staging: Path) -> Made:
-        """Make one shard's tar and index in a local folder.
+        """Make one shard's tar and index, or an adopted tar's index, in a local folder.
 
         Raises:
-            PipelineError: naming all unreadable images of the shard, unless they are skipped.
+            BadImages: naming all unreadable images of the shard, unless they are skipped.
         """
-        rows: list[dict[str, Any]] = []
         skipped: list[dict[str, str]] = []
-        tar_path, index_path = staging / f"{spec.name}.tar", staging / f"{spec.name}.parquet"
-        with tar_path.open("wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
-            for image in spec.images:
-                try:
-                    data = Path(self.root, image.name).read_bytes()
-                    height, width = check_image(data)
-                except (OSError, ValueError) as error:
-                    skipped.append({"name": image.name, "reason": _reason(error)})
-                    continue
-                key = f"{spec.shard:06d}-{len(rows):07d}"
-                member = f"{key}.{_suffix(image.name)}"
-                tar.write({"__key__": key, **_members(image, data)})
-                crc32 = zlib.crc32(data)
-                rows.append(dict(key=key, size=len(data), height=height, width=width, crc32=crc32, name=image.name))
-                rows[-1] |= {"class": image.class_index, "member": member}
-        if skipped and self.on_bad_image == "fail":
-            raise PipelineError(_refusal(skipped))
-        offsets = _offsets(tar_path)
-        for row in rows:
-            row["offset"] = offsets[row.pop("member")]
-        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), index_path, compression="zstd")
-        facts = {"samples": len(rows), "skipped": skipped, "found": len(spec.images)}
-        return Made(files={tar_path.name: tar_path, index_path.name: index_path}, rows=len(rows), facts=facts)
+        samples = self._decoded(spec, skipped)
+        index = staging / f"{spec.name}.parquet"
+        files: dict[str, bytes | Path] = {index.name: index}
+        facts: dict[str, Any] = {}
+        if self._config.adopt:
+            rows = [_adopted_row(sample) for sample in samples]
+            facts["tar"] = self._identity(self._source.files[spec.shard])
+        else:
+            files[f"{spec.name}.tar"] = tar = staging / f"{spec.name}.tar"
+            with tar.open("wb") as file:
+                rows = write_tar(file, samples, spec.shard)
+        if skipped and self._config.on_bad_image == "fail":
+            raise BadImages(skipped)
+        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), index, compression="zstd")
+        facts |= {"samples": len(rows), "skipped": skipped, "found": len(spec.images)}
+        return Made(files=files, rows=len(rows), facts=facts)
+
+    def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[Sample]:
+        for found in self._reader.read(spec.images):
+            try:
+                if found.fault:
+                    raise ValueError(found.fault)
+                yield self._sample(found)
+            except ValueError as error:
+                skipped.append({"name": found.name, "reason": str(error)})
+
+    def _sample(self, found: Found) -> Sample:
+        height, width, kind = check_image(found.data)
+        if 0 < self._config.max_side < max(height, width):
+            data = shrink(found.data, self._config.max_side)
+            return Sample(found._replace(data=data), *check_image(data))
+        named = os.path.splitext(found.name)[1].lower()
+        return Sample(found, height, width, named if named in IMAGE_SUFFIXES else kind)
+
+    def _identity(self, path: str) -> dict[str, Any]:
+        """An adopted tar's name, length and sha256, as in a receipt."""
+        with Store(self._source.root).stream(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"path": path, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
 
 
-def check_image(data: bytes) -> tuple[int, int]:
-    """Decode an image in full and return its height and width in pixels, EXIF orientation not applied.
+def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> list[dict[str, Any]]:
+    """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`."""
+    rows = []
+    for number, sample in enumerate(samples):
+        key, found = f"{shard:06d}-{number:07d}", sample.found
+        about = json.dumps({"name": found.name}, ensure_ascii=False, separators=(",", ":"))
+        _put_member(file, f"{key}.cls", str(found.class_index).encode())
+        offset = _put_member(file, f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
+        _put_member(file, f"{key}.json", about.encode())
+        rows.append(_row(sample, key, offset))
+    file.write(bytes(-(file.tell() + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+    return rows
+
+
+def check_image(data: bytes) -> tuple[int, int, str]:
+    """Decode an image in full; its height and width in pixels, EXIF orientation not applied, and a suffix.
 
     Raises:
-        ValueError: with the cause, if it cannot be decoded to its last row.
+        ValueError: with the cause, if it cannot be decoded to its last row, or is a decompression bomb.
     """
     if not data:
         raise ValueError("is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(data))
+        with image:
             width, height = image.size
+            kind = f".{(image.format or '').lower()}"
             image.draft("RGB", (1, 1))  # a JPEG's every coefficient is still read, its pixels are not all made
             image.load()
     except UnidentifiedImageError:
         raise ValueError("is not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(str(error)) from None
-    return height, width
+    return height, width, kind
 
 
-def _members(image: ImageRef, data: bytes) -> dict[str, bytes]:
-    about = json.dumps({"name": image.name}, ensure_ascii=False, separators=(",", ":"))
-    return {_suffix(image.name): data, "cls": str(image.class_index).encode(), "json": about.encode()}
+def shrink(data: bytes, max_side: int) -> bytes:
+    """An image as a JPEG whose longer side has `max_side` pixels: Lanczos, quality 95, no subsampling of colour."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = image.convert("RGB")
+    pixels.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=None)
+    out = io.BytesIO()
+    pixels.save(out, "JPEG", quality=_QUALITY, subsampling=0)
+    return out.getvalue()
 
 
-def _suffix(name: str) -> str:
-    suffix = os.path.splitext(name)[1].lower()
-    return _SUFFIXES.get(suffix, suffix[1:])
+def _put_member(file: BinaryIO, name: str, data: bytes) -> int:
+    """Write one file into a tar; where its bytes begin."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o444
+    file.write(info.tobuf(tarfile.USTAR_FORMAT))
+    offset = file.tell()
+    file.write(data)
+    file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+    return offset
 
 
-def _offsets(tar_path: Path) -> dict[str, int]:
-    with tarfile.open(tar_path, "r:") as tar:
-        return {member.name: member.offset_data for member in tar}
+def _adopted_row(sample: Sample) -> dict[str, Any]:
+    key = sample.found.name.partition("/")[2].removesuffix(os.path.splitext(sample.found.name)[1])
+    return _row(sample, key, sample.found.offset)
 
 
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _refusal(bad: Sequence[dict[str, str]]) -> str:
-    named = "; ".join(f"{one['name']} {one['reason']}" for one in bad)
-    return f'unreadable images: {named} (mend or remove them, or set shards.on_bad_image = "skip")'
+def _row(sample: Sample, key: str, offset: int) -> dict[str, Any]:
+    found = sample.found
+    row = dict(key=key, offset=offset, size=len(found.data), height=sample.height, width=sample.width)
+    return row | {"class": found.class_index, "crc32": zlib.crc32(found.data), "name": found.name}

@@ -12,23 +12,33 @@ markers without content (they survive a torn file) and one database of what is d
 
 import contextlib
 import hashlib
+import io
+import mmap
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt, StoredFile, canonical_json, read_json
 
 RECEIPTS = "receipts"
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+
+_WAITS = (0.3, 1.0, 3.0)
+"""Seconds between tries of an object store; its client tries each of them three times by itself."""
+_REMOTE_BUFFER = 1 << 16
 
 
 class Store:
@@ -40,7 +50,7 @@ class Store:
             try:
                 self._fs, self._base = pafs.FileSystem.from_uri(self.uri)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                raise PipelineError(f"workspace {self.shown}: cannot be opened ({_first_line(error)})") from None
+                raise PipelineError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -59,6 +69,17 @@ class Store:
         parts = urlsplit(self.uri)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
+    @property
+    def absolute(self) -> str:
+        """The URI, or the path from the root, so that it means the same in any working folder."""
+        return self.uri if "://" in self.uri else str(self._base)
+
+    @property
+    def portable(self) -> str:
+        """The same without credentials, by which others with their own can open the store."""
+        parts = urlsplit(self.absolute)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme else self.absolute
+
     def at(self, folder: str) -> "Store":
         """The store of a folder below this one."""
         if "://" not in self.uri:
@@ -72,31 +93,46 @@ class Store:
 
     def open(self, path: str) -> Any:
         """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
-        return self._fs.open_input_file(f"{self._base}/{path}")
+        return self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+
+    def stream(self, path: str) -> io.BufferedReader:
+        """Open a file for buffered reads and seeks; raises FileNotFoundError where there is none."""
+        if self.local:
+            return open(f"{self._base}/{path}", "rb")
+        return io.BufferedReader(_Patient(self, self.open(path)), _REMOTE_BUFFER)
 
     def read(self, path: str) -> bytes:
         """All bytes of a file; raises FileNotFoundError where there is none."""
         with self.open(path) as file:
-            return bytes(file.readall())
+            return self.patiently(lambda: bytes(file.read_at(file.size(), 0)))
 
     def files(self, folder: str = "") -> dict[str, int]:
         """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
-        selector = pafs.FileSelector(f"{self._base}/{folder}".rstrip("/"), allow_not_found=True)
-        found = self._fs.get_file_info(selector)
+        found = self._list(folder)
         return {info.base_name: info.size for info in found if info.is_file and not info.base_name.startswith(".")}
 
+    def files_below(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Paths below the store and lengths in bytes of the files in a folder at any depth."""
+        for info in self._list(folder, recursive=True):
+            if info.is_file:
+                yield info.path.removeprefix(f"{self._base}/"), info.size
+
     def folders(self, folder: str = "") -> list[str]:
-        """Sorted names of the folders directly in a folder; empty where there is none."""
-        selector = pafs.FileSelector(f"{self._base}/{folder}".rstrip("/"), allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector) if not info.is_file)
+        """Sorted names of the folders directly in a folder, but hidden ones; empty where there is none."""
+        found = (info.base_name for info in self._list(folder) if not info.is_file)
+        return sorted(name for name in found if not name.startswith("."))
 
     def exists(self, path: str) -> bool:
         """Whether the file is there."""
-        return bool(self._fs.get_file_info(f"{self._base}/{path}").is_file)
+        return bool(self._info(path).is_file)
+
+    def is_folder(self) -> bool:
+        """Whether the store is a folder that is there."""
+        return self._info("").type == pafs.FileType.Directory
 
     def modified(self, path: str) -> float:
         """When a file was last put, in seconds since 1970."""
-        return float(self._fs.get_file_info(f"{self._base}/{path}").mtime_ns) / 1e9
+        return float(self._info(path).mtime_ns) / 1e9
 
     def delete(self, path: str) -> None:
         """Delete a file, if it is there."""
@@ -114,23 +150,76 @@ class Store:
         Raises:
             PipelineError: if the store cannot take it, a full disk for example.
         """
-        data = content if isinstance(content, bytes) else content.read_bytes()
         target = f"{self._base}/{path}"
-        try:
-            if self.local:
-                _put_on_disk(Path(target), data)
-            else:
-                with self._fs.open_output_stream(target) as out:
-                    out.write(data)
-        except OSError as error:
-            raise PipelineError(
-                f"{self.name(path)}: cannot be written ({error.strerror or _first_line(error)})"
-            ) from None
-        return StoredFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        with _bytes_of(content) as data:
+            try:
+                if self.local:
+                    _put_on_disk(Path(target), data)
+                else:
+                    self.patiently(lambda: self._upload(target, data))
+            except OSError as error:
+                cause = error.strerror or _first_line(error)
+                raise PipelineError(f"{self.name(path)}: cannot be written ({cause})") from None
+            return StoredFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def patiently(self, do: Callable[[], T]) -> T:
+        """Ask the store for something; where it is across a network, an error is given time to pass.
+
+        Raises:
+            Unfinished: if it does not.
+        """
+        if self.local:
+            return do()
+        for wait in (*_WAITS, None):
+            try:
+                return do()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if wait is None:
+                    raise Unfinished(f"{self.shown}: {_first_line(error)}; the same command goes on") from None
+                time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _upload(self, target: str, data: Any) -> None:
+        with self._fs.open_output_stream(target) as out:
+            out.write(data)
+
+    def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        path = f"{self._base}/{folder}".rstrip("/")
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        return self.patiently(lambda: self._fs.get_file_info(selector))
+
+    def _info(self, path: str) -> pafs.FileInfo:
+        return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
         return Path(f"{self._base}/{path}") if self.local else None
+
+
+class _Patient(io.RawIOBase):
+    """A remote file as Python's own readers want it."""
+
+    def __init__(self, store: Store, file: Any) -> None:
+        self._store, self._file, self._at, self._size = store, file, 0, file.size()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        data = self._store.patiently(lambda: self._file.read_at(count, self._at)) if count else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:
@@ -167,6 +256,13 @@ def put_json(store: Store, path: str, value: Any) -> None:
     store.put(path, canonical_json(value))
 
 
+def put_table(store: Store, path: str, table: pa.Table) -> None:
+    """Put a table as a Parquet file."""
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    store.put(path, out.getvalue())
+
+
 def broken_files(store: Store, receipt: Receipt) -> Iterator[tuple[str, str]]:
     """Read a part's files again; give the path and the fault of each that is not what its receipt says."""
     for file in receipt.files:
@@ -198,7 +294,19 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     return data
 
 
-def _put_on_disk(target: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _bytes_of(content: bytes | Path) -> Iterator[Any]:
+    """A file's bytes without a copy of it in memory."""
+    if isinstance(content, bytes):
+        yield content
+    elif content.stat().st_size == 0:
+        yield b""
+    else:
+        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield mapped
+
+
+def _put_on_disk(target: Path, data: Any) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:

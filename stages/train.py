@@ -24,9 +24,10 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import fingerprint
 from stages import losses
-from stages.batches import Batch, Steps, load
+from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.dataset import LabelSet, Split
+from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.replay.draws import Draws, Purpose
@@ -81,7 +82,7 @@ def plan_training(run: RunFile, world: int) -> Plan:
     train = run.train
     if train.tensorboard:
         refuse_missing_tensorboard()
-    split = Split.open(run.workspace, "train")
+    split = Split.open(run.workspace, "train", run.cache)
     labels = LabelSet.open(run, split) if train.distillation != "none" else None
     if train.batch_size % (2 * world):
         raise PipelineError(
@@ -128,7 +129,7 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
         order=range(started, plan.steps),
         pin=device.type == "cuda",
     )
-    for step, batch in enumerate(trainer.metrics.timed(batches), start=started):
+    for step, batch in enumerate(trainer.metrics.timed(on_device(batches, device)), start=started):
         trainer.step(batch)
         if rank == 0:
             report(step + 1, trainer.metrics.last)
@@ -183,7 +184,7 @@ class Trainer:
         return found.step
 
     def step(self, batch: Batch) -> None:
-        """One step of the optimiser on one local batch."""
+        """One step of the optimiser on one local batch, which lies on the device."""
         self.classifier.train()
         lr = self._learning_rate(batch.step)
         for group in self.optimizer.param_groups:
@@ -192,7 +193,7 @@ class Trainer:
         count = len(batch.classes)
         size = self.run.train.micro_batch or count
         for nth, start in enumerate(range(0, count, size)):
-            part = _slice(batch, start, min(start + size, count), self.device)
+            part = _slice(batch, start, min(start + size, count))
             self._seed_model(batch.step, nth)
             last = start + size >= count
             with contextlib.nullcontext() if last else self._no_sync():
@@ -381,16 +382,12 @@ def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str,
     }
 
 
-def _slice(batch: Batch, start: int, end: int, device: torch.device) -> Batch:
-    """Slots [start, end) of a batch, on the device."""
-
-    def moved(tensor: Tensor, first: int, last: int) -> Tensor:
-        return tensor[first:last].to(device, non_blocking=True)
-
+def _slice(batch: Batch, start: int, end: int) -> Batch:
+    """Slots [start, end) of a batch."""
     return Batch(
         step=batch.step,
-        views=moved(batch.views, start, end),
-        classes=moved(batch.classes, start, end),
-        mix=Mix(*(moved(one, start // 2, end // 2) for one in batch.mix)),
-        decisions=moved(batch.decisions, start, end),
+        views=batch.views[start:end],
+        classes=batch.classes[start:end],
+        mix=Mix(*(one[start // 2 : end // 2] for one in batch.mix)),
+        decisions=batch.decisions[start:end],
     )

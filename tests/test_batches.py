@@ -12,8 +12,9 @@ from world import decisions, flip_byte
 
 from schemas.errors import PipelineError
 from stages import batches
-from stages.batches import Batch, PartViews, Steps, load, part_batches
+from stages.batches import Batch, PartViews, Steps, part_batches
 from stages.dataset import LabelSet, LabelSpec, Split
+from stages.loader import load
 from stages.replay.decide import Box, Decider
 from stages.replay.order import Stream
 
@@ -75,7 +76,7 @@ def test_every_view_comes_with_its_own_decision_and_its_own_class(whole, truth):
 
 
 def test_a_view_depends_on_nothing_but_its_address(whole, truth):
-    maker = batches.ViewMaker(Split.open(whole.workspace, "train"), whole.views, keep=1)
+    maker = batches.ViewMaker(Split.open(whole.workspace, "train"), whole.views)
     dataset, view = steps(whole), np.empty((32, 32, 3), np.uint8)
     for batch in truth[::-3]:  # in another order, with another cache
         unit = dataset.units(batch.step)[3]

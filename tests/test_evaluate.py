@@ -33,19 +33,18 @@ class Told(torch.nn.Module):
         return next(self.heads)
 
 
+def best(scores: np.ndarray, truth: np.ndarray, first: int) -> float:
+    """Share of rows whose truth is among their first classes."""
+    return float(np.mean([t in np.argsort(-row)[:first] for row, t in zip(scores, truth, strict=True)]))
+
+
 def test_every_head_and_both_ways_to_fuse_them_are_counted_as_by_hand():
     random = np.random.default_rng(0)
     one, other = random.normal(size=(2, 50, 12)) * np.array([1, 4])[:, None, None]
     truth = random.integers(0, 12, 50)
     soft = [np.exp(logits) / np.exp(logits).sum(1, keepdims=True) for logits in (one, other)]
-    expected = {
-        name: {
-            f"top{k}": np.mean([t in np.argsort(-row)[:k] for row, t in zip(scores, truth, strict=True)]) for k in (1, 5)
-        }
-        for name, scores in (
-            ("class", one), ("distillation", other), ("fused", one + other), ("fused_softmax", soft[0] + soft[1])
-        )
-    }  # fmt: skip
+    scores = {"class": one, "distillation": other, "fused": one + other, "fused_softmax": soft[0] + soft[1]}
+    expected = {name: {"top1": best(rows, truth, 1), "top5": best(rows, truth, 5)} for name, rows in scores.items()}
     cuts = [slice(0, 32), slice(32, 50)]
     heads = [Heads(torch.from_numpy(one[cut]), torch.from_numpy(other[cut])) for cut in cuts]
     batches = [(torch.zeros(len(truth[cut]), 4, 4, 3, dtype=torch.uint8), torch.from_numpy(truth[cut])) for cut in cuts]

@@ -86,3 +86,14 @@ def test_time_spent_waiting_for_batches_is_a_share_of_all(store):
         meter.end_step(step, 0.5, 0, 4, str)
     assert [line["step"] for line in meter._lines] == [1, 2, 3]
     assert all(0 <= line["waiting"] <= 1 and line["views_per_second"] > 0 for line in meter._lines)
+
+
+def test_all_processes_go_on_with_their_terms_in_one_order_whatever_order_a_checkpoint_hands_out(store):
+    before = metrics(store)
+    walk(before, 0, 2)
+    orders = set()
+    for state in (before.state(), dict(reversed(before.state().items()))):
+        after = metrics(store)
+        after.restore(2, state)
+        orders.add(tuple(after.state()))
+    assert len(orders) == 1

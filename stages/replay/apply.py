@@ -1,13 +1,14 @@
 """Apply: an image and a decision become a uint8 view, the same on every call, thread count and worker.
 
-A Renderer keeps every buffer it needs, since a fresh 150 KB result costs more in page faults than most
-operations do in arithmetic. Rejected: Pillow for the pixels (six times the time), and folding two
-geometric operations into one warp, which skips the blur and the border that timm's students saw.
+A Renderer keeps every buffer it needs: a fresh 150 KB result costs more in page faults than many
+operations do in arithmetic. Rejected: Pillow for the pixels, which is most of timm's time
+(benchmarks/replay.py), and one warp for two geometric operations, which skips a blur and a border.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,38 +21,36 @@ from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
 from stages.replay.geometry import FILL, Geometry
 
-_RESIZE = torch.ops.aten._upsample_bicubic2d_aa.out  # what torch.nn.functional.interpolate calls, into a buffer
+_RESIZE: Any = torch._C._nn._upsample_bicubic2d_aa  # what torch.nn.functional.interpolate calls, with `out`
 _IMDECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decode an image file to uint8 RGB of shape (height, width, 3), EXIF orientation not applied.
 
-    A plain YCbCr JPEG goes through OpenCV, whose pixels are Pillow's; all else through Pillow.
+    A plain JPEG goes through OpenCV, whose pixels are Pillow's; all else, CMYK too, through Pillow.
 
     Raises:
         ValueError: naming the cause, if the data is not a whole image.
     """
-    if _is_plain_jpeg(data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _IMDECODE)
-        if image is not None:
-            return np.asarray(image)
     try:
+        if _is_plain_jpeg(data) and (image := cv2.imdecode(np.frombuffer(data, np.uint8), _IMDECODE)) is not None:
+            return np.asarray(image)
         with Image.open(io.BytesIO(data)) as opened:
             return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from None
+    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image ({' '.join(str(error).split())})") from None
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether this is a JPEG of three components that ends where a JPEG ends."""
+    """Whether this is a JPEG of one or three components, not CMYK, that ends where a JPEG ends."""
     if data[:3] != b"\xff\xd8\xff" or data[-2:] != b"\xff\xd9":
         return False
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
-            return data[at + 9] == 3
+            return data[at + 9] in (1, 3)
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
 
@@ -84,28 +83,30 @@ class Renderer:
         Raises:
             ValueError: if `out` has another shape, type or layout.
         """
-        self._check(out, self._spare.shape)
+        self._check(out)
         self._crop(image, decided, out)
         self._finish(decided, out)
 
-    def render_all(self, image: np.ndarray, decided: Sequence[DecidedView], outs: np.ndarray) -> None:
+    def render_all(self, image: np.ndarray, decided: Sequence[DecidedView], outs: Iterable[np.ndarray]) -> None:
         """Write several views of one image, as `render` would; crops them all while the image is in the cache.
 
         Args:
             image: uint8 RGB, (height, width, 3).
             decided: one decision for each view.
-            outs: uint8, (views, image_size, image_size, 3), C-contiguous.
+            outs: as many buffers of the form that `render` takes; an array of them will do.
 
         Raises:
-            ValueError: if `outs` has another shape, type or layout.
+            ValueError: if there are not as many, or one has another shape, type or layout.
         """
-        self._check(outs, (len(decided), *self._spare.shape))
-        for one, out in zip(decided, outs, strict=True):
+        pairs = list(zip(decided, outs, strict=True))
+        for one, out in pairs:
+            self._check(out)
             self._crop(image, one, out)
-        for one, out in zip(decided, outs, strict=True):
+        for one, out in pairs:
             self._finish(one, out)
 
-    def _check(self, out: np.ndarray, shape: tuple[int, ...]) -> None:
+    def _check(self, out: np.ndarray) -> None:
+        shape = self._spare.shape
         if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"out: must be C-contiguous uint8 of shape {shape}, not {out.dtype} of {out.shape}")
 
@@ -158,8 +159,8 @@ class Renderer:
 def _noise_levels() -> np.ndarray:
     """uint8 (1, 256, 3): the level for each of 256 equally likely codes, so that they follow a clipped normal.
 
-    Between 1.3 standard deviations levels lie closer than the codes' steps, so every level occurs; the clipping
-    leaves little beyond. Sixteen bits a code would double the cost of the noise.
+    Within a standard deviation the codes lie closer than the levels, so every level occurs, and clipping leaves
+    little beyond two. Rejected: sixteen bits a code, twice the time for what no test tells apart.
     """
     normal = torch.special.ndtri((torch.arange(256, dtype=torch.float64)[:, None] + 0.5) / 256).numpy()
     levels = 255 * (np.array(IMAGENET_MEAN) + np.array(IMAGENET_STD) * normal)

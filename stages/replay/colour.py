@@ -34,14 +34,13 @@ def autocontrast(view: np.ndarray, out: np.ndarray, _: float) -> None:
 
 def equalize(view: np.ndarray, out: np.ndarray, _: float) -> None:
     """Flatten each channel's histogram."""
-    tables = np.empty((1, 256, 3), np.uint8)
-    for channel in range(3):
-        counts = cv2.calcHist([view], [channel], None, [256], [0, 256]).ravel()
-        brightest = counts[np.flatnonzero(counts)[-1]]
-        step = int(view.size // 3 - brightest) // 255
-        levels = (counts.cumsum() - counts + step // 2) // step if step else _LEVELS
-        tables[0, :, channel] = np.minimum(levels, 255)
-    cv2.LUT(view, tables, dst=out)
+    histograms = [cv2.calcHist([view], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
+    counts = np.array(histograms, np.int64)
+    brightest = counts[range(3), 255 - (counts[:, ::-1] > 0).argmax(axis=1)]
+    step = (view.size // 3 - brightest)[:, None] // 255
+    levels = (counts.cumsum(axis=1) - counts + step // 2) // np.maximum(step, 1)
+    tables = np.where(step > 0, np.minimum(levels, 255), _LEVELS).astype(np.uint8)
+    cv2.LUT(view, np.ascontiguousarray(tables.T)[None], dst=out)
 
 
 def invert(view: np.ndarray, out: np.ndarray, _: float) -> None:

@@ -15,7 +15,7 @@ from schemas.recipe import IMAGENET_MEAN
 
 FILL = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
 _SHARPEN = 0.4  # undoes the blur of a bilinear warp, on average over its fractions
-_TRUNCATE = -0.5  # added where OpenCV rounds and Pillow truncates
+_TRUNCATE = -0.4995  # added where OpenCV rounds and Pillow truncates
 _EDGE = 2  # a visible pixel's four taps reach at most this far beyond the view
 _BITS = 4  # a sheared row's shift is rounded to sixteenths of a pixel
 _PHASES = 1 << _BITS
@@ -80,17 +80,15 @@ class Geometry:
             np.copyto(out[gap], self._fill[gap])
         if low == high:
             return
-        self._pad(view)
-        source = self._padded[_along(axis, slice(low + whole + 1, high + whole + 4))]
-        filtered = self._filtered[: source.shape[0], : source.shape[1]]
+        # taps are at x + whole - 1 ... + 2; the filter is anchored at one that is inside the view for every visible x
+        anchor = 1 if shift >= 0 else 2
+        begin, end = max(0, low + whole - 1), min(size, high + whole + 2)
+        first = low + whole + anchor - 1 - begin
+        source = view[_along(axis, slice(begin, end))]
+        filtered = self._turned[_along(axis, slice(0, end - begin))]
         kernel = _cubic(shift - whole)
-        kernel, anchor = (kernel[:, None], (0, 1)) if axis == 0 else (kernel[None], (1, 0))
-        cv2.filter2D(source, -1, kernel, dst=filtered, anchor=anchor, delta=_TRUNCATE)
-        inner = _along(axis, slice(1, 1 + high - low), across=slice(_EDGE, -_EDGE))
-        np.copyto(out[_along(axis, slice(low, high))], filtered[inner])
-
-    def _pad(self, view: np.ndarray) -> None:
-        cv2.copyMakeBorder(view, _EDGE, _EDGE, _EDGE, _EDGE, cv2.BORDER_REPLICATE, dst=self._padded)
+        _filter(source, kernel[:, None] if axis == 0 else kernel[None], anchor, filtered)
+        np.copyto(out[_along(axis, slice(low, high))], filtered[_along(axis, slice(first, first + high - low))])
 
     def _slide(self, view: np.ndarray, out: np.ndarray, slope: float) -> None:
         """Fill out[y, x] from view[y, x + slope * (y + .5)]; rows that share a fraction are filtered together."""
@@ -99,18 +97,25 @@ class Geometry:
         phases = steps & (_PHASES - 1)
         order = phases.argsort()
         ends = np.bincount(phases, minlength=_PHASES).cumsum().tolist()
-        self._pad(view)
+        cv2.copyMakeBorder(view, _EDGE, _EDGE, _EDGE, _EDGE, cv2.BORDER_REPLICATE, dst=self._padded)
+        # columns -1 to size + 1 of every shifted row, in the order of their fractions
         rows = self._windows[(self._starts + 3 * (steps >> _BITS))[order]].reshape(self._size, -1, 3)
         filtered = self._filtered[: self._size, : rows.shape[1]]
         for kernel, start, end in zip(self._kernels, [0, *ends], ends, strict=False):
             if start < end:
-                cv2.filter2D(rows[start:end], -1, kernel, dst=filtered[start:end], anchor=(1, 0), delta=_TRUNCATE)
+                _filter(rows[start:end], kernel, 1, filtered[start:end])
         out[order] = filtered[:, 1:-2]
         moved = ((exact + (1 << 20)) >> 21)[:, None]
         outside = self._to_left > moved if slope < 0 else self._to_right <= moved
         cv2.copyTo(self._fill, outside.view(np.uint8), out)
 
 
-def _along(axis: int, span: slice, across: slice = slice(None)) -> tuple[slice, slice]:
+def _along(axis: int, span: slice) -> tuple[slice, slice]:
     """Index a view by a span along one axis."""
-    return (span, across) if axis == 0 else (across, span)
+    return (span, slice(None)) if axis == 0 else (slice(None), span)
+
+
+def _filter(source: np.ndarray, kernel: np.ndarray, anchor: int, out: np.ndarray) -> None:
+    """Correlate with a row or a column of weights, `anchor` of them before each pixel, edges repeated."""
+    at = (0, anchor) if len(kernel) > 1 else (anchor, 0)
+    cv2.filter2D(source, -1, kernel, dst=out, anchor=at, delta=_TRUNCATE, borderType=cv2.BORDER_REPLICATE)

@@ -86,6 +86,17 @@ class Stream:
         local = batch // 2 // world
         return self.units(step * (batch // 2) + rank * local, local)
 
+    def shards_from(self, step: int, batch: int) -> tuple[list[int], list[int]]:
+        """The shards of the window that a step begins in, and those of the window after it, in another pass maybe."""
+        pass_, unit = divmod(step * (batch // 2), self.units_per_pass)
+        order, starts = self._pass_order(pass_)
+        window = int(np.searchsorted(starts, unit // self.repeats, side="right")) - 1
+        now = order[window * self.window : (window + 1) * self.window]
+        after = order[(window + 1) * self.window : (window + 2) * self.window]
+        if not len(after):
+            after = self._pass_order(pass_ + 1)[0][: self.window]
+        return now.tolist(), after.tolist()
+
     def _emit(self, pairs: np.ndarray, pass_: int, repeat: int, count: int) -> list[PairView]:
         base = self._shown(pass_) * self.repeats
         needed = -(-(count + repeat) // self.repeats)

@@ -1,0 +1,199 @@
+"""Local copies of shards that lie across a network: bounded, shared by all processes of a machine, filled ahead.
+
+A copy is named by its sha256, which is proven when it is made, so a copy can be wrong for nobody: not for another run,
+not after the shards were made again. The bound holds at every moment, since a copy's whole length is set aside on the
+disk before its first byte comes; the copies used longest ago make room. A process that dies leaves a half copy,
+whose lock is gone, and the next one that needs room takes it away. Rejected: reading ranges of remote tars, which
+costs a request an image and view.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from schemas.config import Cache
+from schemas.errors import PipelineError
+from schemas.receipts import StoredFile
+from stages.store import Store
+
+_CHUNK = 8 << 20
+_GB = 1_000_000_000
+_PATIENCE = 0.05
+
+
+class ShardCache:
+    """The copies of one store's shards. Picklable; each process fills ahead in a thread of its own.
+
+    Args:
+        store: where the shards lie.
+        settings: folder and size.
+    """
+
+    def __init__(self, store: Store, settings: Cache) -> None:
+        self._store, self._settings = store, settings
+        self.folder = Path(settings.folder).expanduser() if settings.folder else _default_folder()
+        self._limit = int(settings.gigabytes * _GB)
+        self._wanted: tuple[list[StoredFile], list[StoredFile]] = ([], [])
+        self._filler: threading.Thread | None = None
+
+    def __reduce__(self) -> Any:
+        return ShardCache, (self._store, self._settings)
+
+    def read(self, file: StoredFile, size: int, offset: int) -> bytes:
+        """Bytes of a shard, which is copied first where it is not here.
+
+        Raises:
+            PipelineError: if there is no room, or the shard is missing or has other bytes than its receipt says.
+        """
+        path = self._path(file)
+        while True:
+            with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as copy:
+                os.utime(copy.fileno())
+                return os.pread(copy.fileno(), size, offset)
+            self._copy(file)
+
+    def expect(self, now: Sequence[StoredFile], after: Sequence[StoredFile]) -> None:
+        """Fill ahead: the shards that are read now, then of those after them as many as fit beside.
+
+        Raises:
+            PipelineError: if those that are read now do not fit.
+        """
+        if (list(now), list(after)) == self._wanted:
+            return
+        needed = sum(file.bytes for file in now)
+        if needed > self._limit:
+            raise PipelineError(
+                f"cache.gigabytes = {self._settings.gigabytes:g}: the {len(now)} shards that are read together take "
+                f"{needed / _GB:.3g}; raise it or lower train.window"
+            )
+        self._wanted = list(now), list(after)
+        if self._filler is None or not self._filler.is_alive():
+            self._filler = threading.Thread(target=self._fill, daemon=True)
+            self._filler.start()
+
+    def _fill(self) -> None:
+        """Copy what is wanted until nothing is left; what fails here is said where the shard is read."""
+        seen = None
+        while seen is not (wanted := self._wanted):
+            seen, room = wanted, self._limit
+            for file in (*wanted[0], *wanted[1]):
+                room -= file.bytes
+                if room < 0 or self._wanted is not wanted:
+                    break
+                with contextlib.suppress(PipelineError):
+                    if not self._path(file).exists():
+                        self._copy(file)
+
+    def _path(self, file: StoredFile) -> Path:
+        return self.folder / f"{file.sha256}.tar"
+
+    def _copy(self, file: StoredFile) -> None:
+        """Make a copy, unless another process makes it meanwhile."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            half = self.folder / f".{file.sha256}.half"
+            with _locked(half) as out:
+                if self._path(file).exists():
+                    half.unlink(missing_ok=True)
+                    return
+                try:
+                    self._set_aside(file, out)
+                    self._download(file, out)
+                    half.rename(self._path(file))
+                except BaseException:
+                    half.unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            raise PipelineError(
+                f"cache.folder = {self.folder}: cannot keep a copy of {self._store.name(file.path)} "
+                f"({error.strerror or error}); name a folder on a larger disk, or lower cache.gigabytes"
+            ) from None
+
+    def _set_aside(self, file: StoredFile, out: Any) -> None:
+        """Take the room for a copy, when there is some."""
+        if file.bytes > self._limit:
+            raise PipelineError(
+                f"cache.gigabytes = {self._settings.gigabytes:g}: one shard takes {file.bytes / _GB:.3g}; raise it"
+            )
+        while True:
+            with _locked(self.folder / ".lock"):
+                if self._make_room(file.bytes, out):
+                    os.ftruncate(out.fileno(), 0)
+                    os.posix_fallocate(out.fileno(), 0, max(file.bytes, 1))
+                    return
+            time.sleep(_PATIENCE)  # others' copies are under way and count
+
+    def _make_room(self, needed: int, out: Any) -> bool:
+        for half in self.folder.glob(".*.half"):
+            _remove_if_left(half)
+        mine = os.fstat(out.fileno()).st_size
+        halves = sum(size for _, size, _ in _used(self.folder.glob(".*.half"))) - mine
+        copies = sorted(_used(self.folder.glob("*.tar")))  # looked up last, so a half that is renamed now counts twice
+        left = self._limit - needed - halves - sum(size for _, size, _ in copies)
+        for _, size, copy in copies:
+            if left >= 0:
+                break
+            copy.unlink(missing_ok=True)
+            left += size
+        return left >= 0
+
+    def _download(self, file: StoredFile, out: Any) -> None:
+        digest = hashlib.sha256()
+        try:
+            with self._store.open(file.path) as remote:
+                for start in range(0, file.bytes, _CHUNK):
+                    data = self._store.patiently(partial(remote.read_at, _CHUNK, start))
+                    digest.update(data)
+                    os.pwrite(out.fileno(), data, start)
+        except FileNotFoundError:
+            raise PipelineError(f"{self._store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+        if digest.hexdigest() != file.sha256:
+            raise PipelineError(
+                f"{self._store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`"
+            )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[Any]:
+    """The file under its lock; it is made where it is not there, and again where its last holder took it away."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is(path, file):
+                yield file
+                return
+
+
+def _remove_if_left(half: Path) -> None:
+    """Take a half copy away if the process that made it is gone."""
+    with contextlib.suppress(OSError), half.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(half, file):
+            half.unlink()
+
+
+def _used(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
+    """When each file was last used, its length, and itself; those that are gone by now are left out."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            yield about.st_mtime_ns, about.st_size, path
+
+
+def _is(path: Path, file: Any) -> bool:
+    """Whether the open file is still the one of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False
+
+
+def _default_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "deit-pipeline" / "shards"
