@@ -18,7 +18,7 @@ import typer
 
 from schemas.config import RunFile, load_run_file
 from schemas.errors import PipelineError
-from schemas.presets import run_file_text
+from schemas.presets import TEACHERS, run_file_text
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
@@ -52,11 +52,12 @@ def init(
     preset: Annotated[
         str, typer.Option(help="A training of the paper; an unknown name lists all.")
     ] = "deit-b-distilled",
+    teacher: Annotated[str, typer.Option(help=f"One of {', '.join(TEACHERS)}; none = regnety-16gf.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented run file."""
     with _errors():
-        text = run_file_text(preset)
+        text = run_file_text(preset, teacher)
         if Path(file).exists() and not force:
             raise PipelineError(f"{file}: is there already; give another name, or --force to replace it")
         try:
@@ -94,9 +95,15 @@ def label_teacher(
 
 
 @app.command()
-def train(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+def train(
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for passes that are still being labelled.")] = False,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    address: Address = None,
+    json_: Json = False,
+) -> None:
     """Train the student from shards and decisions."""
-    _stage("train", config, set_, address, json_)
+    _stage("train", config, [*(set_ or []), *(["train.follow=true"] if follow else [])], address, json_)
 
 
 @app.command()

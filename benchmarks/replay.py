@@ -3,18 +3,18 @@
 Both sides take the same JPEG bytes in the same process, in turn: timm to a normalised float tensor, decoding
 for every view as a data loader does; ours to the uint8 view, decoding once for 1, 3, 10 and 30 views. The
 floor is what no replay on this decoder and resizer can beat: a share of one decode, and one
-crop-and-resize. Times are the process's CPU time, so that a busy machine changes little, and medians
-over rounds. Where timm raises (Posterize at zero bits with a recent Pillow) its side gets the black
-image that older Pillow gave.
+crop-and-resize. Times are the process's CPU time, so that a busy machine changes little. Where timm
+raises (Posterize at zero bits with a recent Pillow) its side gets the black image that older Pillow gave.
 """
 
 import argparse
 import io
 import json
 import random
-import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from stages.replay.apply import Renderer, decode
 from stages.replay.decide import DecidedView, Decider
 
 VIEWS = (1, 3, 10, 30)
+BATCH = 20
 RECIPE = Recipe()
 
 
@@ -58,28 +59,24 @@ def read_jpegs(folder: Path, limit: int) -> list[bytes]:
 
 
 def measure(files: list[bytes], rounds: int) -> dict[str, Any]:
-    """Time every side in turn, `rounds` times after one round that is not counted.
+    """Time all sides in turn, batch by batch of files, `rounds` times after one round that is not counted.
 
     Returns:
         ratio_V: ours over timm's views a second at V views a decode; floor_share_3: our rate over the
         floor's at 3; share_*: where the time of a view goes at 3 views a decode; *_us: microseconds a view.
     """
-    ours = Ours(files)
-    sides: dict[str, Callable[[], int]] = {
-        "timm": lambda: timm_views(files),
-        **{f"ours_{count}": lambda count=count: ours.views(count) for count in VIEWS},  # type: ignore[misc]
-        "decode": ours.decodes,
-        "resize": lambda: ours.renders(ours.bare),
-        "resize_ops": lambda: ours.renders(ours.with_ops),
-    }
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    batches = [Batch(first, files[first : first + BATCH]) for first in range(0, len(files), BATCH)]
+    seconds: dict[str, float] = defaultdict(float)
+    views: dict[str, int] = defaultdict(int)
     for turn in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.process_time()
-            count = side()
-            if turn:
-                times[name].append((time.process_time() - start) / count * 1e6)
-    return summarise({name: statistics.median(values) for name, values in times.items()})
+        for batch in batches:
+            for name, side in batch.sides().items():
+                start = time.process_time()
+                count = side()
+                if turn:
+                    seconds[name] += time.process_time() - start
+                    views[name] += count
+    return summarise({name: seconds[name] / views[name] * 1e6 for name in seconds})
 
 
 def summarise(us: dict[str, float]) -> dict[str, Any]:
@@ -95,29 +92,33 @@ def summarise(us: dict[str, float]) -> dict[str, Any]:
     }
 
 
-class Ours:
-    """The replay's side: the files, and decisions for the partial measurements."""
+class Batch:
+    """Some files, what was decided for them, and each side's work on them; all of it returns its count of views."""
 
-    def __init__(self, files: list[bytes]) -> None:
+    def __init__(self, first: int, files: list[bytes]) -> None:
         self._files = files
+        self._first = first
         self._decider = Decider(RECIPE)
         self._renderer = Renderer(RECIPE.image_size)
-        self._out = np.empty((30, RECIPE.image_size, RECIPE.image_size, 3), np.uint8)
-        self._images = [decode(data) for data in files]
-        whole = [
-            (image, self._decider.view(0, row, view, *image.shape[:2]))
-            for row, image in enumerate(self._images)
-            for view in range(3)
-        ]
-        self.bare = [(image, DecidedView(one.crop, False, (), None)) for image, one in whole]
-        self.with_ops = [(image, DecidedView(one.crop, False, one.ops, None)) for image, one in whole]
+        self._out = np.empty((max(VIEWS), RECIPE.image_size, RECIPE.image_size, 3), np.uint8)
+        images = enumerate(map(decode, files), first)
+        self._decided = [(image, one) for row, image in images for one in self._decide(image, row, 3)]
+
+    def sides(self) -> dict[str, Callable[[], int]]:
+        """What is timed, by name."""
+        ours = {f"ours_{count}": partial(self.views, count) for count in VIEWS}
+        partly: dict[str, Callable[[], int]] = {
+            "decode": self.decodes,
+            "resize": partial(self.renders, False),
+            "resize_ops": partial(self.renders, True),
+        }
+        return {"timm": partial(timm_views, self._files), **ours, **partly}
 
     def views(self, count: int) -> int:
         """From bytes: decode each file once, decide and render `count` views of it."""
-        for row, data in enumerate(self._files):
+        for row, data in enumerate(self._files, self._first):
             image = decode(data)
-            decided = [self._decider.view(0, row, view, image.shape[0], image.shape[1]) for view in range(count)]
-            self._renderer.render_all(image, decided, self._out[:count])
+            self._renderer.render_all(image, self._decide(image, row, count), self._out[:count])
         return count * len(self._files)
 
     def decodes(self) -> int:
@@ -126,12 +127,15 @@ class Ours:
             decode(data)
         return len(self._files)
 
-    def renders(self, decided: Iterable[tuple[np.ndarray, DecidedView]]) -> int:
-        """Render decided views of decoded images; an image's views follow each other, as in `views`."""
-        count = 0
-        for count, (image, one) in enumerate(decided, 1):
-            self._renderer.render(image, one, self._out[count % 3])
-        return count
+    def renders(self, ops: bool) -> int:
+        """Crop and resize three views of each decoded image, with operations or without."""
+        for nth, (image, one) in enumerate(self._decided):
+            decided = DecidedView(one.crop, False, one.ops if ops else (), None)
+            self._renderer.render(image, decided, self._out[nth % 3])
+        return len(self._decided)
+
+    def _decide(self, image: np.ndarray, row: int, count: int) -> list[DecidedView]:
+        return [self._decider.view(0, row, view, image.shape[0], image.shape[1]) for view in range(count)]
 
 
 def timm_views(files: list[bytes]) -> int:

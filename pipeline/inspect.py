@@ -5,8 +5,9 @@ from typing import Any
 
 from schemas.config import RunFile
 from schemas.errors import PipelineError
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
 from stages.inspect import as_json, find_sample, inspect_views, readable
+from stages.labelset import LabelSet
 from stages.sheet import draw_sheet
 
 Say = Callable[[str], None]
@@ -27,7 +28,7 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
     if missing:
         say(f"without the teacher's decisions: {missing}")
     shown, made = inspect_views(split, run.views, labels, address, count)
-    teacher = f"{run.teacher.model}, set {run.labels.name}" if labels else "none for these views"
+    teacher = f"{run.teacher.title}, set {run.labels.name}" if labels else "none for these views"
     picture = draw_sheet(shown, made, run.views, readable(split.classes), [("labels", teacher)])
     try:
         picture.save(out)

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pipeline.work import Job, Spec, Worker
+from pipeline.progress import Progress
+from pipeline.work import Job, Spec, Worker, left_to_do
 from schemas.config import Cluster
 from schemas.errors import PipelineError, Unfinished, together
 from schemas.receipts import Receipt
+from stages.store import valid_receipts
 
 INLINE = "inline"
 _LOCAL = "local"
@@ -108,6 +110,26 @@ def _init(ray: Any, cluster: Cluster) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[0]
         raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None
+
+
+def make_missing(
+    job: Job, specs: Sequence[Spec], *, cluster: Cluster, seats: Seats, progress: Progress
+) -> tuple[list[Receipt], int]:
+    """Make what is missing; all receipts in the order of the specs, and how many are new.
+
+    Raises:
+        PipelineError: as `make_parts`.
+    """
+    receipts = {name: one for name, one in valid_receipts(job.store).items() if one.made_by == job.made_by}
+    todo = left_to_do(specs, receipts)
+    progress.update(len(specs) - len(todo))
+
+    def done(receipt: Receipt) -> None:
+        receipts[receipt.part] = receipt
+        progress.advance(1, work=receipt.rows)
+
+    make_parts(job, todo, cluster=cluster, seats=seats, done=done)
+    return [receipts[spec.name] for spec in specs], len(todo)
 
 
 def make_parts(

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from pipeline.labelling import label as label
 from pipeline.launch import device_count, launch_training, run_device
 from pipeline.progress import Progress
-from pipeline.ray_pool import Seats, make_parts
-from pipeline.work import Job, Spec, begin, finish, left_to_do
+from pipeline.ray_pool import Seats, make_missing
+from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
 from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.presets import toml_text
@@ -23,16 +24,14 @@ from schemas.receipts import Receipt, StoredFile
 from schemas.tables import SKIPPED
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
 from stages.evaluate import CentreCrops, accuracy
-from stages.label import Labeller
 from stages.loader import load
 from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_sources
 from stages.sources.listing import Listing
-from stages.store import Store, put_json, put_table, read_manifest, valid_receipts
-from stages.teacher import Teacher
-from stages.train import EMA_FILE, new_student, plan_training, trained_student, weights_sha256
+from stages.store import Store, put_json, put_table, read_manifest
+from stages.train import EMA_FILE, TAUGHT, new_student, plan_training, trained_student, weights_sha256
 from stages.weights import MODEL_FILE
 
 Say = Callable[[str], None]
@@ -62,7 +61,7 @@ def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[s
     job = Job(store, made_by, partial(ShardMaker, listing.source, run.shards))
     seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
     with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
-        receipts, new = _make(run, job, specs, seats, progress)
+        receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
     skipped = [*listing.refused, *_skipped(store, receipts, run.shards.on_bad_image)]
     samples = sum(receipt.rows for receipt in receipts)
     more: dict[str, Any] = {
@@ -85,74 +84,6 @@ def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[s
     if listing.other_files:
         say(f"{split}: {listing.other_files} files of {listing.source.root} are no images and were left out")
     return _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
-
-
-def label(run: RunFile, say: Say) -> dict[str, Any]:
-    """Store the teacher's decisions for the run file's views.
-
-    Raises:
-        PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
-        Mismatch: if the label set there is of another teacher, recipe or split.
-    """
-    split = Split.open(run.workspace, "train", run.cache)
-    if not split.pairs:
-        raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
-    store = Store(run.workspace).at(f"labels/{run.labels.name}")
-    made_from = {
-        "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
-        "teacher": _teacher_identity(run, split),
-        "store": run.labels.store,
-    }
-    made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
-    passes = run.labels.views // run.views.repeats
-    done = {name: one for name, one in valid_receipts(store).items() if one.made_by == made_by}
-    specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
-    gpu = run_device(run) == "cuda"
-    seats = Seats(count=device_count(run), cpus=1 + run.labels.workers if gpu else 1, gpus=int(gpu))
-    job = Job(store, made_by, partial(Labeller, run, split, run_device(run)))
-    with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
-        receipts, new = _make(run, job, specs, seats, progress)
-    views = passes * run.views.repeats
-    mixed = {name: sum(one.facts["agreement"][name] for one in receipts) for name in ("own", "partner", "neither")}
-    decisions = sum(mixed.values())
-    centre = [one.facts["centre_crops"] for one in receipts if "centre_crops" in one.facts]
-    agreement = sum(one["correct"] for one in centre) / sum(one["images"] for one in centre)
-    shares = {name: count / decisions for name, count in mixed.items()}
-    finish(store, made_from, receipts, stage="label-teacher", views=views, agreement=agreement, mixed_agreement=shares)
-    stored = sum(store.files(folder)[name] for folder in ("", "receipts") for name in store.files(folder))
-    say(
-        f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
-    )
-    say(f"the teacher agrees with the truth on {agreement:.1%} of {len(split)} unmixed centre crops")
-    say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
-    return {
-        "stage": "label-teacher", "decisions": decisions, "parts": len(receipts), "new_parts": new, "views": views,
-        "agreement": agreement, "mixed_agreement": shares, "bytes_per_view": stored / decisions,
-    }  # fmt: skip
-
-
-_MIXED = {"own": "the view's own class", "partner": "its partner's", "neither": "neither"}
-
-
-def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
-    """The parts of a label set, done ones as they were dealt, passes first, then shards.
-
-    Raising `views` therefore adds parts and changes none.
-    """
-    specs = [LabelSpec.parse(name) for name in done]
-    covered = {(spec.shard, pass_) for spec in specs for pass_ in range(spec.first_pass, spec.end_pass)}
-    for shard in range(shards):
-        missing = [pass_ for pass_ in range(passes) if (shard, pass_) not in covered]
-        while missing:
-            block = missing[0] // passes_per_part
-            first = missing[0]
-            end = first
-            while missing and missing[0] == end and end // passes_per_part == block:
-                end, missing = end + 1, missing[1:]
-            specs.append(LabelSpec(shard, first, end))
-    wanted = (spec for spec in specs if spec.first_pass < passes)
-    return sorted(wanted, key=lambda spec: (spec.first_pass, spec.shard, spec.end_pass))
 
 
 def train(run: RunFile, say: Say) -> dict[str, Any]:
@@ -225,38 +156,12 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: as the stage raised it.
     """
     results = [shard(run, say)]
-    if run.train.distillation != "none":
+    if run.train.distillation in TAUGHT:
         results.append(label(run, say))
     results.append(train(run, say))
     if run.source.val:
         results.append(evaluate(run, say))
     return {"stage": "run", "stages": results}
-
-
-def _make(run: RunFile, job: Job, specs: Sequence[Spec], seats: Seats, progress: Progress) -> tuple[list[Receipt], int]:
-    """Make what is missing; all receipts in the order of the specs, and how many are new."""
-    receipts = {name: one for name, one in valid_receipts(job.store).items() if one.made_by == job.made_by}
-    todo = left_to_do(specs, receipts)
-    progress.update(len(specs) - len(todo))
-
-    def done(receipt: Receipt) -> None:
-        receipts[receipt.part] = receipt
-        progress.advance(1, work=receipt.rows)
-
-    make_parts(job, todo, cluster=run.cluster, seats=seats, done=done)
-    return [receipts[spec.name] for spec in specs], len(todo)
-
-
-def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
-    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started."""
-    teacher = Teacher(
-        run.teacher,
-        workspace=run.workspace,
-        num_classes=len(split.classes),
-        image_size=run.views.image_size,
-        device=torch.device("cpu"),
-    )
-    return teacher.identity() | {"device": run_device(run)}
 
 
 def _skipped(store: Store, receipts: Sequence[Receipt], on_bad_image: str) -> list[dict[str, str]]:

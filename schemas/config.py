@@ -7,9 +7,9 @@ it allows. Defaults are DeiT's. A key exists only if something acts on it.
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
 
 from schemas.errors import PipelineError
 from schemas.receipts import short
@@ -40,6 +40,28 @@ def _folder_name(value: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, tuple) and value and all(isinstance(one, str) for one in value)):
+        return value
+    raise ValueError("must be a string, or a list of strings for a mixture")
+
+
+def _not_empty(value: Any) -> Any:
+    if "" in (value if isinstance(value, tuple) else (value,)):
+        raise ValueError("must not be empty")
+    return value
+
+
+def _tables(value: Any) -> Any:
+    if isinstance(value, dict) or (isinstance(value, tuple) and value and all(isinstance(one, dict) for one in value)):
+        return value
+    raise ValueError("must be a table, or a list of tables for a mixture")
+
+
+Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
+Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -48,11 +70,10 @@ class Source(Table):
 
     train: str = Field(
         "",
-        description="image folder, tar of class tars, tar of an image folder, Parquet, or WebDataset tars such as "
-        "{0000..1023}.tar; a path or a URI",
+        description="images in any form (docs/sources.md)",
         examples=["ILSVRC2012_img_train.tar"],
     )
-    val: str = Field("", description="the validation split, in any of these forms", examples=["ILSVRC2012_img_val.tar"])
+    val: str = Field("", description="the validation split's", examples=["ILSVRC2012_img_val.tar"])
     val_labels: str = Field(
         "",
         description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",
@@ -86,23 +107,57 @@ class Shards(Table):
         return self
 
 
+class Member(NamedTuple):
+    """One classifier of a teacher: model, checkpoint and extra as in the run file."""
+
+    model: str
+    checkpoint: str
+    extra: dict[str, Any]
+
+
 class Teacher(Table):
     """The network whose decisions are stored."""
 
-    model: str = Field("regnety_160.deit_in1k", min_length=1, description="any timm classifier; name the weights' tag")
-    checkpoint: str = Field(
-        "",
-        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace',
+    model: Annotated[Names, AfterValidator(_not_empty)] = Field(
+        "regnety_160.deit_in1k",
+        description="any timm classifier, name the weights' tag; or a list, whose softmaxes are averaged",
     )
-    extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    checkpoint: Names = Field(
+        "",
+        description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace; '
+        "a list for a list of models",
+    )
+    extra: Tables = Field({}, description="further arguments of timm.create_model; a list for a list of models")
     precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
-    batch_size: int = Field(256, ge=2, le=65536, description="mixed views in one forward pass; even")
+    batch_size: int = Field(
+        256, ge=2, le=65536, description="mixed views in one forward pass; even; halved where memory does not suffice"
+    )
+    compile: bool = Field(False, description="run the model through torch.compile")
 
     @model_validator(mode="after")
-    def _even(self) -> "Teacher":
+    def _fits_together(self) -> "Teacher":
         if self.batch_size % 2:
             raise ValueError("batch_size: must be even: the two views of a pair go through the teacher together")
+        models = len(self.model) if isinstance(self.model, tuple) else 1
+        for key, value in (("checkpoint", self.checkpoint), ("extra", self.extra)):
+            if isinstance(value, tuple) and (len(value) != models or isinstance(self.model, str)):
+                raise ValueError(f"{key}: a list needs a list of as many models in teacher.model")
+        if self.checkpoint and isinstance(self.checkpoint, str) and isinstance(self.model, tuple):
+            raise ValueError('checkpoint: must be a list, one for each model; "" = timm\'s pretrained')
         return self
+
+    @property
+    def members(self) -> tuple["Member", ...]:
+        """The classifiers of the mixture; one where it is none."""
+        models = self.model if isinstance(self.model, tuple) else (self.model,)
+        checkpoints = self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,) * len(models)
+        extras = self.extra if isinstance(self.extra, tuple) else (self.extra,) * len(models)
+        return tuple(map(Member, models, checkpoints, extras))
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return " + ".join(member.model for member in self.members)
 
 
 class Labels(Table):
@@ -110,7 +165,10 @@ class Labels(Table):
 
     name: FolderName = Field("teacher", description="folder of the label set below labels/")
     views: int = Field(300, ge=1, le=65535, description="views of each sample to label; may be raised later")
-    store: Literal["hard"] = Field("hard", description="hard = the teacher's class, two bytes before compression")
+    store: Literal["hard", "topk", "full"] = Field(
+        "hard", description="hard = the teacher's class; topk = also its k largest logits; full = also all logits"
+    )
+    k: int = Field(10, ge=1, le=1000, description="logits of a view that topk keeps, exactly normalised for train.tau")
     workers: int = Field(2, ge=0, le=256, description="data processes of each teacher; 0 = in the teacher's own")
     passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
 
@@ -156,11 +214,18 @@ class Train(Table):
     ema_decay: float = Field(
         0.99996, ge=0, lt=1, description="moving average of the weights, kept beside them; 0 = off"
     )
-    distillation: Literal["none", "hard"] = Field(
-        "hard", description="hard = the teacher's class as a label of the distillation head"
+    distillation: Literal["none", "hard", "soft", "label"] = Field(
+        "hard",
+        description="what the distillation head learns (a single head: learns too): hard = the teacher's class; soft = "
+        "its probabilities, stored as topk or full; label = the truth, as section 4's control",
+    )
+    tau: float = Field(1.0, gt=0, le=100, description="temperature of soft; 1 = the authors' code, 3 = the paper")
+    soft_reduction: Literal["authors", "paper"] = Field(
+        "authors", description="of soft: mean over views and classes, K times smaller; or mean over views"
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
+    follow: bool = Field(False, description="start before all passes are labelled, and wait for those to come")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 by autocast")
     compile: bool = Field(False, description="run the model through torch.compile")
     workers: int = Field(
@@ -239,6 +304,10 @@ class RunFile(Table):
         if self.labels.views % self.views.repeats:
             raise ValueError(
                 f"labels.views: {self.labels.views} is not a multiple of views.repeats = {self.views.repeats}"
+            )
+        if self.train.distillation == "soft" and self.labels.store == "hard":
+            raise ValueError(
+                'train.distillation: soft learns the teacher\'s probabilities; set labels.store = "topk" or "full"'
             )
         return self
 

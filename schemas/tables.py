@@ -42,17 +42,41 @@ SKIPPED = pa.schema(
 SIGNATURE_SIDE = 4
 SIGNATURE_BYTES = SIGNATURE_SIDE * SIGNATURE_SIDE * 3
 
-HARD = pa.schema(
-    [
-        pa.field("shard", pa.uint32(), nullable=False),
-        pa.field("row", pa.uint32(), nullable=False),
-        pa.field("view", pa.uint16(), nullable=False),
-        pa.field("decision", pa.uint16(), nullable=False),  # the teacher's class for the mixed view
-        pa.field("signature", pa.binary(SIGNATURE_BYTES), nullable=True),  # of the unmixed view, for a few rows
-    ]
-)
+_ADDRESS = [
+    pa.field("shard", pa.uint32(), nullable=False),
+    pa.field("row", pa.uint32(), nullable=False),
+    pa.field("view", pa.uint16(), nullable=False),
+    pa.field("decision", pa.uint16(), nullable=False),  # the teacher's class for the mixed view
+]
+_LOGITS = pa.field("logits", pa.list_(pa.field("element", pa.float16(), nullable=False)), nullable=False)
+_SIGNATURE = pa.field("signature", pa.binary(SIGNATURE_BYTES), nullable=True)  # of the unmixed view, for a few rows
+
+HARD = pa.schema([*_ADDRESS, _SIGNATURE])
 """One row a decision, sorted by row, then view. Samples that sit out a pass have no rows in it.
 
 A signature is the mean of each channel over a 4 x 4 grid of the uint8 view, rounded, as bytes in the order
 (grid row, grid column, channel).
 """
+
+TOPK = pa.schema(
+    [
+        *_ADDRESS,
+        pa.field("classes", pa.list_(pa.field("element", pa.uint16(), nullable=False)), nullable=False),
+        _LOGITS,
+        pa.field("lse_1", pa.float32(), nullable=False),
+        pa.field("lse_tau", pa.float32(), nullable=False),
+        _SIGNATURE,
+    ]
+)
+"""As `HARD`, with the k likeliest classes, likeliest first, and their logits.
+
+`lse_1` and `lse_tau` are the logarithms of the sum over *all* classes of exp(logit) and exp(logit / tau), with the
+logits rounded as they are stored: exp(logit / tau - lse_tau) is a class's exact probability, and what the k lack of 1
+is the tail's. The manifest's `made_from.store` says k and tau.
+"""
+
+FULL = pa.schema([*_ADDRESS, _LOGITS, _SIGNATURE])
+"""As `HARD`, with the logits of all classes, in the classes' order."""
+
+LABELS = {"hard": HARD, "topk": TOPK, "full": FULL}
+"""The schema of each `labels.store`."""

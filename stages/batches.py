@@ -20,7 +20,9 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
-from stages.dataset import LabelSet, LabelSpec, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet, LabelSpec
+from stages.losses import SoftLabels
 from stages.replay.apply import Renderer, decode
 from stages.replay.decide import DecidedMix, Decider
 from stages.replay.mix import Mix
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
         classes: true classes, int64 [B].
         mix: how neighbours are mixed, over U.
         decisions: the teacher's classes, int64 [B]; empty without labels.
+        soft: the teacher's distributions; None where they are not asked for.
     """
 
     step: int
@@ -44,6 +47,7 @@ class Batch(NamedTuple):
     classes: Tensor
     mix: Mix
     decisions: Tensor
+    soft: SoftLabels | None = None
 
 
 KEPT_BYTES = 768 << 20
@@ -118,6 +122,7 @@ class Steps(Dataset[Batch]):
         recipe: of the views.
         stream: the order of the run.
         labels: the teacher's decisions; None = train without.
+        soft_tau: the temperature for which distributions are wanted beside decisions; None = without.
         batch: global batch size, a multiple of 2 · world.
         rank: of this process.
         world: number of training processes.
@@ -130,11 +135,12 @@ class Steps(Dataset[Batch]):
         stream: Stream,
         labels: LabelSet | None,
         *,
+        soft_tau: float | None = None,
         batch: int,
         rank: int,
         world: int,
     ) -> None:
-        self.split, self.recipe, self.labels = split, recipe, labels
+        self.split, self.recipe, self.labels, self.soft_tau = split, recipe, labels, soft_tau
         self._slice = {"batch": batch, "rank": rank, "world": world}
         self._stream = stream
         self._maker: ViewMaker | None = None  # built where it is used: its buffers do not travel
@@ -161,12 +167,15 @@ class Steps(Dataset[Batch]):
                 self._check(self.labels, address, views[slot])
         classes = [int(self.split.index(shard).classes[row]) for shard, row, _ in slots]
         decisions = [self.labels.decision(*address) for address in slots] if self.labels is not None else []
-        return Batch(step, torch.from_numpy(views), torch.tensor(classes), maker.mixes(units), torch.tensor(decisions))
+        soft = self.labels.soft(slots, self.soft_tau) if self.labels and self.soft_tau else None
+        return Batch(
+            step, torch.from_numpy(views), torch.tensor(classes), maker.mixes(units), torch.tensor(decisions), soft
+        )
 
     def _check(self, labels: LabelSet, address: tuple[int, int, int], view: np.ndarray) -> None:
         shard, row, number = address
         part = labels.of(shard, number)
-        kept = part.signatures.get((row, number - part.first_view))
+        kept = part.signatures.get((row, number))
         if kept is not None and differs(kept, signature(view)):
             raise PipelineError(
                 f"shard {shard}, row {row}, view {number}: is not the view the teacher saw (signatures differ); "

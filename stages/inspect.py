@@ -18,7 +18,8 @@ from timm.data import ImageNetInfo
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
 from stages.batches import ViewMaker, stack_mixes
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet
 from stages.replay.apply import decode
 from stages.replay.decide import DecidedMix, DecidedView
 from stages.replay.mix import mix, normalise

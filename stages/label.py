@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from schemas.config import RunFile
+from schemas.config import Labels, RunFile
+from schemas.errors import PipelineError
 from schemas.receipts import Made
-from schemas.tables import HARD
 from stages.batches import PartViews, part_batches, stack_mixes
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
 from stages.evaluate import CentreCrops
+from stages.labelfile import write_labels
+from stages.labelset import LabelSpec
 from stages.loader import load
 from stages.replay.decide import Decider
 from stages.replay.signature import signature, signed_rows
@@ -33,11 +34,11 @@ class Labeller:
         if device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
         self.recipe, self.split, self.settings = run.views, split, run.labels
-        self.crop_pct = run.evaluate.crop_pct
+        self.classes, self.tau, self.crop_pct = len(split.classes), run.train.tau, run.evaluate.crop_pct
         self.teacher = Teacher(
             run.teacher,
             workspace=run.workspace,
-            num_classes=len(split.classes),
+            num_classes=self.classes,
             image_size=run.views.image_size,
             device=torch.device(device),
         )
@@ -49,25 +50,32 @@ class Labeller:
         Raises:
             PipelineError: if an image has changed, or a logit is not finite.
         """
-        columns = {name: [np.zeros(0, np.int64)] for name in ("row", "view", "decision")}
+        found: list[dict[str, np.ndarray]] = [self._keep(np.zeros((0, 2), np.int64), torch.zeros((0, self.classes)))]
         signatures: dict[tuple[int, int], bytes] = {}
         classes = self.split.index(spec.shard).classes.astype(np.int64)
         agreement = {"own": 0, "partner": 0, "neither": 0}
         for row_view, views, mixes in self._batches(spec):
-            decision = self.teacher.logits(views, mixes).argmax(1).cpu().numpy()
-            row, view = row_view[:, 0], row_view[:, 1]
-            for name, values in (("row", row), ("view", view), ("decision", decision)):
-                columns[name].append(values)
-            _count(agreement, decision, classes[row])
+            found.append(self._keep(row_view, self.teacher.logits(views, mixes)))
+            _count(agreement, found[-1]["decision"], classes[row_view[:, 0]])
             for slot, (r, v) in enumerate(row_view.tolist()):
                 if r in signed_rows(v, len(classes)):
                     signatures[r, v] = signature(views[slot].numpy()).tobytes()
         path = staging / f"{spec.name}.parquet"
-        rows = _write(path, spec.shard, {name: np.concatenate(blocks) for name, blocks in columns.items()}, signatures)
+        columns = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+        write_labels(path, self.settings.store, spec.shard, columns, signatures)
         facts: dict[str, Any] = {"agreement": agreement}
         if spec.first_pass == 0:
             facts["centre_crops"] = self._centre_crops(spec.shard, classes)
-        return Made(files={path.name: path}, rows=rows, facts=facts)
+        if self.teacher.batch:
+            facts["forward_batch"] = self.teacher.batch  # memory did not suffice for the whole one
+        return Made(files={path.name: path}, rows=len(columns["row"]), facts=facts)
+
+    def _keep(self, row_view: np.ndarray, logits_BK: Tensor) -> dict[str, np.ndarray]:
+        """What is stored of a batch, by column."""
+        kept = keep(logits_BK, self.settings, self.tau)
+        return {"row": row_view[:, 0], "view": row_view[:, 1]} | {
+            name: values.cpu().numpy() for name, values in kept.items()
+        }
 
     def _batches(self, spec: LabelSpec) -> Any:
         """The part's batches: (row, view) of each slot, int64 [B, 2]; uint8 views [B, S, S, 3]; their mixes."""
@@ -92,28 +100,46 @@ class Labeller:
         return {"correct": correct, "images": len(classes)}
 
 
+def keep(logits_BK: Tensor, settings: Labels, tau: float) -> dict[str, Tensor]:
+    """What a store keeps of a batch's logits.
+
+    Logits are rounded to 16 bits first and their normalisers are those of the rounded ones, so what is stored is one
+    exact distribution, whether all of it is there or k classes.
+
+    Args:
+        logits_BK: the teacher's, float32.
+        settings: the run file's `[labels]`.
+        tau: temperature of the second normaliser.
+
+    Returns:
+        `decision` int64 [B]; for topk also `classes` int64 [B, k], `logits` float16 [B, k], `lse_1` and `lse_tau`
+        float32 [B]; for full `logits` float16 [B, K].
+
+    Raises:
+        PipelineError: if a logit does not fit 16 bits.
+    """
+    order_BK = logits_BK.argsort(dim=1, descending=True, stable=True)
+    kept = {"decision": order_BK[:, 0]}
+    if settings.store == "hard":
+        return kept
+    logits_BK = logits_BK.half()
+    if torch.isinf(logits_BK).any():
+        raise PipelineError('a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"')
+    if settings.store == "full":
+        return kept | {"logits": logits_BK}
+    classes_Bk = order_BK[:, : settings.k]
+    wide_BK = logits_BK.float()
+    return kept | {
+        "classes": classes_Bk,
+        "logits": logits_BK.gather(1, classes_Bk),
+        "lse_1": wide_BK.logsumexp(1),
+        "lse_tau": (wide_BK / tau).logsumexp(1),
+    }
+
+
 def _count(agreement: dict[str, int], decision: np.ndarray, own: np.ndarray) -> None:
     partner = own.reshape(-1, 2)[:, ::-1].ravel()
     is_own, is_partner = decision == own, (decision == partner) & (decision != own)
     agreement["own"] += int(is_own.sum())
     agreement["partner"] += int(is_partner.sum())
     agreement["neither"] += int((~is_own & ~is_partner).sum())
-
-
-def _write(path: Path, shard: int, columns: dict[str, np.ndarray], signatures: dict[tuple[int, int], bytes]) -> int:
-    """Write decisions sorted by row, then view, which compresses best; return their number."""
-    order = np.lexsort((columns["view"], columns["row"]))
-    row, view = columns["row"][order], columns["view"][order]
-    signed = [signatures.get(address) for address in zip(row.tolist(), view.tolist(), strict=True)]
-    table = pa.table(
-        {
-            "shard": pa.array(np.full(len(row), shard), pa.uint32()),
-            "row": pa.array(row, pa.uint32()),
-            "view": pa.array(view, pa.uint16()),
-            "decision": pa.array(columns["decision"][order], pa.uint16()),
-            "signature": pa.array(signed, HARD.field("signature").type),
-        },
-        schema=HARD,
-    )
-    pq.write_table(table, path, compression="zstd", compression_level=9)
-    return len(table)

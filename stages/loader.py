@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,8 @@ _AHEAD = 2
 """Items of a worker that are finished or being built."""
 
 _ALIGNMENT = 64
+
+_DATASETS = ("stages.batches", "stages.evaluate")
 
 
 def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False) -> Iterator[Any]:
@@ -116,13 +119,13 @@ def _unless_lost(items: Iterator[Any]) -> Iterator[Any]:
 
 @cache
 def _workshop() -> Any:
-    """Where worker processes come from: a server that has imported what they need and run nothing.
+    """Where worker processes come from: a server that has imported what they may need and run nothing.
 
     A fork of this process would inherit OpenCV's, torch's and object-store clients' locks without the threads that
     hold them, and wait for ever.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.batches", "stages.evaluate"])
+    context.set_forkserver_preload([name for name in _DATASETS if name in sys.modules])
     return context
 
 

@@ -6,10 +6,32 @@ a criterion that runs the teacher itself, as online distillation needs, since he
 decision is already in the batch.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
+
+Reduction = Literal["authors", "paper"]
+
+
+class SoftLabels(NamedTuple):
+    """A teacher's distributions, as a label set keeps them.
+
+    Attributes:
+        logits: of all K classes in their order, shape (B, K), or of k of them, shape (B, k).
+        classes: which k, int64 of shape (B, k); None = all.
+        log_sum_exp: over all K classes, of logits / tau, float32 of shape (B,); None = all logits are there.
+    """
+
+    logits: Tensor
+    classes: Tensor | None
+    log_sum_exp: Tensor | None
+
+    def map(self, do: Callable[[Tensor], Tensor]) -> "SoftLabels":
+        """The same with something done to each tensor."""
+        return SoftLabels(do(self.logits), *(one if one is None else do(one) for one in self[1:]))
 
 
 def soft_targets(class_a_B: Tensor, class_b_B: Tensor, lam_B: Tensor, *, num_classes: int, smoothing: float) -> Tensor:
@@ -40,9 +62,7 @@ def hard_distillation(logits_BK: Tensor, decision_B: Tensor) -> Tensor:
     return cross_entropy(logits_BK.float(), decision_B.long())
 
 
-def soft_distillation(
-    logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: float, reduction: Literal["authors", "paper"]
-) -> Tensor:
+def soft_distillation(logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: float, reduction: Reduction) -> Tensor:
     """Divergence of the student from the teacher at temperature tau (equation 2).
 
     Args:
@@ -55,7 +75,46 @@ def soft_distillation(
     student_BK = log_softmax(logits_BK.float() / tau, dim=1)
     teacher_BK = log_softmax(teacher_logits_BK.float() / tau, dim=1)
     divergence = kl_div(student_BK, teacher_BK, reduction="sum", log_target=True)
-    return tau**2 * divergence / (student_BK.numel() if reduction == "authors" else len(student_BK))
+    return tau**2 * _reduced(divergence, student_BK, reduction)
+
+
+def topk_distillation(
+    logits_BK: Tensor,
+    teacher_logits_Bk: Tensor,
+    classes_Bk: Tensor,
+    log_sum_exp_B: Tensor,
+    *,
+    tau: float,
+    reduction: Reduction,
+) -> Tensor:
+    """`soft_distillation` from k of the teacher's logits: their probabilities are exact, the rest is spread evenly.
+
+    The normaliser covers all K classes, so the k keep their true probabilities, and the mass m that they leave is given
+    to the other K - k classes alike. Of all distributions with these k probabilities, that one has the largest
+    entropy. Against the full distribution the loss misses m * KL(true tail ‖ even tail) and weighs the student's tail
+    evenly; it is equal where the tail is even, or m = 0. Renormalising over the k would instead teach certainty.
+
+    Args:
+        logits_BK: the student's logits, shape (B, K).
+        teacher_logits_Bk: k of the teacher's logits, shape (B, k), k < K.
+        classes_Bk: their classes, int64 of shape (B, k), each once.
+        log_sum_exp_B: of the teacher's K logits / tau, shape (B,).
+        tau: temperature.
+        reduction: as in `soft_distillation`.
+    """
+    student_BK = log_softmax(logits_BK.float() / tau, dim=1)
+    teacher_Bk = teacher_logits_Bk.float() / tau - log_sum_exp_B.float()[:, None]
+    kept_Bk = student_BK.gather(1, classes_Bk)
+    mass_B = (1 - teacher_Bk.exp().sum(1)).clamp(min=0)
+    rest = logits_BK.shape[1] - classes_Bk.shape[1]
+    in_tail_BK = torch.ones_like(student_BK).scatter(1, classes_Bk, 0.0)
+    tail_B = torch.xlogy(mass_B, mass_B / rest) - mass_B * (student_BK * in_tail_BK).sum(1) / rest
+    divergence = (teacher_Bk.exp() * (teacher_Bk - kept_Bk)).sum() + tail_B.sum()
+    return tau**2 * _reduced(divergence, student_BK, reduction)
+
+
+def _reduced(total_: Tensor, logits_BK: Tensor, reduction: Reduction) -> Tensor:
+    return total_ / (logits_BK.numel() if reduction == "authors" else len(logits_BK))
 
 
 def total(class_term: Tensor, teacher_term: Tensor | None, *, alpha: float) -> Tensor:

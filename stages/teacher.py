@@ -1,9 +1,13 @@
-"""The teacher: a network in eval mode that decides on mixed views, and what names it.
+"""The teacher: one network, or a mixture of them, in eval mode that decides on mixed views, and what names it.
 
 It sees the very images the student will see: replayed, normalised its own way, mixed. Its identity goes into the
 label set, so that decisions of two teachers, or of one teacher in two precisions, are never mistaken for each other.
+Rejected for mixtures: the mean of logits, whose scale differs between networks.
+
+Legend: B views, K classes, S side of a view.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,16 +15,16 @@ from torch import Tensor
 
 from schemas import config
 from schemas.errors import PipelineError
-from stages.dataset import teacher_settings
+from stages.labelset import teacher_settings
 from stages.replay.mix import Mix, mix, normalise
-from stages.student import build, load_weights
+from stages.student import Classifier, build, load_weights
 from stages.weights import find_weights, pretrained_weights, weights_digest
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
-    """A timm classifier with fixed weights on a device.
+    """Timm classifiers with fixed weights on a device.
 
     Args:
         settings: the run file's `[teacher]`.
@@ -29,6 +33,9 @@ class Teacher:
         image_size: side of the views.
         device: where it runs.
 
+    Attributes:
+        batch: views that went through in one forward pass, once a larger batch did not fit memory; None = all did.
+
     Raises:
         PipelineError: if the weights cannot be had or are not for this architecture and these classes.
     """
@@ -36,45 +43,99 @@ class Teacher:
     def __init__(
         self, settings: config.Teacher, *, workspace: str, num_classes: int, image_size: int, device: torch.device
     ) -> None:
-        self.settings = settings
-        model = build(settings.model, num_classes=num_classes, img_size=image_size, drop_path=0.0, extra=settings.extra)
-        if settings.checkpoint:
-            source = f"teacher.checkpoint = {settings.checkpoint}"
-            weights = find_weights(settings.checkpoint, workspace, "teacher.checkpoint")
-        else:
-            source = f"teacher.model = {settings.model}"
-            weights = pretrained_weights(settings.model)
-        load_weights(model, weights, source=source)
-        self.model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-        self.device = device
-        self.mean, self.std = model.mean, model.std
-        self.weights_sha256 = weights_digest(model.model.state_dict())
+        self.settings, self.device, self.num_classes = settings, device, num_classes
+        models = [_member(one, workspace, num_classes, image_size) for one in settings.members]
+        self.weights_sha256 = [weights_digest(model.model.state_dict()) for model in models]
+        self.models = [
+            model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
+        ]
+        self._run = [torch.compile(model) if settings.compile else model for model in self.models]
+        self.batch: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that determines its decisions, besides the views."""
-        return teacher_settings(self.settings) | {
+        members: dict[str, list[Any]] = {
             "weights_sha256": self.weights_sha256,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "device": self.device.type,
+            "mean": [list(model.mean) for model in self.models],
+            "std": [list(model.std) for model in self.models],
         }
+        single = {name: values[0] for name, values in members.items()} if len(self.models) == 1 else members
+        return teacher_settings(self.settings) | single | {"device": self.device.type}
 
     @torch.inference_mode()
     def logits(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
         """Logits of views, uint8 [B, S, S, 3] → float32 [B, K]; mixed where `how` is given.
 
+        Those of a mixture are the logarithms of the mean probabilities. A batch that does not fit memory is halved
+        until it does, pairs together; in eval mode no view depends on its batch but for the last bit.
+
         Raises:
-            PipelineError: if a logit is not finite.
+            PipelineError: if a logit is not finite, their shape is wrong, or not even a pair fits memory.
         """
-        images = normalise(views_BHWC.to(self.device, non_blocking=True), self.mean, self.std)
-        if how is not None:
-            images = mix(images, Mix(*(one.to(self.device, non_blocking=True) for one in how)))
-        precision = _AUTOCAST[self.settings.precision]
-        with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
-            logits: Tensor = self.model(images).fused.float()
-        if not torch.isfinite(logits).all():
+        size = self.batch or len(views_BHWC)
+        found = [self._fitting(views_BHWC, how, start, size) for start in range(0, len(views_BHWC), size)]
+        logits_BK = torch.cat(found)
+        if not torch.isfinite(logits_BK).all():
             raise PipelineError(
-                f"teacher.model = {self.settings.model}: gave a logit that is not finite; "
+                f"teacher.model = {self.settings.title}: gave a logit that is not finite; "
                 f'try teacher.precision = "fp32" (now {self.settings.precision}) or check its weights'
             )
+        return logits_BK
+
+    def _fitting(self, views_BHWC: Tensor, how: Mix | None, start: int, size: int) -> Tensor:
+        """Logits of `size` views from `start` on, in as many passes as memory demands."""
+        try:
+            chosen = how and Mix(*(one[start // 2 : (start + size) // 2] for one in how))
+            return self._forward(views_BHWC[start : start + size], chosen)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not _out_of_memory(error):
+                raise
+        half = min(size, len(views_BHWC) - start) // 4 * 2
+        if half < 2:
+            raise PipelineError(
+                f"teacher.model = {self.settings.title}: not even one pair of views fits the {self.device.type}'s "
+                "memory; use a smaller teacher, or free memory"
+            )
+        self.batch = half
+        end = min(start + size, len(views_BHWC))
+        return torch.cat([self._fitting(views_BHWC[:end], how, at, half) for at in range(start, end, half)])
+
+    def _forward(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
+        views_BHWC = views_BHWC.to(self.device, non_blocking=True)
+        how = how and Mix(*(one.to(self.device, non_blocking=True) for one in how))
+        found = [self._member_logits(nth, views_BHWC, how) for nth in range(len(self.models))]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([logits.log_softmax(1) for logits in found]).logsumexp(0) - math.log(len(found))
+
+    def _member_logits(self, nth: int, views_BHWC: Tensor, how: Mix | None) -> Tensor:
+        images_BCHW = normalise(views_BHWC, self.models[nth].mean, self.models[nth].std)
+        if how is not None:
+            images_BCHW = mix(images_BCHW, how)
+        precision = _AUTOCAST[self.settings.precision]
+        with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
+            logits: Tensor = self._run[nth](images_BCHW).fused.float()
+        expected = len(views_BHWC), self.num_classes
+        if logits.shape != expected:
+            raise PipelineError(
+                f"teacher.model = {self.settings.members[nth].model}: gave logits of shape {tuple(logits.shape)}, "
+                f"expected {expected}; check teacher.extra"
+            )
         return logits
+
+
+def _member(member: config.Member, workspace: str, num_classes: int, image_size: int) -> Classifier:
+    model = build(member.model, num_classes=num_classes, img_size=image_size, drop_path=0.0, extra=member.extra)
+    if member.checkpoint:
+        source = f"teacher.checkpoint = {member.checkpoint}"
+        weights = find_weights(member.checkpoint, workspace, "teacher.checkpoint")
+    else:
+        source = f"teacher.model = {member.model}"
+        weights = pretrained_weights(member.model)
+    load_weights(model, weights, source=source)
+    return model
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the allocator of the CPU, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

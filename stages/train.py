@@ -26,7 +26,8 @@ from schemas.receipts import fingerprint
 from stages import losses
 from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet
 from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
@@ -39,6 +40,8 @@ from stages.tensorboard import refuse_missing_tensorboard
 from stages.weights import MODEL_FILE, find_weights
 
 EMA_FILE = "model_ema.safetensors"
+TAUGHT = ("hard", "soft")
+"""Values of `train.distillation` that need a teacher's labels."""
 Report = Callable[[int, dict[str, Any]], None]
 
 
@@ -83,7 +86,10 @@ def plan_training(run: RunFile, world: int) -> Plan:
     if train.tensorboard:
         refuse_missing_tensorboard()
     split = Split.open(run.workspace, "train", run.cache)
-    labels = LabelSet.open(run, split) if train.distillation != "none" else None
+    opened = LabelSet.follow if train.follow else LabelSet.open
+    labels = opened(run, split) if train.distillation in TAUGHT else None
+    if labels is not None and train.distillation == "soft":
+        labels.refuse_soft(train.tau)
     if train.batch_size % (2 * world):
         raise PipelineError(
             f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
@@ -160,7 +166,14 @@ class Trainer:
             fused=device.type == "cuda",
         )
         self.data = Steps(
-            plan.split, run.views, plan.stream(run), plan.labels, batch=run.train.batch_size, rank=rank, world=world
+            plan.split,
+            run.views,
+            plan.stream(run),
+            plan.labels,
+            soft_tau=run.train.tau if run.train.distillation == "soft" else None,
+            batch=run.train.batch_size,
+            rank=rank,
+            world=world,
         )
         self.metrics = Metrics(
             self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
@@ -261,12 +274,24 @@ class Trainer:
             smoothing=train.label_smoothing,
         )
         terms = {"class_loss": losses.class_loss(heads.classes, targets)}
-        if train.distillation == "hard":
-            logits = heads.classes if heads.distillation is None else heads.distillation
-            terms["teacher_loss"] = losses.hard_distillation(logits, batch.decisions)
+        logits = heads.classes if heads.distillation is None else heads.distillation
+        second = None
+        if train.distillation in TAUGHT:
+            second = terms["teacher_loss"] = self._teacher_loss(logits, batch)
             terms["teacher_agreement"] = (logits.argmax(1) == batch.decisions).float().mean()
-        loss = losses.total(terms["class_loss"], terms.get("teacher_loss"), alpha=train.alpha)
-        return {"loss": loss} | terms
+        elif train.distillation == "label":
+            second = terms["label_loss"] = losses.class_loss(logits, targets)
+        return {"loss": losses.total(terms["class_loss"], second, alpha=train.alpha)} | terms
+
+    def _teacher_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        tau, reduction, soft = self.run.train.tau, self.run.train.soft_reduction, batch.soft
+        if soft is None:
+            return losses.hard_distillation(logits, batch.decisions)
+        if soft.classes is None or soft.log_sum_exp is None:
+            return losses.soft_distillation(logits, soft.logits, tau=tau, reduction=reduction)
+        return losses.topk_distillation(
+            logits, soft.logits, soft.classes, soft.log_sum_exp, tau=tau, reduction=reduction
+        )
 
     def _wrapped(self, world: int) -> Callable[[Tensor], Any]:
         model: nn.Module = self.classifier
@@ -314,6 +339,10 @@ def new_student(run: RunFile, split: Split) -> Classifier:
     student = run.student
     torch.manual_seed(run.train.seed)
     classifier = _built(run, split)
+    if run.train.distillation == "label" and not classifier.distilled:
+        raise PipelineError(
+            f'train.distillation = "label": {student.model} has no second class token; choose a distilled student'
+        )
     if student.init_checkpoint:
         weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
         source = f"student.init_checkpoint = {student.init_checkpoint}"
@@ -366,6 +395,7 @@ def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> N
 
 _NO_MATTER = {
     "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
+    "follow",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 
@@ -390,4 +420,5 @@ def _slice(batch: Batch, start: int, end: int) -> Batch:
         classes=batch.classes[start:end],
         mix=Mix(*(one[start // 2 : end // 2] for one in batch.mix)),
         decisions=batch.decisions[start:end],
+        soft=batch.soft and batch.soft.map(lambda one: one[start:end]),
     )

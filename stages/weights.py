@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from stages.student import read_weights
 
 RUN_PREFIX = "run:"
 MODEL_FILE = "model.safetensors"
+_OUTSIDE = re.compile(
+    "in12k|inw?21k|in22k|laion|_ig|ssl|wsl|swag|seer|lvd|jft|clip|openai|webli|datacomp|dfn|merged|m3[08]m|yfcc|cc12m|"
+    "sa1b|sat493m|bamboo"
+)
+"""In timm's tags: data sets other than ImageNet-1k, and methods that used them."""
 
 
 def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL_FILE) -> dict[str, Tensor]:
@@ -48,6 +54,18 @@ def pretrained_weights(model: str) -> dict[str, Tensor]:
             f"{model}: its pretrained weights cannot be had ({cause}); give a local file as teacher.checkpoint"
         ) from None
     return weights
+
+
+def outside_data(model: str) -> str:
+    """The tag that a plain model name stands for, if its weights saw more than ImageNet-1k; else "".
+
+    A name with its tag has been chosen; of a plain one timm chooses, and with the best accuracy in mind.
+    """
+    if "." in model or not timm.is_model(model):
+        return ""
+    about = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    tag: str = (about and about.tag) or ""
+    return tag if _OUTSIDE.search(tag) else ""
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:

@@ -11,8 +11,9 @@ import cli
 from schemas.presets import toml_text
 from schemas.recipe import Recipe
 from stages.batches import Steps, stack_mixes
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
 from stages.inspect import as_json, find_sample, inspect_views, readable, verdict
+from stages.labelset import LabelSet
 from stages.replay.apply import Renderer, decode
 from stages.replay.decide import Box, DecidedMix, DecidedView, Erase, Op
 from stages.replay.mix import mix, normalise

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from world import TINY_VIT, decisions, run_file, silent, stored
 
 from pipeline import run as stages
-from pipeline.run import label_specs
+from pipeline.labelling import label_specs
 from schemas.tables import HARD
 from stages.batches import part_batches
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
 from stages.label import Labeller
+from stages.labelset import LabelSpec
 from stages.replay.signature import signed_rows
 from stages.store import Store, valid_receipts
 from stages.train import Trainer, plan_training
@@ -95,7 +96,7 @@ def seen_by_the_teacher(whole, tmp_path) -> dict[tuple[int, int, int], torch.Ten
     """Address → the very tensor that went into the teacher, of one part."""
     split, spec = Split.open(whole.workspace, "train"), LabelSpec(1, 0, 2)
     labeller, inputs = Labeller(whole, split, "cpu"), []
-    labeller.teacher.model.register_forward_pre_hook(lambda _, given: inputs.append(given[0].clone()))
+    labeller.teacher.models[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0].clone()))
     labeller(spec, tmp_path)
     batches = list(part_batches(split, whole.views, spec, whole.teacher.batch_size))
     slots = [(1, row, unit.view) for units in batches for unit in units for row in (unit.row_a, unit.row_b)]

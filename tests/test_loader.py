@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from schemas.errors import PipelineError
 from stages import batches
 from stages.batches import Batch, PartViews, Steps, ViewMaker
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
+from stages.labelset import LabelSpec
 from stages.loader import load, moved, on_device
 from stages.replay.mix import Mix
 from stages.replay.order import Stream

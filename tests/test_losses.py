@@ -7,7 +7,7 @@ import torch
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-from stages.losses import class_loss, hard_distillation, soft_distillation, soft_targets, total
+from stages.losses import class_loss, hard_distillation, soft_distillation, soft_targets, topk_distillation, total
 
 # softmax of a row of logarithms is the row itself, divided by its sum
 STUDENT = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]).log()
@@ -108,3 +108,60 @@ def test_losses_of_bf16_logits_are_computed_in_float32():
     ):
         assert loss(student, teacher).dtype == torch.float32
         assert torch.equal(loss(student, teacher), loss(student.float(), teacher.float()))
+
+
+def kept(teacher: torch.Tensor, k: int, tau: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    values, classes = teacher.topk(k)
+    return values, classes, (teacher / tau).logsumexp(1)
+
+
+@pytest.mark.parametrize("reduction", ["authors", "paper"])
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_topk_equals_the_full_distribution_where_the_tail_is_even(tau, reduction):
+    student, teacher = random_logits(9), random_logits(10)
+    values, classes = teacher.topk(4)
+    teacher = torch.full_like(teacher, -2.0).scatter(1, classes, values.abs())
+    full = soft_distillation(student, teacher, tau=tau, reduction=reduction)
+    loss = topk_distillation(student, *kept(teacher, 4, tau), tau=tau, reduction=reduction)
+    torch.testing.assert_close(loss, full)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_topk_misses_of_the_full_divergence_what_the_tail_is_from_even(tau):
+    teacher = random_logits(11, classes=100)
+    student = torch.zeros_like(teacher)  # even in the tail, so that nothing else differs
+    p = (teacher.double() / tau).softmax(1)
+    tail = p.sort(descending=True).values[:, 10:]
+    mass = tail.sum(1)
+    missed = tau**2 * (tail * (tail * 90 / mass[:, None]).log()).sum(1).mean()
+    full = soft_distillation(student, teacher, tau=tau, reduction="paper")
+    loss = topk_distillation(student, *kept(teacher, 10, tau), tau=tau, reduction="paper")
+    assert (full - loss).item() == pytest.approx(missed.item(), rel=1e-3)
+    assert missed > 1e-3
+
+
+def test_topk_pulls_the_student_where_the_full_distribution_pulls_it():
+    teacher = 3 * random_logits(12, classes=100)  # as sure of itself as a trained one
+    grads = []
+    for loss in (
+        lambda s: soft_distillation(s, teacher, tau=1.0, reduction="paper"),
+        lambda s: topk_distillation(s, *kept(teacher, 10, 1.0), tau=1.0, reduction="paper"),
+    ):
+        student = random_logits(13, classes=100).requires_grad_()
+        loss(student).backward()
+        grads.append(student.grad)
+    p_top = teacher.softmax(1).gather(1, teacher.topk(10).indices)
+    top = [grad.gather(1, teacher.topk(10).indices) for grad in grads]
+    torch.testing.assert_close(*top)  # of the k classes exactly: their probabilities are the true ones
+    assert p_top.sum(1).min() < 0.999
+    assert torch.nn.functional.cosine_similarity(*(grad.flatten() for grad in grads), dim=0) > 0.999
+
+
+def test_topk_of_a_certain_teacher_has_no_tail_and_a_finite_gradient():
+    student = random_logits(14).requires_grad_()
+    logits, classes = torch.tensor([[60.0, 1.0]] * 6).half(), torch.tensor([[3, 1]] * 6)
+    loss = topk_distillation(student, logits, classes, torch.full((6,), 59.999), tau=1.0, reduction="paper")
+    loss.backward()
+    expected = -student.detach().log_softmax(1)[:, 3].mean()
+    assert loss.item() == pytest.approx(expected.item(), abs=0.01)
+    assert torch.isfinite(student.grad).all()

@@ -9,7 +9,7 @@ import timm
 
 from schemas.config import RunFile, load_run_file, parse_run
 from schemas.errors import PipelineError
-from schemas.presets import PRESETS, _toml, run_file_text, toml_text
+from schemas.presets import PRESETS, TEACHERS, _toml, run_file_text, toml_text
 
 TOP1 = {
     "deit-ti": 72.2, "deit-ti-hard": 74.3, "deit-ti-distilled": 74.5, "deit-ti-distilled-1000": 76.6,
@@ -178,3 +178,30 @@ def test_values_that_need_quoting_survive_the_text():
     value = {"a b": 'say "hi" \\ \n ü', "c": (1, 2.5e-7, True), "d": {"e": ()}}
     parsed = parse_run(tomllib.loads(f"[student]\nextra = {_toml(value)}"), "test")
     assert parsed.student.extra == value
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_a_teacher_of_table_2_is_known_to_timm_with_its_tag_and_saw_imagenet_1k_alone(teacher):
+    parsed = tomllib.loads(run_file_text("deit-s-distilled", teacher))
+    model = parsed["teacher"]["model"]
+    assert model in timm.list_pretrained()
+    assert model.endswith("_in1k") and not any(word in model for word in ("12k", "21k", "22k"))
+    assert parsed["labels"]["name"] == teacher  # each teacher's labels lie apart
+    assert set(TEACHERS) == {"deit-b", *(f"regnety-{size}gf" for size in (4, 8, 12, 16))}
+
+
+def test_another_teacher_is_named_at_the_head():
+    assert "taught by regnety_040.pycls_in1k" in run_file_text("deit-s-distilled", "regnety-4gf")
+    assert "this teacher's top-1 is 80.0% in Table 2" in run_file_text("deit-s-distilled", "regnety-4gf")
+    assert "Table 2" not in run_file_text("deit-s-distilled", "regnety-16gf")
+
+
+@pytest.mark.parametrize(
+    ("preset", "teacher", "line"),
+    [
+        ("deit-s-distilled", "vgg", f"unknown teacher vgg; allowed: {', '.join(TEACHERS)}"),
+        ("deit-s", "deit-b", "preset deit-s: has no teacher; choose a distilled one, such as deit-b-distilled"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused(preset, teacher, line, refused):
+    assert refused(run_file_text, preset, teacher) == line

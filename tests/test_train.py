@@ -15,7 +15,7 @@ from world import decisions, silent, stored
 
 from pipeline import run as stages
 from stages import student, tensorboard
-from stages.loader import on_device
+from stages.loader import moved
 from stages.train import Trainer, plan_training
 
 
@@ -233,12 +233,12 @@ def test_a_step_asks_the_device_for_nothing_so_that_it_never_waits(copied, monke
     plan = plan_training(run, 1)
     trainer = Trainer(run, plan, rank=0, world=1, device=torch.device("meta"))  # has no values to be asked for
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know that device
-    for batch in on_device((trainer.data[step] for step in (0, 1)), trainer.device):
-        trainer.step(batch)
+    for step in (0, 1):
+        trainer.step(moved(trainer.data[step], trainer.device))
     losses_of = trainer._losses
     monkeypatch.setattr(trainer, "_losses", lambda batch: losses_of(batch) | {"asked": losses_of(batch)["loss"].item()})
     with pytest.raises(RuntimeError, match="meta tensors"):
-        trainer.step(next(on_device(iter([trainer.data[2]]), trainer.device)))
+        trainer.step(moved(trainer.data[2], trainer.device))
 
 
 def test_weights_of_other_classes_start_a_run_only_where_it_asks_for_new_heads(copied, images, refused):

@@ -49,7 +49,7 @@ class Draws:
 
     def uniforms(self, count: int) -> list[float]:
         """The next `count` numbers, uniform in [0, 1), as Python floats."""
-        return [(word >> 11) * _UNIT for word in self._philox.random_raw(count).tolist()]
+        return ((self._philox.random_raw(count) >> 11) * _UNIT).tolist()
 
     def uniform(self) -> float:
         """The next number, uniform in [0, 1)."""

@@ -1,0 +1,148 @@
+"""Labelling as a command runs it: what a label set is made from, its parts, and what they amount to.
+
+Passes come first, then shards, so that training can start when its first passes are labelled.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.launch import device_count, run_device
+from pipeline.progress import Progress
+from pipeline.ray_pool import Seats, make_missing
+from pipeline.work import Job, begin, finish
+from schemas.config import RunFile
+from schemas.errors import PipelineError
+from schemas.receipts import Receipt
+from stages.batches import pixel_versions
+from stages.dataset import Split
+from stages.label import Labeller
+from stages.labelset import LabelSpec
+from stages.store import Store, valid_receipts
+from stages.teacher import Teacher
+from stages.weights import outside_data
+
+Say = Callable[[str], None]
+_MIXED = {"own": "the view's own class", "partner": "its partner's", "neither": "neither"}
+
+
+def label(run: RunFile, say: Say) -> dict[str, Any]:
+    """Store the teacher's decisions for the run file's views.
+
+    Raises:
+        PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
+        Mismatch: if the label set there is of another teacher, recipe or split.
+    """
+    split = Split.open(run.workspace, "train", run.cache)
+    if not split.pairs:
+        raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
+    for line in _outside(run):
+        say(line)
+    store = Store(run.workspace).at(f"labels/{run.labels.name}")
+    made_from = _made_from(run, split)
+    made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    receipts, new = _make(run, split, store, made_by)
+    found = _summary(receipts)
+    finish(store, made_from, receipts, stage="label-teacher", views=run.labels.views, **found)
+    decisions = sum(receipt.rows for receipt in receipts)
+    stored = sum(store.files(folder)[name] for folder in ("", "receipts") for name in store.files(folder))
+    say(
+        f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
+    )
+    say(f"the teacher agrees with the truth on {found['agreement']:.1%} of {len(split)} unmixed centre crops")
+    shares = found["mixed_agreement"]
+    say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
+    return {
+        "stage": "label-teacher", "decisions": decisions, "parts": len(receipts), "new_parts": new,
+        "views": run.labels.views, "bytes_per_view": stored / decisions,
+    } | found  # fmt: skip
+
+
+def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
+    """The parts of a label set, done ones as they were dealt, passes first, then shards.
+
+    Raising `views` therefore adds parts and changes none.
+    """
+    specs = [LabelSpec.parse(name) for name in done]
+    covered = {(spec.shard, pass_) for spec in specs for pass_ in range(spec.first_pass, spec.end_pass)}
+    for shard in range(shards):
+        missing = [pass_ for pass_ in range(passes) if (shard, pass_) not in covered]
+        while missing:
+            block = missing[0] // passes_per_part
+            first = missing[0]
+            end = first
+            while missing and missing[0] == end and end // passes_per_part == block:
+                end, missing = end + 1, missing[1:]
+            specs.append(LabelSpec(shard, first, end))
+    wanted = (spec for spec in specs if spec.first_pass < passes)
+    return sorted(wanted, key=lambda spec: (spec.first_pass, spec.shard, spec.end_pass))
+
+
+def _outside(run: RunFile) -> Iterator[str]:
+    """A warning for each of timm's pretrained teachers that was chosen without its tag and saw other data."""
+    for member in run.teacher.members:
+        tag = "" if member.checkpoint else outside_data(member.model)
+        if tag:
+            yield (
+                f"warning: teacher.model = {member.model} stands for {member.model}.{tag}, which was trained on more "
+                "than ImageNet-1k; name a tag if its students are to be compared with others"
+            )
+
+
+def _made_from(run: RunFile, split: Split) -> dict[str, Any]:
+    """The identity of the label set."""
+    return {
+        "shards": split.content,
+        "recipe": run.views.model_dump(mode="json"),
+        "teacher": _teacher_identity(run, split),
+        "store": _kept(run, len(split.classes)),
+    }
+
+
+def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
+    """What the store keeps of a decision."""
+    settings = run.labels
+    if settings.store != "topk":
+        return settings.store
+    if settings.k >= classes:
+        raise PipelineError(
+            f'labels.k = {settings.k}: must be less than the {classes} classes; lower it, or set labels.store = "full"'
+        )
+    return {"kind": "topk", "k": settings.k, "tau": run.train.tau}
+
+
+def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
+    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started."""
+    teacher = Teacher(
+        run.teacher,
+        workspace=run.workspace,
+        num_classes=len(split.classes),
+        image_size=run.views.image_size,
+        device=torch.device("cpu"),
+    )
+    return teacher.identity() | {"device": run_device(run)}
+
+
+def _make(run: RunFile, split: Split, store: Store, made_by: str) -> tuple[list[Receipt], int]:
+    """Label what is missing; all receipts, and how many are new."""
+    passes = run.labels.views // run.views.repeats
+    done = {name: one for name, one in valid_receipts(store).items() if one.made_by == made_by}
+    specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
+    gpu = run_device(run) == "cuda"
+    seats = Seats(count=device_count(run), cpus=1 + run.labels.workers if gpu else 1, gpus=int(gpu))
+    job = Job(store, made_by, partial(Labeller, run, split, run_device(run)))
+    with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
+        return make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
+
+
+def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """What the parts' facts add up to."""
+    decisions = sum(receipt.rows for receipt in receipts)
+    mixed = {name: sum(one.facts["agreement"][name] for one in receipts) for name in _MIXED}
+    centre = [one.facts["centre_crops"] for one in receipts if "centre_crops" in one.facts]
+    return {
+        "agreement": sum(one["correct"] for one in centre) / sum(one["images"] for one in centre),
+        "mixed_agreement": {name: count / decisions for name, count in mixed.items()},
+    }

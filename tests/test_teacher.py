@@ -1,0 +1,202 @@
+"""A teacher is one network or the mean of several, says what it is, and fails in one line or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from world import TINY_VIT, silent
+
+from pipeline import run as stages
+from pipeline.labelling import _outside
+from schemas.config import Teacher as Settings
+from stages.replay.mix import Mix
+from stages.store import Store, valid_receipts
+from stages.student import Heads
+from stages.teacher import Teacher
+from stages.weights import outside_data
+
+VIEWS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8))
+MIX = Mix(torch.linspace(0.2, 0.9, 6), torch.linspace(0.2, 0.9, 6), torch.zeros(6, 4, dtype=torch.int32))
+MODELS = {"deit_tiny_patch16_224": TINY_VIT, "resnet18": {}}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Model → a file of its random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for name, extra in MODELS.items():
+        size = {"img_size": 32} if extra else {}
+        model = timm.create_model(name, num_classes=4, **extra, **size)
+        save_file(model.state_dict(), folder / f"{name}.safetensors")
+    return {name: str(folder / f"{name}.safetensors") for name in MODELS}
+
+
+@pytest.fixture
+def teacher(weights):
+    """A teacher of one model, or of several."""
+
+    def make(*models, **settings):
+        one = len(models) == 1
+        values = {
+            "model": models[0] if one else models,
+            "checkpoint": weights[models[0]] if one else tuple(weights[name] for name in models),
+            "extra": MODELS[models[0]] if one else tuple(MODELS[name] for name in models),
+        }
+        made = Settings(**values | settings)
+        return Teacher(made, workspace="", num_classes=4, image_size=32, device=torch.device("cpu"))
+
+    return make
+
+
+def test_a_mixture_is_the_mean_of_softmaxes_each_normalised_its_own_way(teacher):
+    mixture = teacher(*MODELS)
+    mixture.models[1].mean, mixture.models[1].std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    resnet = teacher("resnet18")
+    resnet.models[0].mean, resnet.models[0].std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    alone = [teacher("deit_tiny_patch16_224").logits(VIEWS, MIX), resnet.logits(VIEWS, MIX)]
+    mean = (alone[0].softmax(1) + alone[1].softmax(1)) / 2
+    torch.testing.assert_close(mixture.logits(VIEWS, MIX), mean.log())
+    assert (mean - alone[0].softmax(1)).abs().max() > 0.01
+    assert mixture.identity()["mean"][1] == [0.5, 0.5, 0.5]
+
+
+def test_a_mixtures_identity_names_every_member_in_order(teacher):
+    one, other = teacher(*MODELS).identity(), teacher(*reversed(MODELS)).identity()
+    assert one["weights_sha256"] == other["weights_sha256"][::-1] != other["weights_sha256"]
+    single = teacher("resnet18").identity()
+    assert single["weights_sha256"] == one["weights_sha256"][1]
+    assert single["model"] == "resnet18" and single["mean"] == list(teacher("resnet18").models[0].mean)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "resnet18", "checkpoint": ("a.pth",)},
+        {"model": ("resnet18", "resnet34"), "checkpoint": ("a.pth",)},
+        {"model": ("resnet18", "resnet34"), "checkpoint": "a.pth"},
+        {"model": ("resnet18", "resnet34"), "extra": ({},)},
+        {"model": 3},
+        {"model": ()},
+        {"model": "resnet18", "extra": 3},
+    ],
+)
+def test_lists_that_do_not_go_together_are_refused_with_their_key(fresh, settings, refused):
+    line = refused(fresh, {"teacher": {"extra": {}, "checkpoint": ""} | settings})
+    assert line.startswith("test: teacher.") and "list" in line
+
+
+@pytest.mark.parametrize(("room", "batch"), [(12, None), (11, 6), (5, 2), (2, 2)])
+def test_a_batch_beyond_memory_is_halved_until_it_fits_and_says_the_same(teacher, monkeypatch, room, batch):
+    expected = teacher("resnet18").logits(VIEWS, MIX)
+    small, sizes = teacher("resnet18"), []
+
+    def forward(images):
+        sizes.append(len(images))
+        if len(images) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return small.models[0](images)
+
+    small._run = [forward]
+    torch.testing.assert_close(small.logits(VIEWS, MIX), expected)
+    assert small.batch == batch
+    sizes.clear()
+    small.logits(VIEWS, MIX)
+    assert max(sizes) <= room and len(set(sizes)) == 1  # it is not tried again
+
+
+def test_what_a_batch_was_halved_to_is_in_the_receipt(copied, monkeypatch):
+    run = copied({"labels": {"name": "small"}})
+    whole = Teacher._member_logits
+
+    def cramped(self, nth, views, how):
+        if len(views) > 8:
+            raise RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory")
+        return whole(self, nth, views, how)
+
+    monkeypatch.setattr(Teacher, "_member_logits", cramped)
+    stages.label(run, silent)
+    receipts = valid_receipts(Store(run.workspace).at("labels/small"))
+    assert {receipt.facts["forward_batch"] for receipt in receipts.values()} == {8}
+
+
+def test_a_pair_beyond_memory_is_one_line(teacher, refused):
+    small = teacher("resnet18")
+
+    def forward(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    small._run = [forward]
+    assert "not even one pair of views fits the cpu's memory" in refused(small.logits, VIEWS, MIX)
+
+
+def test_any_other_failure_of_the_teacher_is_not_taken_for_want_of_memory(teacher):
+    broken = teacher("resnet18")
+
+    def forward(images):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    broken._run = [forward]
+    with pytest.raises(RuntimeError, match="mat1"):
+        broken.logits(VIEWS, MIX)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_logit_that_is_not_finite_stops_the_stage_with_nothing_done(copied, refused, value):
+    run = copied({"labels": {"name": "bad"}})
+    file = Path(run.workspace, "runs/teacher/model.safetensors")
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=4, img_size=32, **TINY_VIT)
+    model.head.bias.data[0] = value
+    save_file(model.state_dict(), file)
+    line = refused(stages.label, run, silent)
+    assert "gave a logit that is not finite" in line
+    assert not valid_receipts(Store(run.workspace).at("labels/bad"))
+
+
+def test_logits_of_a_wrong_shape_are_one_line(teacher, refused):
+    wrong = teacher("resnet18")
+    wrong._run = [lambda images: Heads(torch.zeros(len(images), 5), None)]
+    line = refused(wrong.logits, VIEWS, MIX)
+    assert line == ("teacher.model = resnet18: gave logits of shape (12, 5), expected (12, 4); check teacher.extra")
+
+
+def test_compiling_is_part_of_the_identity(teacher):
+    assert teacher("resnet18").identity()["compile"] is False
+
+
+@pytest.mark.parametrize(
+    ("model", "tag"),
+    [
+        ("regnety_160", "sw_in12k_ft_in1k"),
+        ("regnety_160.deit_in1k", ""),
+        ("regnety_160.sw_in12k_ft_in1k", ""),  # chosen
+        ("convnext_base", "fb_in22k_ft_in1k"),
+        ("resnet50", ""),
+        ("deit_base_patch16_224", ""),
+        ("tf_efficientnet_lite0", ""),
+        ("vit_base_patch14_dinov2", "lvd142m"),
+    ],
+)
+def test_a_plain_name_whose_weights_saw_other_data_is_known(model, tag):
+    assert outside_data(model) == tag
+
+
+def test_a_plain_name_is_warned_of_once_and_a_local_file_never(fresh):
+    plain = fresh({"teacher": {"model": ("regnety_160", "resnet50"), "checkpoint": "", "extra": {}}})
+    (line,) = _outside(plain)
+    assert line.startswith("warning: teacher.model = regnety_160 stands for regnety_160.sw_in12k_ft_in1k")
+    assert not list(_outside(fresh({"teacher": {"model": "regnety_160", "checkpoint": "mine.pth", "extra": {}}})))
+
+
+def test_labels_of_a_mixture_are_made_and_told_from_a_single_ones(copied, refused):
+    members = {"model": ("deit_tiny_patch16_224",) * 2, "checkpoint": ("run:teacher",) * 2}
+    mixture = copied({"labels": {"name": "mixture"}, "teacher": members})
+    assert stages.label(mixture, silent)["decisions"] == 360
+    assert "teacher.model" in refused(stages.label, copied_with(mixture, "teacher"), silent, code=4)
+
+
+def copied_with(run, labels):
+    return run.model_copy(update={"labels": run.labels.model_copy(update={"name": labels})})
