@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import timm
@@ -149,6 +150,13 @@ def test_the_head_says_which_preset_comes_first_and_what_the_paper_leaves_open(p
     chosen = PRESETS[preset]
     assert (f"the model of preset {chosen.after}: train that first" in head) == bool(chosen.after)
     assert chosen.note in head and f"2021, Table {chosen.table})" in head
+
+
+def test_the_documentation_lists_every_preset_as_it_is():
+    text = (Path(__file__).parents[1] / "docs/training.md").read_text(encoding="utf-8")
+    for name, preset in PRESETS.items():
+        after = f"`{preset.after}`" if preset.after else ""
+        assert f"| `{name}` | {preset.title} | {preset.top1} | {preset.table} | {after} |\n" in text
 
 
 def test_choices_are_listed_beside_their_key():
