@@ -208,10 +208,6 @@ def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(
     assert lines(run.workspace) == lines(whole.workspace)
 
 
-KILLS = int(os.environ.get("DEIT_KILLS", "2"))
-"""Random moments at which labelling is killed; 20 take minutes."""
-
-
 @pytest.fixture(scope="session")
 def undisturbed(images, whole, tmp_path_factory):
     """Labels in 61 parts, made at once: what is left of each killed labelling has to come to these bytes."""

@@ -20,7 +20,7 @@ from schemas.presets import toml_text
 ROOT = Path(__file__).parents[1]
 CLASSES = ("blue", "green", "grey", "red")
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 60), "grey": (128, 128, 128), "red": (220, 50, 40)}
-KILLS = int(os.environ.get("DEIT_KILLS", "3"))
+KILLS = int(os.environ.get("DEIT_KILLS", "1"))
 """Random moments at which a command is killed; `DEIT_KILLS=30 pytest -k random` tries more than the suite does."""
 TINY_VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
