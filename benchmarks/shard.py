@@ -23,7 +23,7 @@ from webdataset import ShardWriter
 
 from pipeline import run as stages
 from pipeline.ray_pool import ray_session
-from schemas.config import Shards, parse_run
+from schemas.config import RunFile, Shards, parse_run
 from stages.shard import plan_shards
 from stages.sources.find import list_source
 from stages.sources.reading import Reader
@@ -95,7 +95,7 @@ def _shard_writer(root: Path, check: bool) -> None:
             )
 
 
-def _run_file(root: Path, address: str) -> stages.RunFile:
+def _run_file(root: Path, address: str) -> RunFile:
     source = {"train": str(root / "images")}
     values = {"workspace": str(root / "out"), "source": source, "shards": {"samples_per_shard": _PER_SHARD}}
     return parse_run(values | {"cluster": {"address": address}}, "benchmark")
