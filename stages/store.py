@@ -36,8 +36,8 @@ MANIFEST = "manifest.json"
 
 T = TypeVar("T")
 
-_WAITS = (0.3, 1.0, 3.0)
-"""Seconds between tries of an object store; its client tries each of them three times by itself."""
+_WAITS = (1.0, 3.0)
+"""Seconds between tries of an object store; its client goes on for about six seconds in each by itself."""
 _REMOTE_BUFFER = 1 << 16
 
 
@@ -220,6 +220,19 @@ class _Patient(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def split_uri(value: str) -> tuple[Store, str]:
+    """The store of the folder that a path or URI lies in, and its name there."""
+    path, options = uri_options(value)
+    folder, _, name = path.rpartition("/")
+    return Store((folder or ("/" if value.startswith("/") else ".")) + options), name
+
+
+def uri_options(value: str) -> tuple[str, str]:
+    """A path or URI without its options, and these with their question mark."""
+    path, mark, options = value.partition("?") if "://" in value else (value, "", "")
+    return path, mark + options
 
 
 def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:

@@ -13,7 +13,7 @@ from stages.sources.labels import Labels, check_md5, read_classes, read_labels
 from stages.sources.listing import Classes, Listing
 from stages.sources.parquet import list_parquet
 from stages.sources.tars import list_tars
-from stages.store import Store
+from stages.store import Store, split_uri, uri_options
 
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 _KAGGLE_LABELS = "LOC_val_solution.csv"
@@ -70,18 +70,18 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
     Raises:
         PipelineError: naming the key, if there is no source, or not one whose images have classes.
     """
-    where = f"source.{split} = {value}"
+    where = f"source.{split} = {uri_options(value)[0]}"
     if not value:
         raise PipelineError(f"source.{split} is not set; give an image folder, <root>/<class>/*.jpg, a tar or Parquet")
     place = _find(value, where)
     if not place.files and (kaggle := place.root.at(_KAGGLE)).folders():
         if split == "val" and labels is None:
-            labels = read_labels(f"{place.root.uri}/{_KAGGLE_LABELS}")
-        return list_source(f"{kaggle.uri}/{split}", split, classes, labels)
+            labels = read_labels(place.root.at(_KAGGLE_LABELS).uri)
+        return list_source(kaggle.at(split).uri, split, classes, labels)
     if not place.files:
         folders = set(place.root.folders())
         if folders and folders <= SPLITS:
-            return list_source(f"{value}/{split_folder(folders, split, where)}", split, classes, labels)
+            return list_source(place.root.at(split_folder(folders, split, where)).uri, split, classes, labels)
         return list_folder(place.root, classes, labels, where)
     if place.files[0].endswith(".tar"):
         return list_tars(place.root, place.files, place.below, split, classes, labels, where)
@@ -92,14 +92,16 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
 
 def _find(value: str, where: str) -> Place:
     """Where a source lies; a folder that holds tars or Parquet and no folders stands for these."""
-    fixed, pattern = _fixed_part(value.rstrip("/"))
+    path, options = uri_options(value)
+    fixed, pattern = _fixed_part(path.rstrip("/"))
     if pattern:
-        return Place(Store(fixed or "."), _expand(Store(fixed or "."), pattern, where), "")
-    if (match := _TAR.fullmatch(fixed)) and not Store(match[1]).is_folder():
-        return Place(*_file(match[1], where), match[2] or "")
+        store = Store((fixed or ".") + options)
+        return Place(store, _expand(store, pattern, where), "")
+    if (match := _TAR.fullmatch(fixed)) and not Store(match[1] + options).is_folder():
+        return Place(*_file(match[1] + options, where), match[2] or "")
     if fixed.endswith(".parquet"):
-        return Place(*_file(fixed, where), "")
-    whole = Store(fixed)
+        return Place(*_file(fixed + options, where), "")
+    whole = Store(fixed + options)
     if not whole.is_folder():
         raise PipelineError(f"{where}: no such folder; give an image folder, a tar, Parquet or {{0000..1023}}.tar")
     names = sorted(name for name in whole.files() if name.endswith((".tar", ".parquet")))
@@ -107,8 +109,7 @@ def _find(value: str, where: str) -> Place:
 
 
 def _file(path: str, where: str) -> tuple[Store, list[str]]:
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or ("/" if path.startswith("/") else "."))
+    store, name = split_uri(path)
     if not store.exists(name):
         raise PipelineError(f"{where}: no such file; give an image folder, a tar, Parquet or {{0000..1023}}.tar")
     return store, [name]
@@ -116,9 +117,9 @@ def _file(path: str, where: str) -> tuple[Store, list[str]]:
 
 def _fixed_part(value: str) -> tuple[str, str]:
     """The folder above the first segment with braces or a star, and the rest."""
-    at = re.search(r"[{*]", value.partition("?")[0] if "://" in value else value)
+    at = re.search(r"[{*]", value)
     if at is None:
-        return value, ""
+        return value or "/", ""
     cut = value.rfind("/", 0, at.start())
     return (value[:cut] or "/", value[cut + 1 :]) if cut >= 0 else ("", value)
 

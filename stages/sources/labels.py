@@ -16,7 +16,7 @@ from typing import Any
 from schemas.errors import PipelineError
 from stages.sources.listing import Classes
 from stages.sources.matlab import read_structs
-from stages.store import Store
+from stages.store import split_uri
 
 # Published with the data, https://image-net.org/challenges/LSVRC/2012/2012-downloads.php
 MD5 = {
@@ -59,7 +59,7 @@ def read_labels(value: str) -> Labels:
         PipelineError: if it is neither.
     """
     where = f"source.val_labels = {value}"
-    store, name = _place(value)
+    store, name = split_uri(value)
     try:
         data = store.read(name)
     except OSError as error:
@@ -102,7 +102,7 @@ def check_md5(value: str, key: str) -> None:
     Raises:
         PipelineError: if it differs, or the file is none of the official archives.
     """
-    store, name = _place(value)
+    store, name = split_uri(value)
     if name not in MD5:
         raise PipelineError(f"{key} = {value}: has no published md5 sum as {', '.join(MD5)} have; unset check_md5")
     try:
@@ -112,11 +112,6 @@ def check_md5(value: str, key: str) -> None:
         raise PipelineError(f"{key} = {value}: cannot be read ({error.strerror or error})") from None
     if found != MD5[name]:
         raise PipelineError(f"{key} = {value}: its md5 is {found}, the published one {MD5[name]}; download it again")
-
-
-def _place(value: str) -> tuple[Store, str]:
-    folder, _, name = value.rpartition("/")
-    return Store(folder or ("/" if value.startswith("/") else ".")), name
 
 
 def _solution(data: bytes) -> dict[str, str]:
