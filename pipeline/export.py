@@ -16,7 +16,7 @@ from stages.dataset import Split
 from stages.export import exported, refuse_missing_packages
 from stages.store import Store, read_manifest
 from stages.student import Classifier
-from stages.train import EMA_FILE, trained_student, weights_sha256
+from stages.train import EMA_FILE, TAUGHT, trained_student, weights_sha256
 from stages.weights import MODEL_FILE
 
 CARD_FILE = "README.md"
@@ -74,7 +74,7 @@ def _as_trained(run: RunFile, store: Store) -> RunFile:
 
 def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifier, file: str) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    taught = "from the stored decisions of a teacher" if run.train.distillation != "none" else "without a teacher"
+    taught = "from the stored decisions of a teacher" if run.train.distillation in TAUGHT else "without a teacher"
     yield from (
         "---",
         "library_name: timm",
@@ -105,7 +105,7 @@ def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifie
 def _teacher(run: RunFile) -> Iterator[str]:
     """What the label set's manifest says."""
     labels = read_manifest(Store(run.workspace).at(f"labels/{run.labels.name}"))
-    if run.train.distillation == "none" or labels is None:
+    if run.train.distillation not in TAUGHT or labels is None:
         return
     teacher = labels["made_from"]["teacher"]
     yield f"| teacher | {teacher['model']} |"

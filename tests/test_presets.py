@@ -12,9 +12,12 @@ from schemas.errors import PipelineError
 from schemas.presets import PRESETS, TEACHERS, _toml, run_file_text, toml_text
 
 TOP1 = {
-    "deit-ti": 72.2, "deit-ti-hard": 74.3, "deit-ti-distilled": 74.5, "deit-ti-distilled-1000": 76.6,
-    "deit-s": 79.8, "deit-s-hard": 80.9, "deit-s-distilled": 81.2, "deit-s-distilled-1000": 82.6,
-    "deit-b": 81.8, "deit-b-hard": 83.0, "deit-b-distilled": 83.4, "deit-b-distilled-1000": 84.2,
+    "deit-ti": 72.2, "deit-ti-hard": 74.3, "deit-ti-soft": 72.2,
+    "deit-ti-distilled": 74.5, "deit-ti-distilled-1000": 76.6,
+    "deit-s": 79.8, "deit-s-hard": 80.9, "deit-s-soft": 79.8,
+    "deit-s-distilled": 81.2, "deit-s-distilled-1000": 82.6,
+    "deit-b": 81.8, "deit-b-hard": 83.0, "deit-b-soft": 81.8,
+    "deit-b-distilled": 83.4, "deit-b-distilled-1000": 84.2,
     "deit-b-160": 79.9, "deit-b-320": 82.7, "deit-b-384": 83.1,
     "deit-b-distilled-384": 84.5, "deit-b-distilled-1000-384": 85.2,
     "deit-b-sgd": 74.5, "deit-b-no-randaugment": 79.6, "deit-b-autoaugment": 81.2, "deit-b-no-mixup": 78.7,
@@ -31,6 +34,10 @@ CHANGES = {
     "deit-b-distilled-384": {
         "views.image_size": 384, "student.init_checkpoint": "run:deit-b-distilled", "train.epochs": 30,
         "train.batch_size": 512, "train.lr": 5e-6, "train.min_lr": 5e-6, "train.weight_decay": 1e-8, "labels.views": 30,
+    },
+    "deit-b-soft": {
+        "labels.store": "topk", "train.distillation": "soft", "train.tau": 3.0, "train.alpha": 0.1,
+        "train.soft_reduction": "paper",
     },
     "deit-b-sgd": {"train.optimizer": "sgd", "train.distillation": "none"},
     "deit-b-autoaugment": {
@@ -83,6 +90,7 @@ def test_a_preset_names_a_model_of_timm_and_one_with_a_distillation_token_is_tau
     assert timm.is_model(run.student.model)
     assert ("distilled" in run.student.model) == ("-distilled" in preset)
     assert (run.train.distillation == "hard") == ("-distilled" in preset or preset.endswith("-hard"))
+    assert (run.train.distillation == "soft") == preset.endswith("-soft")
 
 
 @every_preset

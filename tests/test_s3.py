@@ -20,7 +20,8 @@ from stages import cache as cache_module
 from stages import store as store_module
 from stages.batches import Steps
 from stages.cache import ShardCache
-from stages.dataset import LabelSet, Split
+from stages.dataset import Split
+from stages.labelset import LabelSet
 from stages.replay.order import Stream
 from stages.store import Store, valid_receipts
 

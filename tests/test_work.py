@@ -62,13 +62,6 @@ class Loses:
         raise Unfinished("a data worker was lost")
 
 
-class Refuses:
-    def __call__(self, spec, staging) -> Made:
-        raise PipelineError("the image is bad")
-
-
-def test_a_users_error_is_a_value_and_a_lost_process_is_raised_to_be_tried_again(tmp_path):
-    refusal = Worker(Job(Store(str(tmp_path)), "me", Refuses)).run(SPECS[0])
-    assert isinstance(refusal, PipelineError) and str(refusal) == "the image is bad"
+def test_a_lost_data_process_is_raised_to_be_tried_again(tmp_path):
     with pytest.raises(Unfinished, match="lost"):
         Worker(Job(Store(str(tmp_path)), "me", Loses)).run(SPECS[0])
