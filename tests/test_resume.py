@@ -210,7 +210,7 @@ def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(
 
 @pytest.fixture(scope="session")
 def undisturbed(images, whole, tmp_path_factory):
-    """Labels in 61 parts, made at once: what is left of each killed labelling has to come to these bytes."""
+    """Labels in 48 parts, made at once: what is left of each killed labelling has to come to these bytes."""
     workspace = tmp_path_factory.mktemp("undisturbed") / "workspace"
     run = run_file(workspace, images, {"shards": {"samples_per_shard": 4}, "labels": {"passes_per_part": 1}})
     stages.shard(run, silent)
