@@ -150,20 +150,35 @@ def status(config: Config = "deit.toml", set_: Override = None, json_: Json = Fa
 
 
 @app.command()
-def verify(config: Config = "deit.toml", set_: Override = None, json_: Json = False) -> None:
+def verify(
+    deep: Annotated[bool, typer.Option("--deep", help="Also run replay and teacher again on a few parts.")] = False,
+    parts: Annotated[int, typer.Option(min=1, help="With --deep: how many parts.")] = 2,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
     """Read everything stored again and compare it with its receipts."""
     from pipeline.overview import verify as check
 
     with _errors():
-        found = check(load_run_file(config, set_ or []).workspace)
-        say = _say(json_)
+        settings, say = load_run_file(config, set_ or []), _say(json_)
+        found = check(settings.workspace)
         for problem in found["problems"]:
             say(f"{problem['path']}: {problem['what']}")
         say(f"{found['checked']} files checked, {len(found['problems'])} problems")
+        if deep and found["ok"]:
+            from pipeline.deep import verify_deep
+
+            found |= {"deep": verify_deep(settings, parts, say)}
         _print(found, json_)
         if not found["ok"]:
             raise PipelineError(
                 "verify: problems were found; delete the receipts of the parts named and run their stage again"
+            )
+        if deep and not found["deep"]["ok"]:
+            raise PipelineError(
+                "verify --deep: teacher or views are not those that were labelled; compare the versions in the label "
+                "set's plan.json with what is installed, or label again under another labels.name"
             )
 
 
@@ -182,6 +197,36 @@ def views(
         from pipeline.inspect import views as draw
 
         _print(draw(settings, sample, views, out, _say(json_)), json_)
+
+
+@inspect.command()
+def labels(
+    out: Annotated[str, typer.Option(help="The picture to write.")] = "labels.png",
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Print and plot how far the teacher's decisions agree with the truth, class by class, and by what margins."""
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.inspect import labels as draw
+
+        _print(draw(settings, out, _say(json_)), json_)
+
+
+@inspect.command()
+def stability(
+    views: Annotated[int, typer.Option(min=2, max=100_000, help="How many views to decide again.")] = 256,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Count the decisions that flip in other precisions and batch sizes, and their margins; stores nothing."""
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.inspect import stability as compare
+
+        _print(compare(settings, views, _say(json_)), json_)
 
 
 def main() -> NoReturn:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from PIL import Image, ImageOps
 from timm.data import Mixup, auto_augment, create_dataset, create_loader
 
-from schemas.config import Shards
+from schemas.config import Cache, Shards
 from schemas.receipts import fingerprint
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from stages.batches import Steps
@@ -35,7 +35,7 @@ from stages.loader import load, on_device
 from stages.replay.mix import mix, normalise
 from stages.replay.order import Stream
 from stages.shard import ShardMaker, plan_shards
-from stages.sources import list_folder
+from stages.sources.find import list_source
 from stages.store import Store, commit
 
 RECIPE = Recipe()
@@ -82,15 +82,15 @@ def generate(folder: Path) -> str:
 
 def pack(images: str, folder: Path, samples_per_shard: int = 250) -> Split:
     """Shards of an image folder, as the shard stage makes them."""
-    listing, store = list_folder(images, None, "--images"), Store(str(folder))
+    listing, store = list_source(images, "train", None), Store(str(folder))
     config = Shards(samples_per_shard=samples_per_shard)
     parts = []
     with tempfile.TemporaryDirectory() as staging:
         for spec in plan_shards(listing, config, shuffle=True):
-            made = ShardMaker(listing.root, "fail")(spec, Path(staging))
+            made = ShardMaker(listing.source, config)(spec, Path(staging))
             receipt = commit(store, spec.name, made, "benchmark")
             parts.append({"rows": receipt.rows, "files": [vars(file) for file in receipt.files]})
-    return Split(store, {"parts": parts, "classes": listing.classes, "content": fingerprint(parts)})
+    return Split(store, {"parts": parts, "classes": listing.classes, "content": fingerprint(parts)}, Cache())
 
 
 def measure(images: str, split: Split, workers: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:

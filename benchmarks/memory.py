@@ -19,7 +19,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from schemas.recipe import Recipe
 from stages.batches import PartViews, Steps
-from stages.dataset import LabelSpec, Split
+from stages.dataset import Split
+from stages.labelset import LabelSpec
 from stages.loader import load
 from stages.replay.order import Stream
 

@@ -22,6 +22,7 @@ from stages.label import Labeller
 from stages.labelset import LabelSpec
 from stages.store import Store, valid_receipts
 from stages.teacher import Teacher
+from stages.trust import quantiles
 from stages.weights import outside_data
 
 Say = Callable[[str], None]
@@ -41,7 +42,7 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     for line in _outside(run):
         say(line)
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
-    made_from = _made_from(run, split)
+    made_from = label_identity(run, split)
     made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
     receipts, new = _make(run, split, store, made_by)
     found = _summary(receipts)
@@ -54,6 +55,8 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     say(f"the teacher agrees with the truth on {found['agreement']:.1%} of {len(split)} unmixed centre crops")
     shares = found["mixed_agreement"]
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
+    half, near = found["margins"]["p50"], found["near_ties"]
+    say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     return {
         "stage": "label-teacher", "decisions": decisions, "parts": len(receipts), "new_parts": new,
         "views": run.labels.views, "bytes_per_view": stored / decisions,
@@ -91,7 +94,7 @@ def _outside(run: RunFile) -> Iterator[str]:
             )
 
 
-def _made_from(run: RunFile, split: Split) -> dict[str, Any]:
+def label_identity(run: RunFile, split: Split) -> dict[str, Any]:
     """The identity of the label set."""
     return {
         "shards": split.content,
@@ -141,8 +144,12 @@ def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
     """What the parts' facts add up to."""
     decisions = sum(receipt.rows for receipt in receipts)
     mixed = {name: sum(one.facts["agreement"][name] for one in receipts) for name in _MIXED}
+    counts = [sum(bin_) for bin_ in zip(*(one.facts["margins"] for one in receipts), strict=True)]
     centre = [one.facts["centre_crops"] for one in receipts if "centre_crops" in one.facts]
     return {
         "agreement": sum(one["correct"] for one in centre) / sum(one["images"] for one in centre),
         "mixed_agreement": {name: count / decisions for name, count in mixed.items()},
+        "margins": quantiles(counts),
+        "margin_counts": counts,
+        "near_ties": sum(receipt.facts["near_ties"] for receipt in receipts) / decisions,
     }

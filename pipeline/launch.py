@@ -84,7 +84,7 @@ def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
             return _fit(ray, run, report)
         except TrainingFailedError as error:
             cause = _cause(error)
-            if isinstance(cause, PipelineError):
+            if isinstance(cause, PipelineError) and not isinstance(cause, Unfinished):
                 raise cause from None
             left = run.cluster.attempts if report.step > furthest else left
             furthest, left = max(report.step, furthest), left - 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
 from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
 
@@ -59,6 +59,8 @@ class Worker:
             with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as staging:
                 made = self._maker(spec, Path(staging))
                 return commit(self.job.store, spec.name, made, self.job.made_by)
+        except Unfinished:
+            raise  # a data process was lost: another attempt may do
         except PipelineError as error:
             return error
 

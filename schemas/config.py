@@ -70,10 +70,10 @@ class Source(Table):
 
     train: str = Field(
         "",
-        description="images in any form (docs/sources.md)",
-        examples=["ILSVRC2012_img_train.tar"],
+        description="folder, tar, Parquet or {0000..1023}.tar: docs/sources.md",
+        examples=["imagenet/train"],
     )
-    val: str = Field("", description="the validation split's", examples=["ILSVRC2012_img_val.tar"])
+    val: str = Field("", description="validation split, in any of these forms", examples=["imagenet/val"])
     val_labels: str = Field(
         "",
         description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",

@@ -76,6 +76,22 @@ class ViewMaker:
         image = self._image(shard, row)
         self.renderer.render(image, self.decider.view(shard, row, view, *image.shape[:2]), out)
 
+    def views(self, slots: Sequence[tuple[int, int, int]], outs: np.ndarray) -> None:
+        """Write the views of many slots, each (shard, row, view), into `outs`, uint8 [slots, S, S, 3].
+
+        Those of one image are made together, while it is in the processor's cache.
+
+        Raises:
+            PipelineError: as `view`.
+        """
+        of_image: dict[tuple[int, int], list[int]] = {}
+        for slot, (shard, row, _) in enumerate(slots):
+            of_image.setdefault((shard, row), []).append(slot)
+        for (shard, row), mine in of_image.items():
+            image = self._image(shard, row)
+            decided = [self.decider.view(*slots[slot], *image.shape[:2]) for slot in mine]
+            self.renderer.render_all(image, decided, [outs[slot] for slot in mine])
+
     def mixes(self, units: Sequence[PairView]) -> Mix:
         """The decided mixes of pair-views."""
         return stack_mixes([self.decider.mix(unit.shard, unit.pair, unit.view) for unit in units])
@@ -161,10 +177,10 @@ class Steps(Dataset[Batch]):
         side = self.recipe.image_size
         views = np.empty((2 * len(units), side, side, 3), np.uint8)
         slots = [(unit.shard, row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
-        for slot, address in enumerate(slots):
-            maker.view(*address, views[slot])
-            if self.labels is not None:
-                self._check(self.labels, address, views[slot])
+        maker.views(slots, views)
+        if self.labels is not None:
+            for address, view in zip(slots, views, strict=True):
+                self._check(self.labels, address, view)
         classes = [int(self.split.index(shard).classes[row]) for shard, row, _ in slots]
         decisions = [self.labels.decision(*address) for address in slots] if self.labels is not None else []
         soft = self.labels.soft(slots, self.soft_tau) if self.labels and self.soft_tau else None
@@ -200,11 +216,10 @@ class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
         maker = ViewMaker(self.split, self.recipe, KEPT_BYTES)
         side = self.recipe.image_size
         for units in part_batches(self.split, self.recipe, self.spec, self.batch):
-            rows = [(row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
-            slots = [slot for slot, (row, _) in enumerate(rows) if row % workers == mine]
+            rows = [(unit.shard, row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
+            slots = [slot for slot, (_, row, _) in enumerate(rows) if row % workers == mine]
             views = np.empty((len(slots), side, side, 3), np.uint8)
-            for out, slot in zip(views, slots, strict=True):
-                maker.view(self.spec.shard, *rows[slot], out)
+            maker.views([rows[slot] for slot in slots], views)
             yield torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views)
 
 

@@ -7,7 +7,7 @@ within a pass, so a decision does not depend on workers, blocks, or how many vie
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,29 @@ from schemas.receipts import Made
 from stages.batches import PartViews, part_batches, stack_mixes
 from stages.dataset import Split
 from stages.evaluate import CentreCrops
-from stages.labelfile import write_labels
+from stages.labelfile import Signatures, write_labels
 from stages.labelset import LabelSpec
 from stages.loader import load
 from stages.replay.decide import Decider
 from stages.replay.signature import signature, signed_rows
 from stages.teacher import Teacher
+from stages.trust import histogram, near_tie
+
+
+class Said(NamedTuple):
+    """What a teacher says of a part's N views.
+
+    Attributes:
+        columns: of the part's file, in the order of the batches.
+        signatures: of a few views, by (row, view).
+        margins: float32 [N].
+        near_ties: which are within rounding of a tie, bool [N].
+    """
+
+    columns: dict[str, np.ndarray]
+    signatures: Signatures
+    margins: np.ndarray
+    near_ties: np.ndarray
 
 
 class Labeller:
@@ -50,25 +67,41 @@ class Labeller:
         Raises:
             PipelineError: if an image has changed, or a logit is not finite.
         """
-        found: list[dict[str, np.ndarray]] = [self._keep(np.zeros((0, 2), np.int64), torch.zeros((0, self.classes)))]
-        signatures: dict[tuple[int, int], bytes] = {}
-        classes = self.split.index(spec.shard).classes.astype(np.int64)
-        agreement = {"own": 0, "partner": 0, "neither": 0}
-        for row_view, views, mixes in self._batches(spec):
-            found.append(self._keep(row_view, self.teacher.logits(views, mixes)))
-            _count(agreement, found[-1]["decision"], classes[row_view[:, 0]])
-            for slot, (r, v) in enumerate(row_view.tolist()):
-                if r in signed_rows(v, len(classes)):
-                    signatures[r, v] = signature(views[slot].numpy()).tobytes()
+        said = self.decide(spec)
         path = staging / f"{spec.name}.parquet"
-        columns = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
-        write_labels(path, self.settings.store, spec.shard, columns, signatures)
-        facts: dict[str, Any] = {"agreement": agreement}
+        write_labels(path, self.settings.store, spec.shard, said.columns, said.signatures)
+        classes = self.split.index(spec.shard).classes.astype(np.int64)
+        facts: dict[str, Any] = {
+            "agreement": _agreement(said.columns["decision"], classes[said.columns["row"]]),
+            "margins": histogram(said.margins),
+            "near_ties": int(said.near_ties.sum()),
+        }
         if spec.first_pass == 0:
             facts["centre_crops"] = self._centre_crops(spec.shard, classes)
         if self.teacher.batch:
             facts["forward_batch"] = self.teacher.batch  # memory did not suffice for the whole one
-        return Made(files={path.name: path}, rows=len(columns["row"]), facts=facts)
+        return Made(files={path.name: path}, rows=len(said.margins), facts=facts)
+
+    def decide(self, spec: LabelSpec) -> Said:
+        """What the teacher says of one part; partners are neighbours.
+
+        Raises:
+            PipelineError: if an image has changed, or a logit is not finite.
+        """
+        found = [self._keep(np.zeros((0, 2), np.int64), torch.zeros((0, self.classes)))]
+        margins, near_ties = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
+        signatures: dict[tuple[int, int], bytes] = {}
+        for row_view, views, mixes in self.batches(spec):
+            logits = self.teacher.logits(views, mixes)
+            found.append(self._keep(row_view, logits))
+            margin, near = near_tie(logits, self.teacher.settings.precision)
+            margins.append(margin.cpu().numpy())
+            near_ties.append(near.cpu().numpy())
+            for slot, (r, v) in enumerate(row_view.tolist()):
+                if r in signed_rows(v, self.split.rows[spec.shard]):
+                    signatures[r, v] = signature(views[slot].numpy()).tobytes()
+        columns = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+        return Said(columns, signatures, np.concatenate(margins), np.concatenate(near_ties))
 
     def _keep(self, row_view: np.ndarray, logits_BK: Tensor) -> dict[str, np.ndarray]:
         """What is stored of a batch, by column."""
@@ -77,7 +110,7 @@ class Labeller:
             name: values.cpu().numpy() for name, values in kept.items()
         }
 
-    def _batches(self, spec: LabelSpec) -> Any:
+    def batches(self, spec: LabelSpec) -> Any:
         """The part's batches: (row, view) of each slot, int64 [B, 2]; uint8 views [B, S, S, 3]; their mixes."""
         workers, side = self.settings.workers, self.recipe.image_size
         batch = self.teacher.settings.batch_size
@@ -137,9 +170,9 @@ def keep(logits_BK: Tensor, settings: Labels, tau: float) -> dict[str, Tensor]:
     }
 
 
-def _count(agreement: dict[str, int], decision: np.ndarray, own: np.ndarray) -> None:
+def _agreement(decision: np.ndarray, own: np.ndarray) -> dict[str, int]:
+    """Whose class is named how often; partners are neighbours."""
     partner = own.reshape(-1, 2)[:, ::-1].ravel()
     is_own, is_partner = decision == own, (decision == partner) & (decision != own)
-    agreement["own"] += int(is_own.sum())
-    agreement["partner"] += int(is_partner.sum())
-    agreement["neither"] += int((~is_own & ~is_partner).sum())
+    counts = {"own": is_own, "partner": is_partner, "neither": ~is_own & ~is_partner}
+    return {name: int(those.sum()) for name, those in counts.items()}

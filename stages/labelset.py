@@ -165,6 +165,12 @@ class LabelSet:
         part, place = self._find(shard, row, view)
         return int(part.columns["decision"][place])
 
+    def decisions(self, shard: int, view: int) -> np.ndarray:
+        """The classes for a view of all of a shard's samples, int64 [rows]; -1 where one sat out."""
+        part = self.of(shard, view)
+        place = part.place[:, view - part.first_view]
+        return np.where(place < 0, -1, np.append(part.columns["decision"], 0)[place].astype(np.int64))
+
     def refuse_soft(self, tau: float) -> None:
         """Check that the set keeps the teacher's probabilities at a temperature.
 

@@ -22,12 +22,12 @@ from stages.inspect import Sample, SeenView, Verdict, verdict
 from stages.replay.decide import Box, DecidedMix, DecidedView
 from stages.replay.policies import Op
 
-_PAPER, _INK, _MUTED, _RULE, _EMPTY = "#fbfaf7", "#1f2328", "#6b7280", "#dcd9d0", "#efede6"
+PAPER, INK, MUTED, RULE, _EMPTY = "#fbfaf7", "#1f2328", "#6b7280", "#dcd9d0", "#efede6"
 _COLOURS = (  # of crop boxes and numbers, in turn; white reads on each
     "#2f62c8", "#cf4a10", "#287d3c", "#a03cc0", "#0b7285", "#c2255c",
     "#5f7a10", "#6741d9", "#9c6412", "#16879b", "#862e6b", "#495057",
 )  # fmt: skip
-_VERDICTS: dict[Verdict, tuple[str, str]] = {
+VERDICTS: dict[Verdict, tuple[str, str]] = {
     "own": ("#1a7f37", "its own class"),
     "partner": ("#9a6700", "its partner's"),
     "neither": ("#cf222e", "neither"),
@@ -92,7 +92,7 @@ def draw_sheet(
     for start in range(0, len(views), columns):
         blocks.append(_row(sample, views[start : start + columns], recipe, names, width))
     height = sum(block.height for block in blocks) + _GUTTER * (len(blocks) - 1)
-    sheet = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN), _PAPER)
+    sheet = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN), PAPER)
     top = _MARGIN
     for block in blocks:
         sheet.paste(block, (_MARGIN, top))
@@ -143,13 +143,13 @@ def _head_facts(
 ) -> list[Fact]:
     height, width = sample.image.shape[:2]
     judged = [verdict(sample.label, view) for view in views]
-    tally = [Fact("", f"{judged.count(mark)}  {words}", mark) for mark, (_, words) in _VERDICTS.items()]
+    tally = [Fact("", f"{judged.count(mark)}  {words}", mark) for mark, (_, words) in VERDICTS.items()]
     return [
         Fact("image", f"{width} x {height} pixels"),
         Fact("views", f"{len(views)} of {recipe.image_size} x {recipe.image_size}, {recipe.repeats} with each partner"),
         Fact("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
         Fact("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
-        *(Fact(label, _plain(text)) for label, text in about),
+        *(Fact(label, in_ascii(text)) for label, text in about),
         *([replace(tally[0], label="teacher names"), *tally[1:]] if any(judged) else []),
     ]
 
@@ -190,21 +190,21 @@ def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:
 def _teacher_words(decision: int | None, judged: Verdict | None, names: Sequence[str]) -> str:
     if decision is None or judged is None:
         return "not labelled"
-    return f"{names[decision]} ({_VERDICTS[judged][1]})"
+    return f"{names[decision]} ({VERDICTS[judged][1]})"
 
 
 def _title(sample: Sample, names: Sequence[str], width: int) -> Image.Image:
-    lines = _wrap(names[sample.label], width, 34)
-    under = _wrap(
-        f"sample {sample.number} · shard {sample.shard}, row {sample.row} · {_plain(sample.name)}", width, _BODY + 1
+    lines = wrap(names[sample.label], width, 34)
+    under = wrap(
+        f"sample {sample.number} · shard {sample.shard}, row {sample.row} · {in_ascii(sample.name)}", width, _BODY + 1
     )
-    block = Image.new("RGB", (width, 44 * len(lines) + 22 * len(under) + 20), _PAPER)
+    block = Image.new("RGB", (width, 44 * len(lines) + 22 * len(under) + 20), PAPER)
     pen = ImageDraw.Draw(block)
     for nth, line in enumerate(lines):
-        _write(pen, (0, 44 * nth), line, 34, bold=True)
+        write(pen, (0, 44 * nth), line, 34, bold=True)
     for nth, line in enumerate(under):
-        _write(pen, (1, 44 * len(lines) + 4 + 22 * nth), line, _BODY + 1, _MUTED)
-    pen.line((0, block.height - 1, width, block.height - 1), fill=_RULE)
+        write(pen, (1, 44 * len(lines) + 4 + 22 * nth), line, _BODY + 1, MUTED)
+    pen.line((0, block.height - 1, width, block.height - 1), fill=RULE)
     return block
 
 
@@ -221,7 +221,7 @@ def _head(
     beside = next(n for n in range(1, columns) if photo.width <= _span(n))
     left = _span(beside) + _GUTTER
     notes = _notes(_head_facts(sample, views, recipe, about), min(_span(columns) - left, 520))
-    block = Image.new("RGB", (_span(columns), max(photo.height, notes.height)), _PAPER)
+    block = Image.new("RGB", (_span(columns), max(photo.height, notes.height)), PAPER)
     block.paste(photo, (0, 0))
     block.paste(notes, (left, 0))
     return block
@@ -271,26 +271,26 @@ def _free_place(
 def _notes(about: Sequence[Fact], width: int) -> Image.Image:
     """What the sheet is about, line by line, and how it is read."""
     label_width, line_height = 120, 23
-    reading = [line for text in _READING for line in [*_wrap(text, width, _BODY), ""]]
-    wrapped = [_wrap(fact.text, width - label_width - _indent(fact), _BODY) for fact in about]
-    block = Image.new("RGB", (width, line_height * sum(map(len, wrapped)) + 16 + _LINE * len(reading)), _PAPER)
+    reading = [line for text in _READING for line in [*wrap(text, width, _BODY), ""]]
+    wrapped = [wrap(fact.text, width - label_width - _indent(fact), _BODY) for fact in about]
+    block = Image.new("RGB", (width, line_height * sum(map(len, wrapped)) + 16 + _LINE * len(reading)), PAPER)
     top = 0
     for fact, lines in zip(about, wrapped, strict=True):
         _fact(block, (0, top), fact, lines, label_width, line_height)
         top += line_height * len(lines)
     pen = ImageDraw.Draw(block)
     for nth, line in enumerate(reading):
-        _write(pen, (0, top + 16 + _LINE * nth), line, _BODY, _MUTED)
+        write(pen, (0, top + 16 + _LINE * nth), line, _BODY, MUTED)
     return block
 
 
 def _row(sample: Sample, views: Sequence[SeenView], recipe: Recipe, names: Sequence[str], width: int) -> Image.Image:
     """Tiles side by side, each of their lines at one height."""
     table = [facts(sample, view, recipe, names) for view in views]
-    wrapped = [[_wrap(line.text, _TILE - _LABEL - _indent(line), _BODY) for line in lines] for lines in table]
+    wrapped = [[wrap(line.text, _TILE - _LABEL - _indent(line), _BODY) for line in lines] for lines in table]
     counts = [max(len(text) for text in column) for column in zip(*wrapped, strict=True)]
     pictures = _CHIP + _GAP + _PICTURE + 22
-    block = Image.new("RGB", (width, pictures + _LINE * sum(counts)), _PAPER)
+    block = Image.new("RGB", (width, pictures + _LINE * sum(counts)), PAPER)
     for nth, (view, lines, texts) in enumerate(zip(views, table, wrapped, strict=True)):
         left = nth * (_TILE + _GUTTER)
         block.paste(_pictures(view), (left, 0))
@@ -303,11 +303,11 @@ def _row(sample: Sample, views: Sequence[SeenView], recipe: Recipe, names: Seque
 
 def _pictures(view: SeenView) -> Image.Image:
     """A tile's number, pictures and bar."""
-    block = Image.new("RGB", (_TILE, _CHIP + _GAP + _PICTURE + 14), _PAPER)
+    block = Image.new("RGB", (_TILE, _CHIP + _GAP + _PICTURE + 14), PAPER)
     pen = ImageDraw.Draw(block)
     _chip(pen, (0, 0), view.number)
     kind = "sits out" if view.mix is None else _mix_words(view.mix).partition(",")[0]
-    _write(pen, (_chip_width(view.number) + 8, 1), kind, _BODY, bold=True)
+    write(pen, (_chip_width(view.number) + 8, 1), kind, _BODY, bold=True)
     top = _CHIP + _GAP
     for place, side, picture in (
         ((0, top), _PICTURE, view.seen),
@@ -322,7 +322,7 @@ def _pictures(view: SeenView) -> Image.Image:
         _outline(pen, view.mix.box, small, (_PICTURE + _GAP, top + _SMALL + _GAP))
     if view.mix:
         bar = top + _PICTURE + _GAP
-        pen.rectangle((0, bar, _PICTURE - 1, bar + 4), fill=_RULE)
+        pen.rectangle((0, bar, _PICTURE - 1, bar + 4), fill=RULE)
         pen.rectangle((0, bar, max(0, round(_PICTURE * view.mix.lam) - 1), bar + 4), fill=_colour(view.number))
     return block
 
@@ -343,7 +343,7 @@ def _outline(pen: ImageDraw.ImageDraw, box: Box, scale: float, at: tuple[int, in
     left, top, right, bottom = _scaled(box, scale, scale)
     outline = at[0] + left, at[1] + top, at[0] + right, at[1] + bottom
     pen.rectangle(outline, outline="white", width=2)
-    pen.rectangle(outline, outline=_INK, width=1)
+    pen.rectangle(outline, outline=INK, width=1)
 
 
 def _indent(fact: Fact) -> int:
@@ -356,16 +356,16 @@ def _fact(
 ) -> None:
     pen = ImageDraw.Draw(block)
     left, top = at
-    _write(pen, at, fact.label, _BODY, _MUTED)
+    write(pen, at, fact.label, _BODY, MUTED)
     left += label_width
-    colour = _MUTED if fact.absent else _INK
+    colour = MUTED if fact.absent else INK
     if fact.mark:
-        colour = _VERDICTS[fact.mark][0]
+        colour = VERDICTS[fact.mark][0]
         badge = _badge(fact.mark)
         block.paste(colour, (left, top + 1), badge)
         left += _indent(fact)
     for nth, line in enumerate(lines):
-        _write(pen, (left, top + nth * line_height), line, _BODY, colour)
+        write(pen, (left, top + nth * line_height), line, _BODY, colour)
 
 
 @cache
@@ -391,8 +391,8 @@ def _chip(pen: ImageDraw.ImageDraw, at: tuple[int, int], number: int) -> None:
     left, top = at
     width = _chip_width(number)
     pen.rectangle((left, top, left + width - 1, top + _CHIP - 1), fill=_colour(number))
-    start = left + (width - _font(13).getlength(str(number))) / 2
-    _write(pen, (start, top + 2), str(number), 13, "white", bold=True)
+    start = left + (width - typeface(13).getlength(str(number))) / 2
+    write(pen, (start, top + 2), str(number), 13, "white", bold=True)
 
 
 def _colour(number: int) -> str:
@@ -411,21 +411,22 @@ def _grown(box: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int]
 
 
 @cache
-def _font(size: int) -> Any:
+def typeface(size: int) -> Any:
+    """Pillow's own font at a size in pixels."""
     return ImageFont.load_default(size)
 
 
-def _write(
-    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str = _INK, bold: bool = False
+def write(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str = INK, bold: bool = False
 ) -> None:
     """Write one line; bold is the same line twice, a fraction of a pixel apart, as the font has one weight."""
     for shift in [0.0, size / 30] if bold else [0.0]:
-        pen.text((at[0] + shift, at[1]), text, fill=colour, font=_font(size))
+        pen.text((at[0] + shift, at[1]), text, fill=colour, font=typeface(size))
 
 
-def _wrap(text: str, width: float, size: int) -> list[str]:
+def wrap(text: str, width: float, size: int) -> list[str]:
     """Lines of at most `width` pixels, broken between words, and within those that fit no line; at least one."""
-    font = _font(size)
+    font = typeface(size)
     lines, line = [], ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
@@ -448,11 +449,11 @@ def _fitting(word: str, width: float, font: Any) -> int:
 
 def _drawable(name: str, number: int) -> str:
     """A class's name in characters that the font has; its number beside it where some are lost."""
-    plain = _plain(name)
+    plain = in_ascii(name)
     return f"{plain} (class {number})" if "?" in plain and plain != name else plain
 
 
-def _plain(text: str) -> str:
+def in_ascii(text: str) -> str:
     """A text in characters that the font has: accents fall, what is left of other scripts becomes "?"."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
     return "".join(char if " " <= char <= "~" or char in "°·" else "?" for char in bare)

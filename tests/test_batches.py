@@ -132,13 +132,14 @@ def test_a_shifted_crop_is_refused_with_its_address_and_both_sides_versions(whol
 
 
 def test_rounding_by_one_level_is_not_refused(whole, monkeypatch, truth):
-    render, random = batches.Renderer.render, np.random.default_rng(0)
+    render_all, random = batches.Renderer.render_all, np.random.default_rng(0)
 
-    def rounded(self, image, decided, out):
-        render(self, image, decided, out)
-        np.copyto(out, np.clip(out.astype(int) + random.integers(-1, 2, out.shape), 0, 255).astype(np.uint8))
+    def rounded(self, image, decided, outs):
+        render_all(self, image, decided, outs)
+        for out in outs:
+            np.copyto(out, np.clip(out.astype(int) + random.integers(-1, 2, out.shape), 0, 255).astype(np.uint8))
 
-    monkeypatch.setattr(batches.Renderer, "render", rounded)
+    monkeypatch.setattr(batches.Renderer, "render_all", rounded)
     dataset = steps(whole)
     for step in range(20):
         assert not torch.equal(dataset[step].views, truth[step].views)

@@ -19,6 +19,7 @@ from world import TINY_VIT, command, flip_byte, run_file, start, stored, wait_un
 import cli
 from pipeline import run as stages
 from schemas.presets import toml_text
+from stages.teacher import Teacher
 
 
 def typed(*arguments: str) -> tuple[int, str, str]:
@@ -138,10 +139,13 @@ def text_for_image(root: Path) -> None:
 
 SOURCES = {
     "is missing": (lambda root: shutil.rmtree(root / "train"), "no such folder"),
-    "is empty": (lambda root: [shutil.rmtree(one) for one in (root / "train").iterdir()], "has no class folders"),
-    "has a class without images": (empty_class, "class folder purple has no images"),
+    "is empty": (lambda root: [shutil.rmtree(one) for one in (root / "train").iterdir()], "holds no images"),
+    "has a class without images": (empty_class, "class purple has no images"),
     "has an unreadable image": (text_for_image, "red/text.jpg is not an image"),
-    "has other classes in val": (lambda root: shutil.rmtree(root / "val/red"), "source.val: its class folders are not"),
+    "has other classes in val": (
+        lambda root: shutil.rmtree(root / "val/red"),
+        "source.val: has no image of class red",
+    ),
 }
 
 
@@ -288,3 +292,27 @@ def test_a_training_that_is_stopped_exits_3_and_the_same_command_goes_on(copied,
     assert (folder / "model.safetensors").read_bytes() == Path(
         whole.workspace, "runs/student/model.safetensors"
     ).read_bytes()
+
+
+def test_labels_are_looked_at_and_made_again_by_command(done, tmp_path):
+    code, out, _ = typed("verify", "--deep", "--parts", "3", "-c", done, "--json")
+    deep = last_json(out)["deep"]
+    assert (code, deep["ok"], deep["flipped"], len(deep["parts"])) == (0, True, 0, 3)
+    code, out, _ = typed("inspect", "labels", "-c", done, "--json", "--out", str(tmp_path / "labels.png"))
+    assert (code, len(last_json(out)["classes"])) == (0, 4)
+    code, out, _ = typed("inspect", "stability", "-c", done, "--json", "--views", "20")
+    assert (code, {way["decisions"] for way in last_json(out)["ways"]}) == (0, {20})
+
+
+def test_other_decisions_than_the_stored_ones_fail_deep_verification(done, monkeypatch):
+    said = Teacher.logits
+    monkeypatch.setattr(Teacher, "logits", lambda self, views, how: -said(self, views, how))
+    code, _, err = typed("verify", "--deep", "-c", done, "--json")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("deit-pipeline: verify --deep: teacher or views are not those")
+
+
+def test_init_writes_another_teacher(tmp_path):
+    file = str(tmp_path / "deit.toml")
+    assert typed("init", file, "--teacher", "regnety-8gf")[0] == 0
+    assert 'model = "regnety_080.pycls_in1k"' in Path(file).read_text()

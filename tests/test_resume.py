@@ -6,13 +6,15 @@ Two ways to end one: in this process, at every single write it makes; and a real
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from world import command, run_file, silent, start, stored, wait_until
+from world import KILLS, command, killed_at_random, run_file, silent, start, stored, wait_until
 
 from pipeline import run as stages
 from stages import store
@@ -174,6 +176,25 @@ def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run
     assert left(folder) == stored(tmp_path / "undisturbed/shards/train")
 
 
+def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path):
+    folder = tmp_path / "killed/shards/train"
+    assert killed_at_random(command("shard", run=many("killed"), folder=tmp_path), KILLS, longest=6.0)
+    stages.shard(many("killed"), silent)
+    stages.shard(many("undisturbed"), silent)
+    assert left(folder) == stored(tmp_path / "undisturbed/shards/train")
+    assert len(list(folder.glob("*.tar"))) == len(list(folder.glob("[!.]*.tar"))) == 122
+
+
+def test_two_commands_at_once_end_with_the_bytes_of_one(many, tmp_path):
+    arguments = command("shard", "--json", run=many("both"), folder=tmp_path)
+    processes = [start(arguments), start(arguments)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    stages.shard(many("undisturbed"), silent)
+    assert stored(tmp_path / "both/shards") == stored(tmp_path / "undisturbed/shards")
+
+
 def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(copied, whole, tmp_path):
     run = copied({"train": {"max_steps": 12}})
     folder = Path(run.workspace, "runs/student")
@@ -185,3 +206,41 @@ def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(
     for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
         assert (folder / name).read_bytes() == Path(whole.workspace, "runs/student", name).read_bytes()
     assert lines(run.workspace) == lines(whole.workspace)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(images, whole, tmp_path_factory):
+    """Labels in 61 parts, made at once: what is left of each killed labelling has to come to these bytes."""
+    workspace = tmp_path_factory.mktemp("undisturbed") / "workspace"
+    run = run_file(workspace, images, {"shards": {"samples_per_shard": 4}, "labels": {"passes_per_part": 1}})
+    stages.shard(run, silent)
+    shutil.copytree(Path(whole.workspace, "runs/teacher"), workspace / "runs/teacher")
+    began = time.monotonic()
+    stages.label(run, silent)
+    return workspace, time.monotonic() - began
+
+
+@pytest.mark.parametrize("address", ["inline", "local"])
+@pytest.mark.parametrize("moment", range(KILLS))
+def test_labels_killed_at_a_random_moment_end_with_the_bytes_of_an_undisturbed_run(
+    undisturbed, images, tmp_path, moment, address
+):
+    workspace, seconds = undisturbed
+    for made in ("shards", "runs"):
+        shutil.copytree(workspace / made, tmp_path / "workspace" / made)
+    changes = {"shards": {"samples_per_shard": 4}, "labels": {"passes_per_part": 1}, "cluster": {"address": address}}
+    run = run_file(tmp_path / "workspace", images, changes)
+    folder = tmp_path / "workspace/labels/teacher"
+    process = start(command("label-teacher", run=run, folder=tmp_path))
+    try:
+        wait_until(process, (folder / "plan.json").exists)  # before that, the command has only loaded its libraries
+        patience = 10 if address == "local" else 1  # Ray takes its time to start
+        time.sleep(random.Random(f"{address} {moment}").uniform(0, patience * seconds))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = len(receipts(folder))  # a Ray actor that outlives its command for a moment may still add one
+    print(f"killed with {done} parts done")
+    result = stages.label(run_file(tmp_path / "workspace", images, changes, {"cluster": {"address": "inline"}}), silent)
+    assert result["new_parts"] <= result["parts"] - done
+    assert left(folder) == stored(workspace / "labels/teacher")

@@ -11,7 +11,7 @@ from stages.inspect import Partner, Sample, SeenView
 from stages.replay.apply import Renderer
 from stages.replay.decide import Box, DecidedMix, DecidedView, Decider
 from stages.replay.policies import LEVELS, Op
-from stages.sheet import _PAPER, _badge, _font, _free_place, _plain, _wrap, draw_sheet, facts, op_words
+from stages.sheet import PAPER, _badge, _free_place, draw_sheet, facts, in_ascii, op_words, typeface, wrap
 
 LONG = "Donaudampfschifffahrtsgesellschaft" * 6
 NAMES = ["cat", f"a name of many words, {'and more ' * 12}", LONG, "Größe 中文"]
@@ -135,7 +135,7 @@ def test_nothing_leaves_its_column_however_long_names_and_ops_are(count, policy,
     picture = sheet(count=count, label=label, rand_augment=policy)
     columns = min(4, max(2, count))
     assert picture.shape[1] == 2 * MARGIN + columns * TILE + (columns - 1) * GUTTER
-    paper = np.array(ImageColor.getrgb(_PAPER))
+    paper = np.array(ImageColor.getrgb(PAPER))
     written = (picture != paper).any(axis=2)
     for edge in (written[:, :MARGIN], written[:, -MARGIN:], written[:MARGIN], written[-MARGIN:]):
         assert not edge.any()
@@ -178,16 +178,16 @@ def holds(picture: np.ndarray, view: np.ndarray) -> bool:
 
 def test_lines_hold_every_word_and_fit():
     for text, width in (("one two three four " * 9, 90), (LONG, 60), ("", 50), (f"to {LONG} end", 120), ("WW", 1)):
-        lines = _wrap(text, width, 14)
+        lines = wrap(text, width, 14)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-        assert all(_font(14).getlength(line) <= width or len(line) == 1 for line in lines)
+        assert all(typeface(14).getlength(line) <= width or len(line) == 1 for line in lines)
 
 
 def test_names_are_reduced_to_what_the_font_can_draw():
-    assert _plain("Café Größe, 中") == "Cafe Gro?e, ?"
-    missing = bytes(_font(20).getmask("\uffff"))
-    assert all(bytes(_font(20).getmask(char)) != missing for char in map(chr, range(33, 127)))
-    assert all(bytes(_font(20).getmask(char)) != missing for char in "°·")
+    assert in_ascii("Café Größe, 中") == "Cafe Gro?e, ?"
+    missing = bytes(typeface(20).getmask("\uffff"))
+    assert all(bytes(typeface(20).getmask(char)) != missing for char in map(chr, range(33, 127)))
+    assert all(bytes(typeface(20).getmask(char)) != missing for char in "°·")
 
 
 def test_numbers_cover_each_other_only_where_there_is_no_room():

@@ -1,7 +1,9 @@
 """Work is what is wanted less what receipts prove; a plan binds from its first part on."""
 
+import pytest
+
 from pipeline.work import Job, Worker, begin, finish, left_to_do
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, fingerprint
 from stages.shard import ShardSpec
 from stages.store import Store, commit, read_manifest
@@ -53,3 +55,13 @@ def test_a_users_error_comes_back_as_a_value_and_a_bug_as_an_exception(tmp_path)
     error = Worker(Job(Store(str(tmp_path)), "me", lambda: fail)).run(SPECS[0])
     assert isinstance(error, PipelineError) and str(error) == "the user's own mistake"
     assert list(tmp_path.iterdir()) == []
+
+
+class Loses:
+    def __call__(self, spec, staging) -> Made:
+        raise Unfinished("a data worker was lost")
+
+
+def test_a_lost_data_process_is_raised_to_be_tried_again(tmp_path):
+    with pytest.raises(Unfinished, match="lost"):
+        Worker(Job(Store(str(tmp_path)), "me", Loses)).run(SPECS[0])

@@ -1,6 +1,8 @@
 """A tiny world for the tests: 61 pictures in 4 classes, run files for it, and ways to look at what stages stored."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,8 @@ from schemas.presets import toml_text
 ROOT = Path(__file__).parents[1]
 CLASSES = ("blue", "green", "grey", "red")
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 60), "grey": (128, 128, 128), "red": (220, 50, 40)}
+KILLS = int(os.environ.get("DEIT_KILLS", "1"))
+"""Random moments at which a command is killed; `DEIT_KILLS=30 pytest -k random` tries more than the suite does."""
 TINY_VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 SETTINGS: dict[str, Any] = {
@@ -98,6 +102,19 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+
+
+def killed_at_random(arguments: list[str], kills: int, longest: float, seed: int = 0) -> int:
+    """Start a command and end it with SIGKILL after a random time, again and again; how often it was still at work."""
+    moments, ended = random.Random(seed), 0
+    for _ in range(kills):
+        process = start(arguments)
+        time.sleep(moments.uniform(0, longest))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            ended += 1
+        process.communicate()
+    return ended
 
 
 def wait_until(process: subprocess.Popen[str], seen: Callable[[], Any], seconds: float = 120) -> None:

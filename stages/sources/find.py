@@ -44,7 +44,18 @@ def list_sources(settings: Settings) -> dict[str, Listing]:
     if settings.val:
         labels = read_labels(settings.val_labels) if settings.val_labels else None
         listings["val"] = list_source(settings.val, "val", listings["train"].classes, labels)
+        if not settings.classes:
+            _check_same_classes(listings["train"], listings["val"])
     return listings
+
+
+def _check_same_classes(train: Listing, val: Listing) -> None:
+    seen = set(val.images["class"].unique().to_pylist())
+    if missing := [name for number, name in enumerate(train.classes) if number not in seen]:
+        raise PipelineError(
+            f"source.val: has no image of class {missing[0]} ({len(missing)} such), which source.train has; "
+            "add some, or name all classes with source.classes"
+        )
 
 
 def list_source(value: str, split: str, classes: Classes, labels: Labels | None = None) -> Listing:

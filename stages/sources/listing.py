@@ -121,6 +121,7 @@ class Collector:
         """
         self._flush()
         images = pa.Table.from_batches(self._batches, schema=LISTING.set(1, pa.field("class", pa.uint32())))
+        self._batches = []  # never more than two copies of a table in memory
         if not len(images):
             raise PipelineError(f"{where}: holds no images; see docs/sources.md for the forms a source can have")
         names = self._class_names(classes or order, where)
@@ -132,7 +133,7 @@ class Collector:
         images = images.set_column(1, LISTING.field(1), pa.array(of_number[images["class"].to_numpy()]))
         if sort:
             images = images.take(pc.sort_indices(images, [("name", "ascending"), ("offset", "ascending")]))
-        return Listing(source, images.combine_chunks(), names, self.other_files, tuple(self.refused), samples)
+        return Listing(source, images, names, self.other_files, tuple(self.refused), samples)
 
     def _class_names(self, given: Classes, where: str) -> tuple[str, ...]:
         numbers = [one for one in self._classes if isinstance(one, int)]

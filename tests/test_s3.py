@@ -1,0 +1,274 @@
+"""An object store is a store like any other: the same bytes, through errors and cut connections, read through a cache.
+
+A real S3 server (moto) listens on loopback; a proxy before it answers some requests with 500 and cuts others.
+"""
+
+import random
+import socket
+import socketserver
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from world import KILLS, command, killed_at_random, run_file, silent, stored
+
+from pipeline import run as stages
+from pipeline.overview import verify
+from schemas.config import Cache
+from stages import cache as cache_module
+from stages import store as store_module
+from stages.batches import Steps
+from stages.cache import ShardCache
+from stages.dataset import Split
+from stages.labelset import LabelSet
+from stages.replay.order import Stream
+from stages.store import Store, valid_receipts
+
+pytest.importorskip("moto.server", reason="needs moto[server], which the dev extra brings")
+boto3 = pytest.importorskip("boto3")
+
+
+@pytest.fixture(scope="session")
+def endpoint():
+    from moto.server import ThreadedMotoServer
+
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint, request):
+    """A bucket of its own for each test; URIs of folders in it, through the server or a proxy."""
+    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
+    name = f"b{abs(hash(request.node.nodeid)):x}"
+    client.create_bucket(Bucket=name)
+    return lambda folder, at=endpoint: f"s3://{name}/{folder}?scheme=http&endpoint_override={at}&region=us-east-1"
+
+
+def objects(uri: str) -> dict[str, bytes]:
+    """Path below the folder → bytes of every object."""
+    store = Store(uri)
+    base = urlsplit(uri).netloc + urlsplit(uri).path
+    found = store._fs.get_file_info(store_module.pafs.FileSelector(base, recursive=True, allow_not_found=True))
+    files = [info.path.removeprefix(f"{base}/") for info in found if info.is_file]
+    return {name: store.read(name) for name in files}
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Hands requests on, but spoils some: `faults` says how often, and which way; one connection a request."""
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(self, target: str, share: float, ways: tuple[str, ...]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target, self.share, self.ways, self.spoilt = target, share, ways, dict.fromkeys(ways, 0)
+        self.random = random.Random(7)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def at(self) -> str:
+        return "{}:{}".format(*self.server_address)
+
+    def fault(self) -> str:
+        if self.random.random() >= self.share:
+            return ""
+        way = self.random.choice(self.ways)
+        self.spoilt[way] += 1
+        return way
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        head = self._head(self.rfile)
+        if not head:
+            return
+        length = next((int(v) for k, v in self._fields(head) if k == b"content-length"), 0)
+        way = self.server.fault()
+        if way == "cut before":
+            return
+        if any(k == b"expect" for k, _ in self._fields(head)):
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.rfile.read(length)
+        if way == "500":
+            self.wfile.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        answer = self._ask(head, body)
+        self.wfile.write(answer[: len(answer) // 2] if way == "cut within" else answer)
+
+    def _ask(self, head: bytes, body: bytes) -> bytes:
+        host, port = self.server.target.split(":")
+        lines = [line for line in head.split(b"\r\n") if line.split(b":")[0].lower() not in (b"connection", b"expect")]
+        with socket.create_connection((host, int(port))) as upstream:
+            upstream.sendall(b"\r\n".join([*lines[:-2], b"Connection: close", b"", b""]) + body)
+            return b"".join(iter(lambda: upstream.recv(1 << 16), b""))
+
+    @staticmethod
+    def _head(file) -> bytes:
+        lines = []
+        while (line := file.readline()) not in (b"", b"\r\n"):
+            lines.append(line)
+        return b"".join([*lines, b"\r\n"]) if lines else b""
+
+    @staticmethod
+    def _fields(head: bytes):
+        return [
+            (k.strip().lower(), v.strip()) for k, _, v in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+        ]
+
+
+@pytest.fixture
+def spoilt(endpoint, monkeypatch):
+    """A proxy for a share of spoilt requests; our own waits are short."""
+    proxies = []
+    monkeypatch.setattr(store_module, "_WAITS", (0.0,) * 6)
+
+    def build(share: float, *ways: str) -> Proxy:
+        proxies.append(Proxy(endpoint, share, ways))
+        return proxies[-1]
+
+    yield build
+    for proxy in proxies:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+@pytest.fixture(scope="session")
+def truth(whole) -> dict[str, bytes]:
+    return stored(Path(whole.workspace, "shards"))
+
+
+def test_shards_on_an_object_store_are_the_bytes_of_those_on_a_disk(bucket, images, truth):
+    uri = bucket("ws")
+    run = run_file(uri, images)
+    stages.shard(run, silent)
+    assert objects(bucket("ws/shards")) == truth
+    assert stages.shard(run, silent)["splits"]["train"]["new_parts"] == 0
+    assert verify(uri)["ok"]
+
+
+@pytest.mark.parametrize("way", ["500", "cut before", "cut within"])
+def test_errors_and_cut_connections_change_no_byte(bucket, spoilt, images, truth, way):
+    proxy = spoilt(0.25, way)
+    stages.shard(run_file(bucket("ws", proxy.at), images), silent)
+    assert proxy.spoilt[way] > 5
+    assert objects(bucket("ws/shards")) == truth
+
+
+def test_a_store_that_stays_broken_is_one_line_and_the_same_command_goes_on(bucket, spoilt, images, truth, refused):
+    proxy = spoilt(1.0, "500")
+    line = refused(stages.shard, run_file(bucket("ws", proxy.at), images), silent, code=3)
+    assert line.endswith("the same command goes on")
+    stages.shard(run_file(bucket("ws"), images), silent)
+    assert objects(bucket("ws/shards")) == truth
+
+
+def test_sources_may_lie_on_an_object_store(bucket, images, truth, tmp_path):
+    from test_sources import parquet, sample_tars, tar_of_class_tars, tar_of_folder
+
+    root = images / "train"
+    forms = {form.__name__: form(root, tmp_path) for form in (tar_of_folder, tar_of_class_tars, sample_tars, parquet)}
+    for path, data in stored(tmp_path).items():
+        Store(bucket("source")).put(path, data)
+    for path, data in stored(root).items():
+        Store(bucket("source/folder")).put(path, data)
+    places = {name: value.removeprefix(f"{tmp_path}/") for name, value in forms.items()} | {"folder": "folder"}
+    results = {}
+    for name, place in places.items():
+        source = {"source": {"train": bucket(f"source/{place}"), "val": ""}}
+        stages.shard(run_file(tmp_path / "ws" / name, images, source), silent)
+        results[name] = stored(tmp_path / "ws" / name / "shards/train")
+    tars = {name: data for name, data in truth.items() if name.startswith("train/") and name.endswith(".tar")}
+    for name in ("folder", "tar_of_folder", "tar_of_class_tars"):
+        assert {f"train/{path}": results[name][path] for path in results[name] if path.endswith(".tar")} == tars
+    for name in places:
+        receipts = valid_receipts(Store(str(tmp_path / "ws" / name / "shards/train"))).values()
+        assert sum(receipt.rows for receipt in receipts) == 61
+
+
+def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, images, truth, tmp_path):
+    run = run_file(bucket("ws"), images)
+    assert killed_at_random(command("shard", run=run, folder=tmp_path), KILLS, longest=6.0)
+    stages.shard(run, silent)
+    assert objects(bucket("ws/shards")) == truth
+
+
+# ---- reading through the cache
+
+
+def remote(whole, bucket, settings: Cache) -> Split:
+    for name, data in stored(Path(whole.workspace)).items():
+        Store(bucket("ws")).put(name, data)
+    return Split.open(bucket("ws"), "train", settings)
+
+
+def test_training_reads_the_same_batches_through_a_cache_that_never_grows_beyond_its_bound(bucket, whole, tmp_path):
+    local = Split.open(whole.workspace, "train")
+    bound = sorted(tar.file.bytes for tar in local._tars)[-2:]
+    settings = Cache(folder=str(tmp_path / "cache"), gigabytes=(sum(bound) + 100) / 1e9)
+    split = remote(whole, bucket, settings)
+    steps = {}
+    for name, one in (("local", local), ("remote", split)):
+        stream = Stream(one.rows, repeats=2, window=2, recipe_seed=0, seed=0)
+        steps[name] = Steps(one, whole.views, stream, LabelSet.open(whole, local), batch=16, rank=0, world=1)
+    largest = 0
+    for step in range(6):
+        assert (steps["remote"][step].views == steps["local"][step].views).all()
+        largest = max(largest, sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()))
+    assert 0 < largest <= sum(bound) + 100
+
+
+def test_the_next_window_is_copied_before_it_is_read(bucket, whole, tmp_path):
+    split = remote(whole, bucket, Cache(folder=str(tmp_path / "cache"), gigabytes=1))
+    split.expect([0], [2])
+    split._cache._filler.join(30)
+    names = {path.name for path in (tmp_path / "cache").glob("*.tar")}
+    assert names == {f"{split._tars[shard].file.sha256}.tar" for shard in (0, 2)}
+    Store(bucket("ws/shards/train")).delete("shard-000002.tar")
+    assert split.image(2, 0) == Split.open(whole.workspace, "train").image(2, 0)
+
+
+def test_a_window_that_does_not_fit_is_refused_with_what_to_change(bucket, whole, tmp_path, refused):
+    split = remote(whole, bucket, Cache(folder=str(tmp_path), gigabytes=1e-4))
+    line = refused(split.expect, [0, 1, 2], [])
+    assert line.startswith("cache.gigabytes = 0.0001: the 3 shards") and "lower train.window" in line
+    tiny = ShardCache(Store(bucket("ws/shards/train")), Cache(folder=str(tmp_path), gigabytes=1e-6))
+    assert "one shard takes" in refused(tiny.read, split._tars[0].file, 1, 0)
+
+
+def test_a_full_disk_is_one_line(bucket, whole, tmp_path, refused, monkeypatch):
+    split = remote(whole, bucket, Cache(folder=str(tmp_path), gigabytes=1))
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "posix_fallocate", full)
+    line = refused(split.image, 0, 0)
+    assert "(No space left on device); name a folder on a larger disk, or lower cache.gigabytes" in line
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == []
+
+
+def test_what_a_killed_process_left_half_copied_makes_room(bucket, whole, tmp_path):
+    split = remote(whole, bucket, Cache(folder=str(tmp_path), gigabytes=1e-3))
+    (tmp_path / ".0.half").write_bytes(bytes(900_000))
+    split.image(0, 0)
+    assert not (tmp_path / ".0.half").exists()
+
+
+def test_a_copy_with_other_bytes_than_the_receipt_is_never_kept(bucket, whole, tmp_path, refused):
+    split = remote(whole, bucket, Cache(folder=str(tmp_path), gigabytes=1))
+    store = Store(bucket("ws/shards/train"))
+    data = bytearray(store.read("shard-000000.tar"))
+    data[700] ^= 1
+    store.put("shard-000000.tar", bytes(data))
+    assert "has other bytes than its receipt says" in refused(split.image, 0, 0)
+    store.delete("shard-000001.tar")
+    assert "shard-000001.tar: is missing; run" in refused(split.image, 1, 0)
+    assert list(tmp_path.glob("*.tar")) == []
