@@ -14,7 +14,6 @@ Peak memory is of a process of its own for each side: resident on a CPU, allocat
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -185,7 +184,9 @@ def peak_memory(run: RunFile, arguments: argparse.Namespace) -> int:
         getattr(sides, arguments.only)()
     if sides.device.type == "cuda":
         return torch.cuda.max_memory_allocated() >> 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    # not getrusage's, which a process that was started takes over from the one that started it
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) >> 10
 
 
 def _peak_of(side: str, workspace: str) -> int:

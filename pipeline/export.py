@@ -20,6 +20,10 @@ from stages.train import EMA_FILE, TAUGHT, trained_student, weights_sha256
 from stages.weights import MODEL_FILE
 
 CARD_FILE = "README.md"
+_UNTRAINED = (
+    "the distillation head was never trained (train.distillation was none), and timm averages it with the class head: "
+    "take the class head alone"
+)
 _HEADS = {
     "class": "class head",
     "distillation": "distillation head",
@@ -50,6 +54,8 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
     trained = _as_trained(run, store)
     file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
     model = trained_student(trained, split, file)
+    if _untrained_head(trained, model):
+        say(f"warning: {_UNTRAINED}")
     files = exported(model, format_, trained, split.classes)
     if format_ == "huggingface":
         files[CARD_FILE] = "\n".join(_card(trained, manifest, split, model, file)).encode() + b"\n"
@@ -63,6 +69,10 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
     say(f"run {run.train.name}: {', '.join(files)} → {folder}")
     sizes = {name: len(data) for name, data in files.items()}
     return {"stage": "export", "run": run.train.name, "format": format_, "out": str(folder), "files": sizes}
+
+
+def _untrained_head(run: RunFile, model: Classifier) -> bool:
+    return model.distilled and run.train.distillation == "none"
 
 
 def _as_trained(run: RunFile, store: Store) -> RunFile:
@@ -89,6 +99,8 @@ def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifie
     yield f"{run.student.model} with {parameters:,} parameters for {len(split.classes):,} classes, trained {taught}"
     yield f"by deit-pipeline at {run.views.image_size} pixels. Weights: {file}."
     yield from ("", "    import timm", '    model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
+    if _untrained_head(run, model):
+        yield from ("", f"Beware: {_UNTRAINED}.")
     yield from ("", "## Data", "", "| what | how much |", "|---|---|")
     yield f"| training images | {len(split):,} |"
     yield f"| shards | {len(split.rows):,} |"

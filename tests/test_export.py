@@ -110,6 +110,17 @@ def test_the_card_of_weights_that_were_not_evaluated_says_so(copied, tmp_path):
         assert "These weights were not evaluated." in card and "top-1" not in card
 
 
+@pytest.mark.parametrize(("distillation", "warned"), [("none", True), ("hard", False)])
+def test_a_distillation_head_that_never_trained_is_warned_of(copied, tmp_path, distillation, warned):
+    run = copied({"train": {"name": "other", "max_steps": 2, "distillation": distillation}})
+    stages.train(run, silent)
+    said = []
+    export(run, "huggingface", str(tmp_path / "out"), said.append)
+    card = (tmp_path / "out/README.md").read_text()
+    assert any(line.startswith("warning: the distillation head was never trained") for line in said) == warned
+    assert ("Beware: the distillation head was never trained" in card) == warned
+
+
 def test_the_moving_average_is_exported_where_the_run_file_evaluates_it(whole, tmp_path):
     run = whole.model_copy(update={"evaluate": whole.evaluate.model_copy(update={"weights": "ema"})})
     export(run, "safetensors", str(tmp_path), silent)
