@@ -104,17 +104,15 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def killed_at_random(arguments: list[str], kills: int, longest: float, seed: int = 0) -> int:
-    """Start a command and end it with SIGKILL after a random time, again and again; how often it was still at work."""
-    moments, ended = random.Random(seed), 0
-    for _ in range(kills):
+def killed_at_random(arguments: list[str], kills: int, done: Callable[[], int], parts: int, seed: int = 0) -> None:
+    """Start a command and end it with SIGKILL once a random number of its parts is done, again and again from there."""
+    for goal in sorted(random.Random(seed).choices(range(parts), k=kills)):
         process = start(arguments)
-        time.sleep(moments.uniform(0, longest))
-        if process.poll() is None:
+        try:
+            wait_until(process, lambda goal=goal: done() >= goal)
+        finally:
             os.killpg(process.pid, signal.SIGKILL)
-            ended += 1
-        process.communicate()
-    return ended
+            process.communicate()
 
 
 def wait_until(process: subprocess.Popen[str], seen: Callable[[], Any], seconds: float = 120) -> None:
