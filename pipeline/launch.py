@@ -110,7 +110,7 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": run, "board": board},
+            train_loop_config={"run": run, "board": board, "folder": os.getcwd()},
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
@@ -128,6 +128,8 @@ def _in_worker(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     context, board = ray.train.get_context(), config["board"]
+    if os.path.isdir(config["folder"]):
+        os.chdir(config["folder"])  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank = context.get_world_rank()
     result = train(
         config["run"],
