@@ -5,6 +5,7 @@ whose snapshot is written in place and changes between versions, and its report(
 """
 
 import contextlib
+import os
 import sys
 import tempfile
 import threading
