@@ -152,7 +152,8 @@ class Trainer:
     def __init__(self, run: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
         self.run, self.plan, self.rank, self.device = run, plan, rank, device
         if device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))  # not the launcher's: bits may depend on it
+            # Not the launcher's number, since bits may depend on it; a core is left to the data.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // world - 1))
         self.store = Store(run.workspace).at(f"runs/{run.train.name}")
         self.made_by = fingerprint(plan.made_from)
         self.checkpoint_every = run.train.checkpoint_every or plan.steps_per_epoch
