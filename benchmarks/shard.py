@@ -1,7 +1,7 @@
 """Sharding: our command on all cores against webdataset's ShardWriter in one process; listing at ImageNet's size.
 
     python benchmarks/shard.py writers ../shared/data/imagenet_sample_train.tar
-    python benchmarks/shard.py scale /tmp/many.tar
+    python benchmarks/shard.py scale many.tar
 
 `writers` unpacks the photographs into a folder first, so that both read the same files. ShardWriter is shown twice: as
 a plain copy, and with Pillow decoding every image before it is written, since we write no image that does not decode.
