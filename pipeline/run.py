@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import torch
 
+from pipeline.evaluating import evaluate as evaluate
 from pipeline.labelling import label as label
-from pipeline.launch import device_count, launch_training, run_device
+from pipeline.launch import device_count, launch_training
 from pipeline.progress import Progress
 from pipeline.ray_pool import Seats, make_missing
 from pipeline.work import Job, begin, finish
@@ -24,14 +24,11 @@ from schemas.receipts import Receipt, StoredFile
 from schemas.tables import SKIPPED
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
-from stages.dataset import Split
-from stages.evaluate import CentreCrops, accuracy
-from stages.loader import load
 from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_sources
 from stages.sources.listing import Listing
 from stages.store import Store, put_json, put_table, read_manifest
-from stages.train import EMA_FILE, TAUGHT, new_student, plan_training, trained_student, weights_sha256
+from stages.train import TAUGHT, new_student, plan_training
 from stages.weights import MODEL_FILE
 
 Say = Callable[[str], None]
@@ -113,40 +110,6 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     result = launch_training(run, plan, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
     return {"stage": "train", "run": run.train.name} | result
-
-
-def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
-    """Measure the run file's trained model on the val split.
-
-    Raises:
-        PipelineError: if there is no val split or no trained model, or it does not fit.
-    """
-    split = Split.open(run.workspace, "val", run.cache)
-    settings, name = run.evaluate, run.train.name
-    store = Store(run.workspace).at(f"runs/{name}")
-    file = MODEL_FILE if settings.weights == "model" else EMA_FILE
-    if not store.exists(file):
-        raise PipelineError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
-    model = trained_student(run, split, file)
-    device = torch.device(run_device(run))
-    size = run.student.img_size or run.views.image_size
-    crops = CentreCrops(split, size, settings.crop_pct, settings.batch_size)
-    batches = load(crops, workers=run.train.workers, order=range(len(crops)), pin=device.type == "cuda")
-    with Progress(f"evaluate {name}", total=len(split), unit="images") as progress:
-        found = accuracy(model.eval().to(device), batches, device, progress.advance)
-    result = {
-        "stage": "evaluate",
-        "run": name,
-        "weights": settings.weights,
-        "model_sha256": weights_sha256(read_manifest(store), file),
-        "image_size": size,
-        "split": split.content,
-    } | found
-    put_json(store, "evaluation.json", result)
-    for head in ("class", "distillation", "fused", "fused_softmax"):
-        if found[head]:
-            say(f"{name} {head:13}  top-1 {found[head]['top1']:.2%}  top-5 {found[head]['top5']:.2%}")
-    return result
 
 
 def everything(run: RunFile, say: Say) -> dict[str, Any]:
