@@ -5,6 +5,7 @@ mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resuma
 together.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -34,6 +35,8 @@ app = typer.Typer(
 
 inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
 app.add_typer(inspect, name="inspect")
+
+_ROOMS = {"shard": "sharding", "label": "labelling", "train": "training", "evaluate": "evaluating", "everything": "run"}
 
 Config = Annotated[str, typer.Option("--config", "-c", help="The run file.")]
 Override = Annotated[
@@ -241,9 +244,8 @@ def _stage(name: str, config: str, overrides: list[str] | None, address: str | N
         settings = load_run_file(config, overrides or [])
         if address is not None:
             settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"address": address})})
-        from pipeline import run as stages  # after the run file is known to be good: torch takes seconds
-
-        stage: Callable[[RunFile, Callable[[str], None]], dict[str, Any]] = getattr(stages, name)
+        room = importlib.import_module(f"pipeline.{_ROOMS[name]}")  # now that the run file is good: torch takes seconds
+        stage: Callable[[RunFile, Callable[[str], None]], dict[str, Any]] = getattr(room, name)
         _print(stage(settings, _say(as_json)), as_json)
 
 

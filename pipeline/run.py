@@ -1,115 +1,20 @@
-"""The stages as commands run them: what is wanted, what is done, what it amounts to.
+"""All stages in order, and each by its name.
 
-Every function here can be called again after any failure and goes on from what is stored. Each returns the
-object that `--json` prints.
+Every stage can be called again after any failure and goes on from what is stored. Each returns the object that
+`--json` prints. A stage has a module of its own, so that a command loads only what its stage needs.
 """
 
-import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
-
-import pyarrow as pa
 
 from pipeline.evaluating import evaluate as evaluate
 from pipeline.labelling import label as label
-from pipeline.launch import device_count, launch_training
-from pipeline.progress import Progress
-from pipeline.ray_pool import Seats, make_missing
-from pipeline.work import Job, begin, finish
+from pipeline.sharding import shard as shard
+from pipeline.training import train as train
 from schemas.config import RunFile
-from schemas.errors import BadImages, Mismatch, PipelineError
-from schemas.presets import toml_text
-from schemas.receipts import Receipt, StoredFile
-from schemas.tables import SKIPPED
-from stages.batches import pixel_versions
-from stages.checkpoints import newest_checkpoint
-from stages.shard import ShardMaker, plan_shards
-from stages.sources.find import list_sources
-from stages.sources.listing import Listing
-from stages.store import Store, put_json, put_table, read_manifest
-from stages.train import TAUGHT, new_student, plan_training
-from stages.weights import MODEL_FILE
+from stages.train import TAUGHT
 
 Say = Callable[[str], None]
-
-
-def shard(run: RunFile, say: Say) -> dict[str, Any]:
-    """Pack the run file's splits.
-
-    Raises:
-        PipelineError: if a source is missing, or holds what cannot be packed.
-        Mismatch: if the splits there were made from something else.
-    """
-    result = {}
-    for split, listing in list_sources(run.source).items():
-        if listing.refused and run.shards.on_bad_image == "fail":
-            raise BadImages(listing.refused)
-        result[split] = _shard_split(run, split, listing, say)
-    return {"stage": "shard", "splits": result}
-
-
-def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[str, Any]:
-    store = Store(run.workspace).at(f"shards/{split}")
-    settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
-    made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-    made_by = begin(store, made_from, pixel_versions(), "restore the images and the run file, or delete that folder")
-    specs = plan_shards(listing, run.shards, shuffle=split == "train")
-    job = Job(store, made_by, partial(ShardMaker, listing.source, run.shards))
-    seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
-    with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
-        receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
-    skipped = [*listing.refused, *_skipped(store, receipts, run.shards.on_bad_image)]
-    samples = sum(receipt.rows for receipt in receipts)
-    more: dict[str, Any] = {
-        "stage": "shard",
-        "classes": list(listing.classes),
-        "found": len(listing.images) + len(listing.refused),
-        "samples": samples,
-        "skipped": skipped,
-        "other_files": listing.other_files,
-    }
-    if run.shards.adopt:
-        more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
-    else:
-        put_json(store, "_info.json", _timm_info(split, receipts))
-        put_json(store, "wids.json", _wids_index(split, receipts))
-    if skipped:
-        put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
-    finish(store, made_from, receipts, **more)
-    say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
-    if listing.other_files:
-        say(f"{split}: {listing.other_files} files of {listing.source.root} are no images and were left out")
-    return _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
-
-
-def train(run: RunFile, say: Say) -> dict[str, Any]:
-    """Train the run file's student.
-
-    Raises:
-        PipelineError: if shards or labels are missing or too few, or the loss is not finite.
-        Mismatch: if the run there was trained from something else.
-    """
-    plan = plan_training(run, device_count(run))
-    new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
-    begin(store, plan.made_from, pixel_versions(), "use another train.name, or restore the run file")
-    store.put("run.toml", toml_text(run).encode())
-    manifest = read_manifest(store)
-    if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
-        say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
-        steps = manifest["steps"]
-        return {
-            "stage": "train",
-            "run": run.train.name,
-            "steps": steps,
-            "resumed_from_step": steps,
-            "loss": manifest["loss"],
-        }
-    found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
-    result = launch_training(run, plan, found.step if found else 0)
-    say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
-    return {"stage": "train", "run": run.train.name} | result
 
 
 def everything(run: RunFile, say: Say) -> dict[str, Any]:
@@ -125,46 +30,3 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
     if run.source.val:
         results.append(evaluate(run, say))
     return {"stage": "run", "stages": results}
-
-
-def _skipped(store: Store, receipts: Sequence[Receipt], on_bad_image: str) -> list[dict[str, str]]:
-    """The images that were left out; refused where that is not wanted, or where nothing is left."""
-    skipped = [one for receipt in receipts for one in receipt.facts["skipped"]]
-    if skipped and on_bad_image == "fail":
-        raise Mismatch(
-            f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
-            'set shards.on_bad_image = "skip", or delete that folder'
-        )
-    if not any(receipt.rows for receipt in receipts):
-        raise PipelineError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
-    return skipped
-
-
-def _sizes(receipts: Sequence[Receipt], new: int) -> dict[str, int]:
-    return {
-        "parts": len(receipts),
-        "new_parts": new,
-        "bytes": sum(file.bytes for receipt in receipts for file in receipt.files),
-    }
-
-
-def _tars(receipts: Sequence[Receipt]) -> list[StoredFile]:
-    return [next(file for file in receipt.files if file.path.endswith(".tar")) for receipt in receipts]
-
-
-def _timm_info(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
-    """What timm's reader of WebDataset shards asks for."""
-    lengths = [receipt.rows for receipt in receipts]
-    names = [tar.path for tar in _tars(receipts)]
-    return {
-        "splits": {split: {"name": split, "num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}}
-    }
-
-
-def _wids_index(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
-    """The index of shards by which wids reads samples at random; it finds them beside the index."""
-    shards = [
-        {"url": tar.path, "nsamples": receipt.rows, "filesize": tar.bytes}
-        for tar, receipt in zip(_tars(receipts), receipts, strict=True)
-    ]
-    return {"wids_version": 1, "name": split, "shardlist": shards}

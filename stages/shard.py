@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
@@ -192,6 +193,11 @@ def check_image(data: bytes) -> tuple[int, int, str]:
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(str(error)) from None
     return height, width, kind
+
+
+def packing_versions() -> dict[str, str]:
+    """Versions of the libraries that touch an image's bytes or shuffle."""
+    return {"numpy": np.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
 
 
 def shrink(data: bytes, max_side: int) -> bytes:

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from PIL import Image
-from world import CLASSES, silent, stored
+from timm.data import ImageNetInfo
+from world import CLASSES, command, silent, stored
 
 from pipeline import run as stages
 from schemas.config import Shards
@@ -73,9 +76,16 @@ def test_class_numbers_follow_the_file_of_names_where_there_is_one(images, tmp_p
 
 
 def test_imagenets_classes_are_timms_thousand():
-    classes = read_classes("imagenet-1k")
-    assert len(classes) == 1000
-    assert (classes[0], classes[999]) == ("n01440764", "n15075141")
+    assert read_classes("imagenet-1k") == tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def test_sharding_loads_no_torch_which_alone_takes_half_a_gigabyte(fresh, tmp_path):
+    loaded = "print(sorted({'torch', 'timm'} & {*sys.modules}))"
+    verb = f"import sys, cli; sys.argv = sys.argv[1:]\ntry: cli.main()\nfinally: {loaded}"
+    arguments = command("shard", run=fresh({"source": {"val": ""}}), folder=tmp_path)
+    done = subprocess.run([sys.executable, "-c", verb, *arguments[2:]], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert list(Path(fresh().workspace, "shards/train").glob("*.tar"))
 
 
 @pytest.mark.parametrize(

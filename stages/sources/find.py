@@ -4,7 +4,7 @@ import fnmatch
 import re
 from typing import NamedTuple
 
-from webdataset.shardlists import expand_urls
+from braceexpand import braceexpand
 
 from schemas.config import Source as Settings
 from schemas.errors import PipelineError
@@ -127,7 +127,7 @@ def _fixed_part(value: str) -> tuple[str, str]:
 def _expand(store: Store, pattern: str, where: str) -> list[str]:
     """The files that a pattern names; those that braces name must all be there."""
     names: list[str] = []
-    for one in expand_urls(pattern):
+    for one in _braces(pattern, where):
         folder, slash, last = one.rpartition("/")
         there = store.files(folder)
         found = sorted(f"{folder}{slash}{name}" for name in fnmatch.filter(there, last))
@@ -135,6 +135,13 @@ def _expand(store: Store, pattern: str, where: str) -> list[str]:
             raise PipelineError(f"{where}: {one} is missing in {store}")
         names += found
     return _alike(names, where)
+
+
+def _braces(pattern: str, where: str) -> list[str]:
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise PipelineError(f"{where}: {error}; braces come in pairs, such as {{0000..1023}}.tar") from None
 
 
 def _alike(names: list[str], where: str) -> list[str]:

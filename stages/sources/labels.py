@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import tarfile
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,7 @@ def read_classes(value: str) -> Classes:
     if not value:
         return None
     if value == "imagenet-1k":
-        from timm.data import ImageNetInfo
-
-        return tuple(ImageNetInfo("imagenet-1k").label_names())
+        return tuple(_timms_synsets().read_text(encoding="ascii").split())
     try:
         names = [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -94,6 +93,11 @@ def read_classes(value: str) -> Classes:
         twice = next(name for name in names if names.count(name) > 1)
         raise PipelineError(f"source.classes = {value}: names {twice} twice; every class once")
     return tuple(names)
+
+
+def _timms_synsets() -> Path:
+    """The list that timm brings, found without loading timm, which loads torch."""
+    return Path(str(distribution("timm").locate_file("timm/data/_info/imagenet_synsets.txt")))
 
 
 def check_md5(value: str, key: str) -> None:

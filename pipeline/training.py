@@ -1,0 +1,45 @@
+"""Training as a command runs it: what a run is made from, how far it is, and launching the rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.launch import device_count, launch_training
+from pipeline.work import begin
+from schemas.config import RunFile
+from schemas.presets import toml_text
+from stages.batches import pixel_versions
+from stages.checkpoints import newest_checkpoint
+from stages.store import Store, read_manifest
+from stages.train import new_student, plan_training
+from stages.weights import MODEL_FILE
+
+Say = Callable[[str], None]
+
+
+def train(run: RunFile, say: Say) -> dict[str, Any]:
+    """Train the run file's student.
+
+    Raises:
+        PipelineError: if shards or labels are missing or too few, or the loss is not finite.
+        Mismatch: if the run there was trained from something else.
+    """
+    plan = plan_training(run, device_count(run))
+    new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
+    store = Store(run.workspace).at(f"runs/{run.train.name}")
+    begin(store, plan.made_from, pixel_versions(), "use another train.name, or restore the run file")
+    store.put("run.toml", toml_text(run).encode())
+    manifest = read_manifest(store)
+    if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
+        say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
+        steps = manifest["steps"]
+        return {
+            "stage": "train",
+            "run": run.train.name,
+            "steps": steps,
+            "resumed_from_step": steps,
+            "loss": manifest["loss"],
+        }
+    found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
+    result = launch_training(run, plan, found.step if found else 0)
+    say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
+    return {"stage": "train", "run": run.train.name} | result
