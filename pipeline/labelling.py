@@ -43,6 +43,8 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         say(line)
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
     made_from = label_identity(run, split)
+    for line in _resized(run, made_from):
+        say(line)
     made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
     receipts, new = _make(run, split, store, made_by)
     found = _summary(receipts)
@@ -92,6 +94,14 @@ def _outside(run: RunFile) -> Iterator[str]:
                 f"warning: teacher.model = {member.model} stands for {member.model}.{tag}, which was trained on more "
                 "than ImageNet-1k; name a tag if its students are to be compared with others"
             )
+
+
+def _resized(run: RunFile, made_from: dict[str, Any]) -> Iterator[str]:
+    """Says of every network that takes another side than the views' that it does."""
+    sides = made_from["teacher"]["side"]
+    for member, side in zip(run.teacher.members, sides if isinstance(sides, list) else [sides], strict=True):
+        if side != run.views.image_size:
+            yield f"{member.model} sees the views of {run.views.image_size} pixels resized to {side}"
 
 
 def label_identity(run: RunFile, split: Split) -> dict[str, Any]:

@@ -54,6 +54,13 @@ def _not_empty(value: Any) -> Any:
     return value
 
 
+def _sizes(value: Any) -> Any:
+    sizes = value if isinstance(value, tuple) and value else (value,)
+    if all(type(one) is int and 0 <= one <= 4096 for one in sizes):
+        return value
+    raise ValueError("must be a whole number of pixels from 0 to 4096, or a list of them for a mixture")
+
+
 def _tables(value: Any) -> Any:
     if isinstance(value, dict) or (isinstance(value, tuple) and value and all(isinstance(one, dict) for one in value)):
         return value
@@ -62,6 +69,7 @@ def _tables(value: Any) -> Any:
 
 Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
 Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
+Sizes = Annotated[int | tuple[int, ...], PlainValidator(_sizes)]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -108,11 +116,12 @@ class Shards(Table):
 
 
 class Member(NamedTuple):
-    """One classifier of a teacher: model, checkpoint and extra as in the run file."""
+    """One classifier of a teacher: model, checkpoint, extra and input size as in the run file."""
 
     model: str
     checkpoint: str
     extra: dict[str, Any]
+    input_size: int
 
 
 class Teacher(Table):
@@ -128,6 +137,11 @@ class Teacher(Table):
         "a list for a list of models",
     )
     extra: Tables = Field({}, description="further arguments of timm.create_model; a list for a list of models")
+    input_size: Sizes = Field(
+        0,
+        description="views are resized to this side for the network; 0 = only if its weights fit no other than their "
+        "own; a list for a list of models",
+    )
     precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
     batch_size: int = Field(
         256, ge=2, le=65536, description="mixed views in one forward pass; even; halved where memory does not suffice"
@@ -139,7 +153,8 @@ class Teacher(Table):
         if self.batch_size % 2:
             raise ValueError("batch_size: must be even: the two views of a pair go through the teacher together")
         models = len(self.model) if isinstance(self.model, tuple) else 1
-        for key, value in (("checkpoint", self.checkpoint), ("extra", self.extra)):
+        for key in ("checkpoint", "extra", "input_size"):
+            value = getattr(self, key)
             if isinstance(value, tuple) and (len(value) != models or isinstance(self.model, str)):
                 raise ValueError(f"{key}: a list needs a list of as many models in teacher.model")
         if self.checkpoint and isinstance(self.checkpoint, str) and isinstance(self.model, tuple):
@@ -149,10 +164,11 @@ class Teacher(Table):
     @property
     def members(self) -> tuple["Member", ...]:
         """The classifiers of the mixture; one where it is none."""
-        models = self.model if isinstance(self.model, tuple) else (self.model,)
-        checkpoints = self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,) * len(models)
-        extras = self.extra if isinstance(self.extra, tuple) else (self.extra,) * len(models)
-        return tuple(map(Member, models, checkpoints, extras))
+        if isinstance(self.model, str):
+            return (Member(self.model, self.checkpoint, self.extra, self.input_size),)  # type: ignore[arg-type]
+        rest = (self.checkpoint, self.extra, self.input_size)
+        lists = (one if isinstance(one, tuple) else (one,) * len(self.model) for one in rest)
+        return tuple(map(Member, self.model, *lists))
 
     @property
     def title(self) -> str:

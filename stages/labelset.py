@@ -265,6 +265,7 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
     return {
         "model": teacher.model,
         "extra": teacher.extra,
+        "input_size": teacher.input_size,
         "precision": teacher.precision,
         "batch_size": teacher.batch_size,
         "compile": teacher.compile,

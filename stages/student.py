@@ -107,6 +107,16 @@ def build(
     return Classifier(network)
 
 
+def own_size(model: str) -> int:
+    """The side in pixels for which timm's weights of a model were made, if its network is built for one; else 0.
+
+    Raises:
+        PipelineError: the name is unknown.
+    """
+    about = _known(model)
+    return int(about.input_size[-1]) if about.fixed_input_size else 0
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a .safetensors file, or a .pth, .pt or .bin file of tensors; nothing else is ever unpickled.
 

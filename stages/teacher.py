@@ -1,23 +1,26 @@
 """The teacher: one network, or a mixture of them, in eval mode that decides on mixed views, and what names it.
 
-It sees the very images the student will see: replayed, normalised its own way, mixed. Its identity goes into the
+It sees the very images the student will see: replayed, normalised its own way, mixed; then resized where a network
+takes another side than the views'. Its identity goes into the
 label set, so that decisions of two teachers, or of one teacher in two precisions, are never mistaken for each other.
 Rejected for mixtures: the mean of logits, whose scale differs between networks.
 
 Legend: B views, K classes, S side of a view.
 """
 
+import contextlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from schemas import config
 from schemas.errors import PipelineError
 from stages.labelset import teacher_settings
 from stages.replay.mix import Mix, mix, normalise
-from stages.student import Classifier, build, load_weights
+from stages.student import Classifier, build, load_weights, own_size
 from stages.weights import find_weights, pretrained_weights, weights_digest
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +37,7 @@ class Teacher:
         device: where it runs.
 
     Attributes:
+        sides: of the images that each network takes, in pixels.
         batch: views that went through in one forward pass, once a larger batch did not fit memory; None = all did.
 
     Raises:
@@ -44,7 +48,8 @@ class Teacher:
         self, settings: config.Teacher, *, workspace: str, num_classes: int, image_size: int, device: torch.device
     ) -> None:
         self.settings, self.device, self.num_classes = settings, device, num_classes
-        models = [_member(one, workspace, num_classes, image_size) for one in settings.members]
+        members = [_member(one, workspace, num_classes, image_size) for one in settings.members]
+        models, self.sides = [model for model, _ in members], [side for _, side in members]
         self.weights_sha256 = [weights_digest(model.model.state_dict()) for model in models]
         self.models = [
             model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
@@ -58,6 +63,7 @@ class Teacher:
             "weights_sha256": self.weights_sha256,
             "mean": [list(model.mean) for model in self.models],
             "std": [list(model.std) for model in self.models],
+            "side": self.sides,
         }
         single = {name: values[0] for name, values in members.items()} if len(self.models) == 1 else members
         return teacher_settings(self.settings) | single | {"device": self.device.type}
@@ -112,6 +118,7 @@ class Teacher:
         images_BCHW = normalise(views_BHWC, self.models[nth].mean, self.models[nth].std)
         if how is not None:
             images_BCHW = mix(images_BCHW, how)
+        images_BCHW = _resized(images_BCHW, self.sides[nth])
         precision = _AUTOCAST[self.settings.precision]
         with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
             logits: Tensor = self._run[nth](images_BCHW).fused.float()
@@ -124,16 +131,42 @@ class Teacher:
         return logits
 
 
-def _member(member: config.Member, workspace: str, num_classes: int, image_size: int) -> Classifier:
-    model = build(member.model, num_classes=num_classes, img_size=image_size, drop_path=0.0, extra=member.extra)
+def _member(member: config.Member, workspace: str, num_classes: int, image_size: int) -> tuple[Classifier, int]:
+    """A network with its weights, and the side of the images that it takes.
+
+    A network built for one size mostly takes others too: positions are resampled. Where its weights fit no other than
+    the size that timm names for them, that is its side.
+    """
     if member.checkpoint:
         source = f"teacher.checkpoint = {member.checkpoint}"
         weights = find_weights(member.checkpoint, workspace, "teacher.checkpoint")
     else:
         source = f"teacher.model = {member.model}"
         weights = pretrained_weights(member.model)
-    load_weights(model, weights, source=source)
-    return model
+
+    def built(side: int) -> Classifier:
+        model = build(member.model, num_classes=num_classes, img_size=side, drop_path=0.0, extra=member.extra)
+        load_weights(model, weights, source=source)
+        return model
+
+    side = member.input_size or image_size
+    try:
+        return built(side), side
+    except PipelineError:
+        own = own_size(member.model)
+        if member.input_size or own in (0, side):
+            raise
+        with contextlib.suppress(PipelineError):
+            return built(own), own
+        raise  # what is wrong at the views' side: it fits at neither
+
+
+def _resized(images_BCHW: Tensor, side: int) -> Tensor:
+    """Images with another side, bicubic and antialiased, channels last in memory; as they are where they have it."""
+    if images_BCHW.shape[-1] == side:
+        return images_BCHW
+    resized = interpolate(images_BCHW, size=(side, side), mode="bicubic", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -1,5 +1,6 @@
 """A teacher is one network or the mean of several, says what it is, and fails in one line or not at all."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.transforms.v2 import InterpolationMode, functional
 from world import TINY_VIT, silent
 
 from pipeline import run as stages
 from pipeline.labelling import _outside
 from schemas.config import Teacher as Settings
-from stages.replay.mix import Mix
+from stages.replay.mix import Mix, mix, normalise
 from stages.store import Store, valid_receipts
 from stages.student import Heads
 from stages.teacher import Teacher
@@ -72,9 +75,72 @@ def test_a_mixtures_identity_names_every_member_in_order(teacher):
     assert single["model"] == "resnet18" and single["mean"] == list(teacher("resnet18").models[0].mean)
 
 
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory):
+    """A small network whose weights fit 224 pixels and nothing else, by settings of a member."""
+    extra = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    model = timm.create_model("beit_base_patch16_224", num_classes=4, **extra)
+    path = tmp_path_factory.mktemp("bound") / "beit.safetensors"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    return model.eval(), {"model": "beit_base_patch16_224", "checkpoint": str(path), "extra": extra}
+
+
+def resized(side, mean, std):
+    """The mixed views as a network with these constants takes them, by torchvision's own resize."""
+    mixed = mix(normalise(VIEWS, mean, std), MIX)
+    return functional.resize(mixed, [side, side], InterpolationMode.BICUBIC, antialias=True)
+
+
+def test_members_of_a_mixture_take_the_mixed_views_each_at_its_own_size(teacher, weights, bound):
+    network, member = bound
+    both = {key: (value, member[key]) for key, value in
+            {"model": "resnet18", "checkpoint": weights["resnet18"], "extra": {}}.items()}  # fmt: skip
+    mixture = teacher("resnet18", **both)
+    assert mixture.sides == mixture.identity()["side"] == [32, 224]
+    with torch.inference_mode():
+        own = network(resized(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).softmax(1)
+    mean = (teacher("resnet18").logits(VIEWS, MIX).softmax(1) + own) / 2
+    torch.testing.assert_close(mixture.logits(VIEWS, MIX), mean.log(), rtol=1e-4, atol=1e-4)
+
+
+def test_any_network_sees_the_views_at_the_size_that_is_asked_for_and_says_so(teacher):
+    plain, larger = teacher("resnet18"), teacher("resnet18", input_size=64)
+    with torch.inference_mode():
+        expected = larger.models[0](resized(64, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)).fused
+    torch.testing.assert_close(larger.logits(VIEWS, MIX), expected)
+    assert (plain.logits(VIEWS, MIX) - expected).abs().max() > 0.01
+    said = [{key: one.identity()[key] for key in ("input_size", "side")} for one in (plain, larger)]
+    assert said == [{"input_size": 0, "side": 32}, {"input_size": 64, "side": 64}]
+
+
+def test_a_transformer_whose_positions_can_be_resampled_takes_the_views_as_they_are(teacher, bound, tmp_path):
+    network = timm.create_model("deit_tiny_patch16_224", num_classes=4, img_size=64, **TINY_VIT)
+    save_file(network.state_dict(), tmp_path / "at-64.safetensors")
+    assert teacher("deit_tiny_patch16_224", checkpoint=str(tmp_path / "at-64.safetensors")).sides == [32]
+
+
+def test_weights_that_fit_neither_the_views_nor_the_networks_own_size_are_refused(teacher, bound, refused):
+    line = refused(teacher, "resnet18", **bound[1] | {"extra": bound[1]["extra"] | {"embed_dim": 48}})
+    assert "does not fit beit_base_patch16_224" in line
+    assert "does not fit" in refused(teacher, "resnet18", **bound[1], input_size=32)
+
+
+def test_the_stage_says_which_network_sees_resized_views_and_tells_the_labels_apart(copied, refused):
+    lines: list[str] = []
+    stages.label(copied({"labels": {"name": "larger"}, "teacher": {"input_size": 48}}), lines.append)
+    assert lines[0] == "deit_tiny_patch16_224 sees the views of 32 pixels resized to 48"
+    line = refused(stages.label, copied_with(copied(), "larger"), silent, code=4)
+    assert "teacher.input_size: 48 -> 0" in line
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        {"model": "resnet18", "input_size": (224,)},
+        {"model": ("resnet18", "resnet34"), "input_size": (224,)},
+        {"model": "resnet18", "input_size": -1},
+        {"model": "resnet18", "input_size": True},
         {"model": "resnet18", "checkpoint": ("a.pth",)},
         {"model": ("resnet18", "resnet34"), "checkpoint": ("a.pth",)},
         {"model": ("resnet18", "resnet34"), "checkpoint": "a.pth"},
@@ -163,8 +229,35 @@ def test_logits_of_a_wrong_shape_are_one_line(teacher, refused):
     assert line == ("teacher.model = resnet18: gave logits of shape (12, 5), expected (12, 4); check teacher.extra")
 
 
-def test_compiling_is_part_of_the_identity(teacher):
-    assert teacher("resnet18").identity()["compile"] is False
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_the_network_computes_in_its_precision_channels_last_and_answers_in_fp32(teacher, precision, dtype):
+    made, seen = teacher("resnet18", precision=precision), []
+    made.models[0].model.layer1.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    logits = made.logits(VIEWS, MIX)
+    ((given, out),) = seen
+    assert out.dtype == getattr(torch, dtype) and logits.dtype == torch.float32
+    for tensor in (given, out, made.models[0].model.conv1.weight):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+    torch.testing.assert_close(logits, teacher("resnet18").logits(VIEWS, MIX), rtol=0.05, atol=0.05)
+
+
+def test_compiling_runs_the_compiled_network_decides_the_same_and_is_part_of_the_identity(teacher, monkeypatch):
+    ran = []
+
+    def backend(graph, inputs):
+        def run(*given):
+            ran.extend(len(one) for one in given if isinstance(one, torch.Tensor) and one.shape[1:] == (3, 32, 32))
+            return graph(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compiled, plain = teacher("resnet18", compile=True), teacher("resnet18")
+    for batch, how in ((VIEWS, MIX), (VIEWS[:8], Mix(*(one[:4] for one in MIX))), (VIEWS[:7], None)):
+        torch.testing.assert_close(compiled.logits(batch, how), plain.logits(batch, how))
+    assert ran == [12, 8, 7]
+    assert (compiled.identity()["compile"], plain.identity()["compile"]) == (True, False)
 
 
 @pytest.mark.parametrize(
