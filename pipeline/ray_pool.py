@@ -1,135 +1,65 @@
-"""Ray as the executor: one bounded loop that hands out missing parts and takes receipts back.
+"""A stage's missing parts, made by this process or by actors on Ray, and what becomes of those that cannot be made.
 
 Storage is the truth: what Ray forgets, the next command finds again. Workers are actors, for sharding and labelling
-alike, because a teacher is loaded once a process and one mechanism is enough. They are never restarted by Ray; the
-loop resubmits what a lost worker held, with a budget of attempts for each part. Only receipts cross the object store.
+alike, because a teacher is loaded once a process and one mechanism is enough. They are never restarted by Ray; a lost
+one is replaced, and `pipeline.loop` hands its parts out again. Parts go to workers that have started only, so that a
+seat the cluster cannot give holds nothing up. Only receipts and faults cross the object store.
 """
 
-import os
-import secrets
-import signal
-import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.failures import Failures, Fault
+from pipeline.lease import Lease
+from pipeline.loop import InThisProcess, Loop, Lost, Outcome
 from pipeline.progress import Progress
-from pipeline.work import Job, Spec, Worker, left_to_do
+from pipeline.session import INLINE, Seats, check_fits, ray_session
+from pipeline.stopping import Stop
+from pipeline.work import Job, Spec, Worker, left_to_do, want
 from schemas.config import Cluster
-from schemas.errors import PipelineError, Unfinished, together
+from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
 from stages.store import valid_receipts
 
-INLINE = "inline"
-_LOCAL = "local"
-_KNOCK_SECONDS = 10.0
 _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""
-
-
-@dataclass(frozen=True)
-class Seats:
-    """How many workers, and what each needs of the cluster."""
-
-    count: int
-    cpus: int
-    gpus: int = 0
-
-
-@contextmanager
-def ray_session(cluster: Cluster) -> Iterator[Any]:
-    """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
-
-    Raises:
-        PipelineError: if there is no cluster at the address.
-    """
-    before = dict(os.environ)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if cluster.address == _LOCAL:
-        # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
-    else:
-        _knock(cluster.address)
-    import ray  # only now: it reads the token when it is loaded
-
-    if ray.is_initialized():
-        yield ray
-        return
-    try:
-        with own_signals():
-            _init(ray, cluster)
-        yield ray
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _knock(address: str) -> None:
-    """See whether anybody listens at host:port, since Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
-
-
-@cache
-def _token() -> str:
-    """One token for the life of this process, since Ray keeps the first it reads."""
-    return secrets.token_hex(32)
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _init(ray: Any, cluster: Cluster) -> None:
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
-    try:
-        if cluster.address == _LOCAL:
-            ray.init(address=_LOCAL, include_dashboard=False, object_store_memory=150 << 20, **quiet)
-        else:
-            passive = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it for local processes
-            ray.init(address=cluster.address, runtime_env=passive, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise PipelineError(f"cluster.address = {cluster.address}: no Ray there ({cause})") from None
+_QUOTED = 3
+_NO_WORKER_SECONDS = 60.0
 
 
 def make_missing(
-    job: Job, specs: Sequence[Spec], *, cluster: Cluster, seats: Seats, progress: Progress
+    job: Job,
+    specs: Sequence[Spec],
+    *,
+    cluster: Cluster,
+    seats: Seats,
+    progress: Progress,
+    receipts: dict[str, Receipt] | None = None,
 ) -> tuple[list[Receipt], int]:
     """Make what is missing; all receipts in the order of the specs, and how many are new.
+
+    `receipts` are the valid ones, where the caller has read them already.
 
     Raises:
         PipelineError: as `make_parts`.
     """
-    receipts = {name: one for name, one in valid_receipts(job.store).items() if one.made_by == job.made_by}
-    todo = left_to_do(specs, receipts)
+    if receipts is None:
+        receipts = valid_receipts(job.store)
+    done = {name: one for name, one in receipts.items() if one.made_by == job.made_by}
+    todo = left_to_do(specs, done)
     progress.update(len(specs) - len(todo))
+    if todo:
+        want(job.store, len(specs))
 
-    def done(receipt: Receipt) -> None:
-        receipts[receipt.part] = receipt
+    def take(receipt: Receipt) -> None:
+        done[receipt.part] = receipt
         progress.advance(1, work=receipt.rows)
 
-    make_parts(job, todo, cluster=cluster, seats=seats, done=done)
-    return [receipts[spec.name] for spec in specs], len(todo)
+    make_parts(job, todo, cluster=cluster, seats=seats, done=take)
+    return [done[spec.name] for spec in specs], len(todo)
 
 
 def make_parts(
@@ -137,114 +67,183 @@ def make_parts(
 ) -> None:
     """Make and commit parts; `done` is called with each receipt as it comes.
 
+    Parts that fail in all their attempts are put aside with their tracebacks while the others are made, and left aside
+    by later commands until `cluster.retry_failed`.
+
     Raises:
         PipelineError: a user's error of a part; parts under way are finished first, and what they found is added.
         Unfinished: if parts failed in all their attempts, or the user stopped the command.
     """
     if not specs:
         return
+    failures = Failures(job.store)
+    known = failures.read()
+    aside = {} if cluster.retry_failed else {spec.name: known[spec.name] for spec in specs if spec.name in known}
+    if aside:
+        print(f"warning: left aside, {_quote(aside)}; --retry-failed tries them again", file=sys.stderr, flush=True)
+    specs = [spec for spec in specs if spec.name not in aside]
+
+    def give_up(part: str, fault: Fault) -> None:
+        failures.put(part, fault, cluster.attempts)
+        aside[part] = fault.cause
+
+    with Lease(job.store) as lease:
+
+        def take(receipt: Receipt) -> None:
+            if receipt.part in known:
+                failures.remove(receipt.part)
+            lease.count()
+            done(receipt)
+
+        _make(job, specs, cluster, seats, take, give_up, lease)
+    if aside:
+        raise Unfinished(
+            f"{len(aside)} parts failed ({_quote(aside)}), all others are done; their tracebacks are in {failures}; the "
+            "same command with --retry-failed tries them again"
+        )
+
+
+def _make(
+    job: Job,
+    specs: Sequence[Spec],
+    cluster: Cluster,
+    seats: Seats,
+    done: Callable[[Receipt], None],
+    failed: Callable[[str, Fault], None],
+    lease: Lease,
+) -> None:
+    if not specs:
+        return
+    more: Any = dict(attempts=cluster.attempts, done=done, failed=failed, watch=lease.watch)
     try:
         if cluster.address == INLINE:
-            _inline(job, specs, done)
+            with Stop(cluster.grace_seconds) as stop:
+                Loop(InThisProcess(Worker(job)), specs, **more).run(stop)
             return
-        with ray_session(cluster) as ray:
-            _Pool(ray, job, specs, seats, cluster.attempts, done).run()
+        with ray_session(cluster) as ray, Stop(cluster.grace_seconds) as stop:
+            actors = Actors(ray, job, seats, len(specs))
+            try:
+                Loop(actors, specs, **more).run(stop)
+            finally:
+                actors.close()
     except KeyboardInterrupt:
         raise Unfinished("stopped; what is done is kept, the same command goes on") from None
 
 
-def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
-    """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
+def _quote(aside: dict[str, str]) -> str:
+    named = [f"{part}: {cause}" for part, cause in sorted(aside.items())[:_QUOTED]]
+    return "; ".join(named) + (f"; and {len(aside) - _QUOTED} more" if len(aside) > _QUOTED else "")
 
-    Raises:
-        PipelineError: if no worker could ever start.
+
+class Actors:
+    """Workers on a Ray cluster: those that start, and those that have, each with the parts it holds in order.
+
+    Args:
+        ray: the module, in a session.
+        job: what is made.
+        seats: how many workers, and what each needs.
+        parts: how many there are to make.
     """
-    has = ray.cluster_resources()
-    for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
-        if has.get(resource, 0) < needed:
-            raise PipelineError(
-                f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
-                "lower labels.workers, train.workers or cluster.devices, or add nodes"
-            )
 
-
-def _inline(job: Job, specs: Sequence[Spec], done: Callable[[Receipt], None]) -> None:
-    worker = Worker(job)
-    for spec in specs:
-        done(_receipt(worker.run(spec)))
-
-
-def _receipt(outcome: Receipt | PipelineError) -> Receipt:
-    if isinstance(outcome, PipelineError):
-        raise outcome
-    return outcome
-
-
-class _Pool:
-    """The loop: seats, parts waiting, parts under way."""
-
-    def __init__(
-        self, ray: Any, job: Job, specs: Sequence[Spec], seats: Seats, attempts: int, done: Callable[[Receipt], None]
-    ) -> None:
+    def __init__(self, ray: Any, job: Job, seats: Seats, parts: int) -> None:
         check_fits(ray, seats)
-        self._ray, self._job, self._attempts, self._done = ray, job, attempts, done
+        self._ray, self._worker, self._seats = ray, Worker(job), seats
         self._actor = ray.remote(num_cpus=seats.cpus, num_gpus=seats.gpus, max_restarts=0)(Worker)
-        self._waiting: deque[tuple[Spec, int]] = deque((spec, 1) for spec in specs)
-        self._running: dict[Any, tuple[Spec, int, Any]] = {}
-        self._actors = [self._actor.remote(job) for _ in range(min(seats.count, len(specs)))]
-        self._failed: dict[str, str] = {}
-        self._refused: list[PipelineError] = []
+        self._starting: dict[Any, Any] = {}
+        self._held: dict[Any, deque[Any]] = {}
+        self._begun: dict[Any, tuple[Spec, Any]] = {}
+        self._warn_at = time.monotonic() + _NO_WORKER_SECONDS
+        count = seats.count or int(ray.cluster_resources()["CPU"] // seats.cpus)
+        for _ in range(min(count, parts)):
+            self._start()
 
-    def run(self) -> None:
+    def free(self) -> bool:
+        return any(len(held) < _IN_FLIGHT for held in self._held.values())
+
+    def take(self, spec: Spec) -> None:
+        actor = min(self._held, key=lambda one: len(self._held[one]))
+        reference = actor.run.remote(spec)
+        self._held[actor].append(reference)
+        self._begun[reference] = spec, actor
+
+    def held(self) -> list[str]:
+        return [spec.name for spec, _ in self._begun.values()]
+
+    def drop_waiting(self) -> None:
+        for held in self._held.values():
+            while len(held) > 1:
+                del self._begun[held.pop()]
+
+    def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+        pending = [*self._begun, *self._starting]
+        ready, _ = self._ray.wait(pending, num_returns=1, timeout=seconds)
+        if ready:  # and whatever else is, so that a dead worker's parts are told of in their order
+            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
+        for reference in ready:
+            if reference in self._starting:
+                self._started(reference)
+        self._warn_without_workers()
+        return [self._outcome(reference) for reference in ready if reference in self._begun]
+
+    def close(self) -> None:
+        """Give the seats back: actors keep them for as long as anything refers to them."""
+        for actor in [*self._held, *self._starting.values()]:
+            self._ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self._actor.remote(self._worker.job, self._worker.folder)
+        self._starting[actor.settle.remote()] = actor
+
+    def _started(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
         try:
-            while self._waiting or self._running:
-                self._submit()
-                finished, _ = self._ray.wait(list(self._running), num_returns=1)
-                for reference in finished:
-                    self._take(reference)
-        finally:
-            for actor in self._actors:  # else they keep their seats for as long as anything refers to them
-                self._ray.kill(actor)
-        if self._refused:
-            raise together(self._refused)
-        if self._failed:
-            part, cause = next(iter(self._failed.items()))
-            raise Unfinished(
-                f"{len(self._failed)} parts failed {self._attempts} times, all others are done; "
-                f"{part}: {cause}; the same command tries them again"
+            error = self._ray.get(reference)
+        except self._ray.exceptions.RayError as lost:
+            if isinstance(lost, self._ray.exceptions.RayTaskError) or getattr(lost, "actor_init_failed", False):
+                raise PipelineError(f"no worker can start: {_last_line(lost)}") from None
+            self._start()
+            return
+        if error:
+            raise error
+        self._held[actor] = deque()
+
+    def _outcome(self, reference: Any) -> tuple[Spec, Outcome]:
+        spec, actor = self._begun.pop(reference)
+        held = self._held.get(actor, deque())  # none: the actor is known to be lost
+        first = bool(held) and held[0] == reference
+        if reference in held:
+            held.remove(reference)
+        try:
+            return spec, self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:  # not of the part's making, which comes as a value
+            return spec, Fault(_last_line(error), str(error))
+        except self._ray.exceptions.RayError as error:
+            if self._held.pop(actor, None) is not None:
+                self._ray.kill(actor)  # it may only be out of reach
+                self._start()
+            return spec, Lost(_last_line(error), own=first and _died_alone(self._ray, error))
+
+    def _warn_without_workers(self) -> None:
+        now = time.monotonic()
+        if self._held:
+            self._warn_at = now + _NO_WORKER_SECONDS
+        elif now > self._warn_at:
+            self._warn_at = now + 10 * _NO_WORKER_SECONDS
+            has = self._ray.cluster_resources()
+            print(
+                f"warning: no worker could be started for {_NO_WORKER_SECONDS:g} s; one needs {self._seats.cpus} CPU and "
+                f"{self._seats.gpus} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; waiting",
+                file=sys.stderr,
+                flush=True,
             )
 
-    def _submit(self) -> None:
-        load = {id(actor): 0 for actor in self._actors}
-        for _, _, actor in self._running.values():
-            load[id(actor)] = load.get(id(actor), 0) + 1
-        for _ in range(_IN_FLIGHT):
-            for actor in self._actors:
-                if self._waiting and load[id(actor)] < _IN_FLIGHT:
-                    spec, attempt = self._waiting.popleft()
-                    self._running[actor.run.remote(spec)] = spec, attempt, actor
-                    load[id(actor)] += 1
 
-    def _take(self, reference: Any) -> None:
-        spec, attempt, actor = self._running.pop(reference)
-        try:
-            outcome = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            self._retry(spec, attempt, actor, error)
-            return
-        if isinstance(outcome, PipelineError):
-            self._refused.append(outcome)
-            self._waiting.clear()
-        else:
-            self._done(outcome)
+def _died_alone(ray: Any, error: Exception) -> bool:
+    """Whether a process died on a node that lives, as one does that the kernel kills for its memory."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError):
+        return True
+    return isinstance(error, ray.exceptions.ActorDiedError) and "node has died" not in str(error)
 
-    def _retry(self, spec: Spec, attempt: int, actor: Any, error: Exception) -> None:
-        if not isinstance(error, self._ray.exceptions.RayTaskError) and actor in self._actors:
-            self._actors[self._actors.index(actor)] = self._actor.remote(self._job)  # the process or its node is gone
-        cause = str(error).strip().splitlines()[-1]
-        if not self._refused and attempt < self._attempts:
-            print(f"warning: {spec.name} is tried again ({cause})", file=sys.stderr, flush=True)
-            time.sleep(min(2.0 ** (attempt - 1), 30.0))
-            self._waiting.append((spec, attempt + 1))
-        elif not self._refused:
-            self._failed[spec.name] = cause
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

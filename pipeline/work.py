@@ -5,12 +5,17 @@ existing parts with an error and never mixes with them. Its manifest is written 
 that every part it lists is done.
 """
 
+import errno
+import os
+import platform
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from pipeline.failures import Fault
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
 from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
@@ -47,26 +52,72 @@ class Job:
 
 @dataclass
 class Worker:
-    """A process that makes parts and commits them; a user's error comes back as a value, so that it stays one line."""
+    """A process that makes parts and commits them; errors come back as values, so that a user's stays one line.
+
+    Attributes:
+        job: what is made.
+        folder: that of the command; relative paths of the run file are meant from there.
+    """
 
     job: Job
+    folder: str = field(default_factory=os.getcwd)
     _maker: Maker | None = field(default=None, init=False)
 
-    def run(self, spec: Spec) -> Receipt | PipelineError:
+    def settle(self) -> PipelineError | None:
+        """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
+        return settle(self.folder, self.job.store)
+
+    def run(self, spec: Spec) -> Receipt | PipelineError | Fault:
         """Make one part and commit it."""
         try:
             self._maker = self._maker or self.job.maker()
             with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as staging:
                 made = self._maker(spec, Path(staging))
                 return commit(self.job.store, spec.name, made, self.job.made_by)
-        except Unfinished:
-            raise  # a data process was lost: another attempt may do
-        except PipelineError as error:
+        except PipelineError as error:  # Unfinished among them: a data process or the store was lost
             return error
+        except OSError as error:
+            return _no_room(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else self._fault(error)
+        except Exception as error:
+            return self._fault(error)
+
+    def _fault(self, error: Exception) -> Fault:
+        self._maker = None  # whatever state the error left it in
+        lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+        return Fault(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
 
 
-def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> str:
+def settle(folder: str, store: Store) -> PipelineError | None:
+    """Make relative paths mean on another node what they mean for the command.
+
+    Args:
+        folder: the command's working folder.
+        store: a stage's folder, whose plan the command has put.
+
+    Returns:
+        The error, if this node does not see the plan.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    if Store(store.uri).exists(PLAN):
+        return None
+    return PipelineError(
+        f"{store.name(PLAN)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "
+        "all nodes share: an absolute path on a shared disk, or a URI"
+    )
+
+
+def _no_room(error: OSError) -> PipelineError:
+    return PipelineError(
+        f"{tempfile.gettempdir()} on {platform.node()}: no room for a part being made ({error.strerror}); make some, or "
+        "set TMPDIR to a folder on a larger disk"
+    )
+
+
+def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str, wanted: int = 0) -> str:
     """Open a stage's folder: put its plan, or check that the plan there is the same.
+
+    `wanted` is how many parts (or steps, of a training) there are to be, for those who look from elsewhere.
 
     A plan binds from its first part on: whoever mends the run file after a refusal is not held to what was refused.
 
@@ -78,10 +129,17 @@ def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], men
     """
     plan = read_manifest(store, PLAN)
     if plan is None or not (store.files(RECEIPTS) or store.exists(MANIFEST)):
-        put_json(store, PLAN, {"made_from": made_from, "versions": versions})
+        put_json(store, PLAN, {"made_from": made_from, "versions": versions, "wanted": wanted})
     else:
         refuse_changes(str(store), plan["made_from"], made_from, mend)
     return fingerprint(made_from)
+
+
+def want(store: Store, wanted: int) -> None:
+    """Say in the plan of a stage's folder how many parts there are to be, where that has changed."""
+    plan = read_manifest(store, PLAN)
+    if plan and plan.get("wanted") != wanted:
+        put_json(store, PLAN, plan | {"wanted": wanted})
 
 
 def left_to_do(wanted: Iterable[SpecT], done: dict[str, Receipt]) -> list[SpecT]:

@@ -1,0 +1,120 @@
+"""Leases: which commands are at work on a stage's folder, refreshed while they are.
+
+A lease warns a second driver and lets `status` say, on any machine that sees the storage, what is under way and how
+fast. Nothing depends on it: two drivers make the same bytes twice. A killed command leaves its lease, which
+counts for nothing once it is stale or its process is known to be gone; the next command clears it away.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+from schemas.errors import PipelineError
+from schemas.receipts import canonical_json, read_json
+from stages.store import Store
+
+LEASES = "leases"
+_REFRESH_SECONDS = 5.0
+_STALE_SECONDS = 60.0
+
+
+class Lease:
+    """This command's lease of a stage's folder, for the time of a context.
+
+    Args:
+        store: the stage's folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = f"{LEASES}/{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+        self._new = 0
+        self._running: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._started = time.time()
+        for path, lease in _all(self._store):
+            if is_live(lease):
+                print(f"warning: {_about(self._store, lease)}", file=sys.stderr, flush=True)
+            else:
+                self._store.delete(path)
+        self._put()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(PipelineError, OSError):  # a store that is gone has its own error
+            self._store.delete(self._path)
+
+    def count(self, units: int = 1) -> None:
+        """Tell of more units that this command has done."""
+        self._new += units
+
+    def watch(self, running: list[str]) -> None:
+        """Tell which parts are under way."""
+        self._running = running
+
+    def _refresh(self) -> None:
+        while not self._over.wait(_REFRESH_SECONDS):
+            with contextlib.suppress(PipelineError, OSError):
+                self._put()
+
+    def _put(self) -> None:
+        lease = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": self._started,
+            "refreshed": time.time(),
+            "new": self._new,
+            "running": self._running,
+        }
+        self._store.put(self._path, canonical_json(lease))
+
+
+def live_leases(store: Store) -> list[dict[str, Any]]:
+    """The leases of commands that are at work on a stage's folder now."""
+    return [lease for _, lease in _all(store) if is_live(lease)]
+
+
+def is_live(lease: dict[str, Any]) -> bool:
+    """Whether the lease's command may still be at work."""
+    if time.time() - float(lease.get("refreshed", 0)) > _STALE_SECONDS:
+        return False
+    if lease.get("host") != platform.node():
+        return True
+    try:
+        os.kill(int(lease["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def _all(store: Store) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for name in sorted(store.files(LEASES)):
+        path = f"{LEASES}/{name}"
+        with contextlib.suppress(FileNotFoundError, PipelineError):  # ended meanwhile, or torn
+            found.append((path, read_json(store.read(path), path)))
+    return found
+
+
+def _about(store: Store, lease: dict[str, Any]) -> str:
+    ago = max(0.0, time.time() - float(lease["refreshed"]))
+    return (
+        f"{store}: another command is at work here ({lease['host']}, process {lease['pid']}, seen {ago:.0f} s ago); "
+        "both go on, which harms nothing and wastes work"
+    )

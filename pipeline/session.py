@@ -1,0 +1,170 @@
+"""Ray for the time of a command: an embedded one that nobody else can use, or an existing cluster.
+
+Embedded: a token from the environment of its processes guards it, there is no dashboard, and its folder is deleted at
+the end. Attached: the user's settings stand; the package is shipped to nodes that do not have it.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.shipping import PACKAGES, lacking_nodes
+from pipeline.stopping import own_signals
+from schemas.config import Cluster
+from schemas.errors import PipelineError
+
+INLINE = "inline"
+LOCAL = "local"
+_KNOCK_SECONDS = 10.0
+_FOLDER = "deit-ray-"
+_LONGEST_FOLDER = 40
+"""Characters of the session's folder: Ray puts sockets below it, whose paths have 107 at most."""
+_QUIET = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
+
+
+@dataclass(frozen=True)
+class Seats:
+    """How many workers (0 = as many as fit), and what each needs of the cluster."""
+
+    count: int
+    cpus: int
+    gpus: int = 0
+
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[Any]:
+    """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
+
+    Raises:
+        PipelineError: if there is no cluster at the address, or it cannot run this package.
+    """
+    before = dict(os.environ)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = cluster.address == LOCAL
+    if local:
+        # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+        os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    else:
+        _knock(cluster.address)
+    import ray  # only now: it reads the token when it is loaded
+
+    if ray.is_initialized():
+        yield ray
+        return
+    folder = _session_folder() if local else None
+    try:
+        with own_signals():
+            _embed(ray, folder) if folder else _attach(ray, cluster.address)
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
+    """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
+
+    Raises:
+        PipelineError: if no worker could ever start.
+    """
+    has = ray.cluster_resources()
+    for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
+        if has.get(resource, 0) < needed:
+            raise PipelineError(
+                f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
+                "lower labels.workers, train.workers or cluster.devices, or add nodes"
+            )
+
+
+def _embed(ray: Any, folder: Path) -> None:
+    try:
+        ray.init(
+            address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(folder), **_QUIET
+        )
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise PipelineError(
+            f'cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without'
+        ) from None
+
+
+def _attach(ray: Any, address: str) -> None:
+    """Join a cluster; a second time with the package in the luggage, if a node lacks it."""
+    if address.startswith("ray://"):
+        _warn(f"{address}: Ray's client loses all work when it is cut off; `ray job submit` on the cluster does not")
+    _join(ray, address, ship=False)
+    if os.environ.get("RAY_AUTH_MODE", "") != "token" and not _authenticated():
+        _warn(f"{address}: this Ray asks for no token, so whoever reaches it can run code there; see docs/cluster.md")
+    if lacking := lacking_nodes(ray):
+        ray.shutdown()
+        _join(ray, address, ship=True)
+        if still := lacking_nodes(ray):
+            raise PipelineError(
+                f"cluster.address = {address}: node {still[0]} cannot import the package that was shipped to it; "
+                f"install deit-pipeline there (it lacked on {len(lacking)} nodes)"
+            )
+
+
+def _join(ray: Any, address: str, *, ship: bool) -> None:
+    environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it here
+    if ship:
+        environment["py_modules"] = [str(package) for package in PACKAGES]
+    try:
+        ray.init(address=address, runtime_env=environment, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({_one_line(error)})") from None
+
+
+def _authenticated() -> bool:
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at host:port, since Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
+
+
+@cache
+def _token() -> str:
+    """One token for the life of this process, since Ray keeps the first it reads."""
+    return secrets.token_hex(32)
+
+
+def _session_folder() -> Path:
+    """A folder for an embedded Ray's sockets and logs, named by this process; those of killed ones are deleted."""
+    usual = Path(tempfile.gettempdir())
+    root = usual if len(str(usual)) <= _LONGEST_FOLDER - 24 else Path("/tmp")
+    for old in root.glob(f"{_FOLDER}*"):
+        pid = old.name.removeprefix(_FOLDER).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=root))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

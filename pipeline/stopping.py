@@ -1,0 +1,69 @@
+"""SIGTERM and Ctrl-C: the first asks for an orderly end, the second, or the end of the time of grace, ends at once.
+
+A cluster's scheduler sends SIGTERM and kills some time later; so what is under way is given that time and not more.
+"""
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether the user wants an end; as a context manager, it listens to both signals.
+
+    Args:
+        grace_seconds: from the first signal until KeyboardInterrupt is raised.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self.asked = False
+        self._grace = grace_seconds
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        self._listening = threading.current_thread() is threading.main_thread()  # others are not allowed to
+        if self._listening:
+            self._before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._listening:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._timer = threading.Timer(self._grace, _thread.interrupt_main)
+        self._timer.daemon = True
+        self._timer.start()
+        print(
+            f"stopping: parts under way are finished within {self._grace:g} s (cluster.grace_seconds); "
+            "again ends at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
