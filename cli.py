@@ -20,6 +20,7 @@ import typer
 from schemas.config import RunFile, load_run_file
 from schemas.errors import PipelineError
 from schemas.presets import TEACHERS, run_file_text
+from schemas.secrets import hide_secrets
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
@@ -45,6 +46,9 @@ Override = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(help="local: an embedded Ray; auto or a host: an existing cluster; inline: no Ray, this process."),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Also try parts again that an earlier command gave up.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as the last line, all else on stderr.")]
 
@@ -84,17 +88,27 @@ def demo(
 
 
 @app.command()
-def shard(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+def shard(
+    retry_failed: RetryFailed = False,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    address: Address = None,
+    json_: Json = False,
+) -> None:
     """Pack images into WebDataset tars with an index."""
-    _stage("shard", config, set_, address, json_)
+    _stage("shard", config, _retrying(set_, retry_failed), address, json_)
 
 
 @app.command()
 def label_teacher(
-    config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False
+    retry_failed: RetryFailed = False,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    address: Address = None,
+    json_: Json = False,
 ) -> None:
     """Run the teacher once over every view and store its decisions."""
-    _stage("label", config, set_, address, json_)
+    _stage("label", config, _retrying(set_, retry_failed), address, json_)
 
 
 @app.command()
@@ -132,9 +146,15 @@ def export(
 
 
 @app.command()
-def run(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
+def run(
+    retry_failed: RetryFailed = False,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    address: Address = None,
+    json_: Json = False,
+) -> None:
     """All stages in order; those that are done are passed by."""
-    _stage("everything", config, set_, address, json_)
+    _stage("everything", config, _retrying(set_, retry_failed), address, json_)
 
 
 @app.command()
@@ -239,6 +259,10 @@ def main() -> NoReturn:
     raise AssertionError("typer exits")
 
 
+def _retrying(overrides: list[str] | None, retry_failed: bool) -> list[str]:
+    return [*(overrides or []), *(["cluster.retry_failed=true"] if retry_failed else [])]
+
+
 def _stage(name: str, config: str, overrides: list[str] | None, address: str | None, as_json: bool) -> None:
     with _errors():
         settings = load_run_file(config, overrides or [])
@@ -254,7 +278,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        print(f"deit-pipeline: {error}", file=sys.stderr, flush=True)
+        print(f"deit-pipeline: {hide_secrets(str(error))}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         print("deit-pipeline: stopped; the same command goes on", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from PIL import Image
 from webdataset import ShardWriter
 
 from pipeline import run as stages
-from pipeline.ray_pool import ray_session
+from pipeline.session import ray_session
 from schemas.config import RunFile, Shards, parse_run
 from stages.shard import plan_shards
 from stages.sources.find import list_source

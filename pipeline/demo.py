@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.ray_pool import INLINE
 from pipeline.run import evaluate, label, shard, train
+from pipeline.session import INLINE
 from schemas.config import RunFile, parse_run
 from schemas.errors import PipelineError
 from schemas.presets import toml_text

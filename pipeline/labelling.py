@@ -11,7 +11,8 @@ import torch
 
 from pipeline.launch import device_count, run_device
 from pipeline.progress import Progress
-from pipeline.ray_pool import Seats, make_missing
+from pipeline.ray_pool import make_missing
+from pipeline.session import Seats
 from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
 from schemas.errors import PipelineError
@@ -147,7 +148,7 @@ def _make(run: RunFile, split: Split, store: Store, made_by: str) -> tuple[list[
     seats = Seats(count=device_count(run), cpus=1 + run.labels.workers if gpu else 1, gpus=int(gpu))
     job = Job(store, made_by, partial(Labeller, run, split, run_device(run)))
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
-        return make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
+        return make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
 
 
 def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:

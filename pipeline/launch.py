@@ -15,10 +15,14 @@ from typing import Any
 
 import torch
 
+from pipeline.lease import Lease
 from pipeline.progress import Progress
-from pipeline.ray_pool import INLINE, Seats, check_fits, own_signals, ray_session
+from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
+from pipeline.stopping import own_signals
+from pipeline.work import settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished
+from stages.store import Store
 from stages.train import Plan, train
 
 _POLL_SECONDS = 0.5
@@ -31,7 +35,7 @@ def run_device(run: RunFile) -> str:
         PipelineError: if the run file asks for a GPU and there is none.
     """
     wanted, there = run.cluster.device, torch.cuda.is_available()
-    if wanted == "cuda" and not there and run.cluster.address in (INLINE, "local"):
+    if wanted == "cuda" and not there and run.cluster.address in (INLINE, LOCAL):
         raise PipelineError('cluster.device = "cuda": this machine has no CUDA device; set it to "cpu" or "auto"')
     return wanted if wanted != "auto" else "cuda" if there else "cpu"
 
@@ -50,13 +54,16 @@ def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
         PipelineError: as the training raised it.
         Unfinished: if workers were lost in all attempts without a step forward, or the user stopped the command.
     """
-    with Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started) as progress:
+    store = Store(run.workspace).at(f"runs/{run.train.name}")
+    bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
+    with bar as progress, Lease(store) as lease:
+        report = _Reporter(progress, lease, started)
         try:
             if run.cluster.address == INLINE:
                 device = torch.device(run_device(run))
-                return train(run, rank=0, world=1, device=device, report=_Reporter(progress))
+                return train(run, rank=0, world=1, device=device, report=report)
             with ray_session(run.cluster) as ray:
-                return _attempts(ray, run, _Reporter(progress))
+                return _attempts(ray, run, report)
         except KeyboardInterrupt:
             raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
 
@@ -64,11 +71,12 @@ def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
 class _Reporter:
     """Moves the progress to a step, with its loss as the note."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.step = 0
+    def __init__(self, progress: Progress, lease: Lease, started: int) -> None:
+        self._progress, self._lease = progress, lease
+        self.step = started
 
     def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+        self._lease.count(max(step - self.step, 0))
         self.step = max(step, self.step)
         self._progress.update(step)
         if "loss" in metrics:
@@ -129,11 +137,12 @@ def _in_worker(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     context, board = ray.train.get_context(), config["board"]
-    if os.path.isdir(config["folder"]):
-        os.chdir(config["folder"])  # Ray Train works elsewhere; relative paths of the run file are the command's
+    run: RunFile = config["run"]
+    if error := settle(config["folder"], Store(run.workspace).at(f"runs/{run.train.name}")):
+        raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank = context.get_world_rank()
     result = train(
-        config["run"],
+        run,
         rank=rank,
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),

@@ -65,12 +65,15 @@ class InThisProcess:
         self._spec: Spec | None = None
 
     def free(self) -> bool:
+        """See `Hands`."""
         return self._spec is None
 
     def take(self, spec: Spec) -> None:
+        """See `Hands`."""
         self._spec = spec
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+        """See `Hands`."""
         if self._spec is None:
             time.sleep(seconds)
             return []
@@ -79,10 +82,11 @@ class InThisProcess:
         return [(spec, outcome)]
 
     def held(self) -> list[str]:
+        """See `Hands`."""
         return [self._spec.name] if self._spec else []
 
     def drop_waiting(self) -> None:
-        pass
+        """See `Hands`; there are none."""
 
 
 class Loop:

@@ -98,8 +98,8 @@ def make_parts(
         _make(job, specs, cluster, seats, take, give_up, lease)
     if aside:
         raise Unfinished(
-            f"{len(aside)} parts failed ({_quote(aside)}), all others are done; their tracebacks are in {failures}; the "
-            "same command with --retry-failed tries them again"
+            f"{len(aside)} parts failed ({_quote(aside)}), all others are done; their tracebacks are in {failures}; "
+            "the same command with --retry-failed tries them again"
         )
 
 
@@ -158,23 +158,28 @@ class Actors:
             self._start()
 
     def free(self) -> bool:
+        """See `Hands`."""
         return any(len(held) < _IN_FLIGHT for held in self._held.values())
 
     def take(self, spec: Spec) -> None:
+        """See `Hands`."""
         actor = min(self._held, key=lambda one: len(self._held[one]))
         reference = actor.run.remote(spec)
         self._held[actor].append(reference)
         self._begun[reference] = spec, actor
 
     def held(self) -> list[str]:
+        """See `Hands`."""
         return [spec.name for spec, _ in self._begun.values()]
 
     def drop_waiting(self) -> None:
+        """See `Hands`."""
         for held in self._held.values():
             while len(held) > 1:
                 del self._begun[held.pop()]
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+        """See `Hands`."""
         pending = [*self._begun, *self._starting]
         ready, _ = self._ray.wait(pending, num_returns=1, timeout=seconds)
         if ready:  # and whatever else is, so that a dead worker's parts are told of in their order
@@ -231,8 +236,8 @@ class Actors:
             self._warn_at = now + 10 * _NO_WORKER_SECONDS
             has = self._ray.cluster_resources()
             print(
-                f"warning: no worker could be started for {_NO_WORKER_SECONDS:g} s; one needs {self._seats.cpus} CPU and "
-                f"{self._seats.gpus} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; waiting",
+                f"warning: no worker could be started for {_NO_WORKER_SECONDS:g} s; one needs {self._seats.cpus} CPU "
+                f"and {self._seats.gpus} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; waiting",
                 file=sys.stderr,
                 flush=True,
             )

@@ -92,12 +92,10 @@ def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
 
 def _embed(ray: Any, folder: Path) -> None:
     try:
-        ray.init(
-            address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(folder), **_QUIET
-        )
+        ray.init(address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(folder), **_QUIET)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise PipelineError(
-            f'cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without'
+            f"cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without"
         ) from None
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.progress import Progress
-from pipeline.ray_pool import Seats, make_missing
+from pipeline.ray_pool import make_missing
+from pipeline.session import INLINE, LOCAL, Seats
 from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
 from schemas.errors import BadImages, Mismatch, PipelineError
@@ -44,10 +45,12 @@ def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[s
     store = Store(run.workspace).at(f"shards/{split}")
     settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
     made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-    made_by = begin(store, made_from, packing_versions(), "restore the images and the run file, or delete that folder")
     specs = plan_shards(listing, run.shards, shuffle=split == "train")
+    mend = "restore the images and the run file, or delete that folder"
+    made_by = begin(store, made_from, packing_versions(), mend, wanted=len(specs))
     job = Job(store, made_by, partial(ShardMaker, listing.source, run.shards))
-    seats = Seats(count=run.cluster.cpus or os.cpu_count() or 1, cpus=1)
+    here = run.cluster.address in (INLINE, LOCAL)
+    seats = Seats(count=run.cluster.cpus or (os.cpu_count() or 1 if here else 0), cpus=1)
     with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
     skipped = [*listing.refused, *_skipped(store, receipts, run.shards.on_bad_image)]

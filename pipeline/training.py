@@ -7,6 +7,7 @@ from pipeline.launch import device_count, launch_training
 from pipeline.work import begin
 from schemas.config import RunFile
 from schemas.presets import toml_text
+from schemas.secrets import hide_secrets
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
 from stages.store import Store, read_manifest
@@ -26,8 +27,9 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     plan = plan_training(run, device_count(run))
     new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
     store = Store(run.workspace).at(f"runs/{run.train.name}")
-    begin(store, plan.made_from, pixel_versions(), "use another train.name, or restore the run file")
-    store.put("run.toml", toml_text(run).encode())
+    mend = "use another train.name, or restore the run file"
+    begin(store, plan.made_from, pixel_versions(), mend, wanted=plan.steps)
+    store.put("run.toml", hide_secrets(toml_text(run)).encode())
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
         say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")

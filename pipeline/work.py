@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.failures import Fault
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
 from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
 
@@ -109,8 +109,8 @@ def settle(folder: str, store: Store) -> PipelineError | None:
 
 def _no_room(error: OSError) -> PipelineError:
     return PipelineError(
-        f"{tempfile.gettempdir()} on {platform.node()}: no room for a part being made ({error.strerror}); make some, or "
-        "set TMPDIR to a folder on a larger disk"
+        f"{tempfile.gettempdir()} on {platform.node()}: no room for a part being made ({error.strerror}); make some, "
+        "or set TMPDIR to a folder on a larger disk"
     )
 
 

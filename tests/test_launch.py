@@ -14,7 +14,7 @@ from world import silent
 
 from pipeline import run as stages
 from pipeline.launch import launch_training
-from pipeline.ray_pool import ray_session
+from pipeline.session import ray_session
 from stages.dataset import Split
 from stages.train import Plan
 

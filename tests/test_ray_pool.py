@@ -16,8 +16,10 @@ from test_resume import kill_when, left, receipts
 from world import command, run_file, silent, stored
 
 from pipeline import run as stages
-from pipeline.ray_pool import Seats, make_parts, ray_session
-from pipeline.work import Job
+from pipeline.failures import Failures
+from pipeline.ray_pool import make_parts
+from pipeline.session import Seats, ray_session
+from pipeline.work import Job, begin
 from schemas.config import Cluster
 from schemas.errors import PipelineError
 from schemas.receipts import Made
@@ -40,9 +42,11 @@ def fail_once(how, folder: str):
 
     def make(spec: ShardSpec, staging: Path) -> Made:
         mark = Path(folder, "failed")
-        if spec.shard == 3 and (how == "always" or not mark.exists()):
+        if spec.shard == 3 and ("always" in how or not mark.exists()):
             mark.touch()
             if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "always killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "refused":
                 raise PipelineError("3: the user's own mistake")
@@ -52,9 +56,10 @@ def fail_once(how, folder: str):
     return make
 
 
-def make_all(tmp_path: Path, how: str, done: list, attempts: int = 2) -> Store:
+def make_all(tmp_path: Path, how: str, done: list, attempts: int = 2, **settings) -> Store:
     store = Store(str(tmp_path / "parts"))
-    cluster = CLUSTER.model_copy(update={"attempts": attempts})
+    begin(store, {}, {}, "")
+    cluster = CLUSTER.model_copy(update={"attempts": attempts} | settings)
     job = Job(store, "me", partial(fail_once, how, str(tmp_path)))
     make_parts(job, SPECS, cluster=cluster, seats=Seats(count=2, cpus=1), done=done.append)
     return store
@@ -69,11 +74,43 @@ def test_a_part_that_was_lost_is_made_again(tmp_path, how, capsys):
     assert "warning: shard-000003 is tried again (" in capsys.readouterr().err
 
 
-def test_a_part_that_fails_in_every_attempt_is_named_and_all_others_are_done(tmp_path, refused):
+@pytest.mark.parametrize("address", ["local", "inline"])
+def test_a_part_that_always_fails_is_put_aside_with_its_traceback_until_it_is_asked_for(
+    tmp_path, refused, capsys, address
+):
+    done, others = [], [spec.name for spec in SPECS if spec.shard != 3]
+    line = refused(make_all, tmp_path, "always", done, code=3, address=address)
+    store = Store(str(tmp_path / "parts"))
+    assert line == (
+        "1 parts failed (shard-000003: RuntimeError: a flaky disk), all others are done; their tracebacks are in "
+        f"{store}/failures; the same command with --retry-failed tries them again"
+    )
+    assert sorted(receipt.part for receipt in done) == others
+    record = json.loads(store.read("failures/shard-000003.json"))
+    assert (record["attempts"], record["cause"]) == (2, "RuntimeError: a flaky disk")
+    assert any("in make" in line for line in record["traceback"])
+    assert capsys.readouterr().err.count("is tried again") == 1
+
+    again = []
+    assert refused(make_all, tmp_path, "never", again, code=3, address=address) == line
+    assert "shard-000003" not in [receipt.part for receipt in again]
+    assert "--retry-failed tries them again" in capsys.readouterr().err.splitlines()[0]
+
+    make_all(tmp_path, "never", again, address=address, retry_failed=True)
+    assert Failures(store).read() == {} and "shard-000003" in valid_receipts(store)
+
+
+def test_a_part_that_kills_its_process_is_put_aside_and_the_part_queued_behind_it_is_not(tmp_path, refused):
     done = []
-    line = refused(make_all, tmp_path, "always", done, code=3)
-    assert line.startswith("1 parts failed 2 times, all others are done; shard-000003: RuntimeError: a flaky disk; ")
+    line = refused(make_all, tmp_path, "always killed", done, code=3)
+    assert line.startswith("1 parts failed (shard-000003: ")
     assert sorted(receipt.part for receipt in done) == [spec.name for spec in SPECS if spec.shard != 3]
+
+
+def test_a_node_that_does_not_see_the_storage_is_refused(tmp_path, refused):
+    job = Job(Store(str(tmp_path)), "me", partial(fail_once, "never", str(tmp_path)))
+    line = refused(make_parts, job, SPECS, cluster=CLUSTER, seats=Seats(count=1, cpus=1), done=print)
+    assert line.startswith(f"{tmp_path}/plan.json: node ") and " does not see it" in line
 
 
 def test_a_users_error_is_not_tried_again_and_stays_one_line(tmp_path, refused):

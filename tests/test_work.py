@@ -1,7 +1,6 @@
 """Work is what is wanted less what receipts prove; a plan binds from its first part on."""
 
-import pytest
-
+from pipeline.failures import Fault
 from pipeline.work import Job, Worker, begin, finish, left_to_do
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, fingerprint
@@ -48,7 +47,7 @@ def test_a_manifest_is_not_written_again_while_it_says_the_same(tmp_path, monkey
     assert finish(store, {"seed": 1}, [receipt], stage="x") == first
 
 
-def test_a_users_error_comes_back_as_a_value_and_a_bug_as_an_exception(tmp_path):
+def test_a_users_error_comes_back_as_a_value(tmp_path):
     def fail(spec, staging):
         raise PipelineError("the user's own mistake")
 
@@ -57,11 +56,26 @@ def test_a_users_error_comes_back_as_a_value_and_a_bug_as_an_exception(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-class Loses:
-    def __call__(self, spec, staging) -> Made:
+def loses():
+    def make(spec, staging) -> Made:
         raise Unfinished("a data worker was lost")
 
+    return make
 
-def test_a_lost_data_process_is_raised_to_be_tried_again(tmp_path):
-    with pytest.raises(Unfinished, match="lost"):
-        Worker(Job(Store(str(tmp_path)), "me", Loses)).run(SPECS[0])
+
+def test_a_lost_data_process_comes_back_as_one_to_be_tried_again(tmp_path):
+    outcome = Worker(Job(Store(str(tmp_path)), "me", loses)).run(SPECS[0])
+    assert isinstance(outcome, Unfinished)
+
+
+def test_a_bug_comes_back_with_its_traceback_and_a_full_disk_as_the_users_error(tmp_path):
+    def maker(error):
+        def make(spec, staging) -> Made:
+            raise error
+
+        return lambda: make
+
+    fault = Worker(Job(Store(str(tmp_path)), "me", maker(ValueError("why")))).run(SPECS[0])
+    assert isinstance(fault, Fault) and fault.cause == "ValueError: why" and "in make" in fault.traceback
+    full = Worker(Job(Store(str(tmp_path)), "me", maker(OSError(28, "No space left on device")))).run(SPECS[0])
+    assert isinstance(full, PipelineError) and "(No space left on device); make some, or set TMPDIR" in str(full)
