@@ -160,6 +160,7 @@ def run(
 @app.command()
 def status(config: Config = "deit.toml", set_: Override = None, json_: Json = False) -> None:
     """Show what the workspace holds and how far each stage is."""
+    from pipeline.overview import about_stage
     from pipeline.overview import status as overview
 
     with _errors():
@@ -167,8 +168,7 @@ def status(config: Config = "deit.toml", set_: Override = None, json_: Json = Fa
         say = _say(json_)
         say(f"workspace {found['workspace']}" + ("" if found["stages"] else ": holds nothing yet"))
         for one in found["stages"]:
-            about = ", ".join(f"{value} {key}" for key, value in one.items() if key in ("parts", "steps"))
-            say(f"  {one['stage']:14} {one['name']:20} {one['state']:6} {about}")
+            say(f"  {one['stage']:14} {one['name']:20} {one['state']:8} {about_stage(one)}")
         _print(found, json_)
 
 

@@ -56,7 +56,7 @@ def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
     """
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
-    with bar as progress, Lease(store) as lease:
+    with bar as progress, Lease(store, step=started) as lease:
         report = _Reporter(progress, lease, started)
         try:
             if run.cluster.address == INLINE:

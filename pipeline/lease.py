@@ -22,6 +22,7 @@ from stages.store import Store
 LEASES = "leases"
 _REFRESH_SECONDS = 5.0
 _STALE_SECONDS = 60.0
+_FIELDS = {"host", "pid", "started", "refreshed", "new", "running", "training", "at"}
 
 
 class Lease:
@@ -29,10 +30,11 @@ class Lease:
 
     Args:
         store: the stage's folder.
+        step: where a training starts; None = no training.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, step: int | None = None) -> None:
+        self._store, self._training, self._first = store, step is not None, step or 0
         self._path = f"{LEASES}/{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._new = 0
         self._running: list[str] = []
@@ -79,6 +81,8 @@ class Lease:
             "refreshed": time.time(),
             "new": self._new,
             "running": self._running,
+            "training": self._training,
+            "at": self._first + self._new,
         }
         self._store.put(self._path, canonical_json(lease))
 
@@ -108,7 +112,9 @@ def _all(store: Store) -> list[tuple[str, dict[str, Any]]]:
     for name in sorted(store.files(LEASES)):
         path = f"{LEASES}/{name}"
         with contextlib.suppress(FileNotFoundError, PipelineError):  # ended meanwhile, or torn
-            found.append((path, read_json(store.read(path), path)))
+            lease = read_json(store.read(path), path)
+            if lease.keys() >= _FIELDS:
+                found.append((path, lease))
     return found
 
 

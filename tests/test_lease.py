@@ -1,4 +1,4 @@
-"""Leases warn of a second driver and are gone afterwards; stale ones and those of killed processes count for nothing."""
+"""Leases warn of a second driver and are gone afterwards; stale ones and killed processes' count for nothing."""
 
 import json
 import multiprocessing
@@ -26,7 +26,9 @@ def gone() -> int:
 
 
 def put(store: Store, **changes) -> None:
-    values = {"host": "elsewhere", "pid": 7, "started": time.time(), "refreshed": time.time(), "new": 0, "running": []}
+    now = time.time()
+    values = {"host": "elsewhere", "pid": 7, "started": now, "refreshed": now, "new": 0, "running": []}
+    values |= {"training": False, "at": 0}
     store.put("leases/other.json", json.dumps(values | changes).encode())
 
 

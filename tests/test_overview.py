@@ -1,11 +1,15 @@
 """status shows how far each stage is; verify finds whatever is not as it was written."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 from world import flip_byte, stored
 
-from pipeline.overview import status, verify
+from pipeline.failures import Failures, Fault
+from pipeline.overview import about_stage, status, verify
+from stages.store import Store
 
 
 def test_status_shows_every_stage_and_how_far_it_is(copied):
@@ -19,6 +23,37 @@ def test_status_shows_every_stage_and_how_far_it_is(copied):
     shown = {(one["stage"], one["name"]): one for one in status(run.workspace)["stages"]}
     assert (shown["label-teacher", "teacher"]["state"], shown["label-teacher", "teacher"]["parts"]) == ("begun", 6)
     assert (shown["train", "student"]["state"], shown["train", "student"]["steps"]) == ("begun", 12)
+
+
+def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_missing_and_how_fast(copied):
+    run, now = copied(), time.time()
+    store = Store(run.workspace).at("labels/teacher")
+    store.delete("manifest.json")
+    parts = sorted(name.removesuffix(".json") for name in store.files("receipts"))
+    for part in parts[2:]:
+        store.delete(f"receipts/{part}.json")
+    Failures(store).put(parts[2], Fault("ValueError: why", ""), 3)
+    lease = {"host": "elsewhere", "pid": 7, "started": now - 4, "refreshed": now, "new": 2, "running": [parts[3]]}
+    store.put("leases/one.json", json.dumps(lease | {"training": False, "at": 2}).encode())
+    (shown,) = [one for one in status(run.workspace)["stages"] if one["stage"] == "label-teacher"]
+    assert shown == {
+        "stage": "label-teacher", "name": "teacher", "state": "running", "parts": 2, "wanted": 6, "running": [parts[3]],
+        "failed": [parts[2]], "missing": 2, "per_second": 0.5, "seconds_left": 6.0,
+    }  # fmt: skip
+    said = "2 of 6 parts done, 1 running, 1 failed, 2 missing; 30 parts/min, 6 s left"
+    assert about_stage(shown) == said
+
+
+def test_status_of_a_training_under_way_counts_steps(copied):
+    run, now = copied(), time.time()
+    store = Store(run.workspace).at("runs/student")
+    for name in ("manifest.json", "receipts/step-000000012.json"):
+        store.delete(name)
+    lease = {"host": "elsewhere", "pid": 7, "started": now - 4, "refreshed": now, "new": 2, "running": []}
+    store.put("leases/one.json", json.dumps(lease | {"training": True, "at": 11}).encode())
+    (shown,) = [one for one in status(run.workspace)["stages"] if one["name"] == "student"]
+    assert (shown["state"], shown["steps"], shown["wanted"], shown["missing"]) == ("running", 11, 12, 1)
+    assert about_stage(shown) == "11 of 12 steps done, 1 missing; 30 steps/min, 2 s left"
 
 
 def test_status_of_nothing_is_nothing(tmp_path):
