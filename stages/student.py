@@ -7,6 +7,7 @@ accuracy is wanted for each head and for two ways of fusing them. Rejected too: 
 resamples positional embeddings with antialiasing where the authors did not.
 """
 
+import argparse
 import difflib
 import math
 import pickle
@@ -120,7 +121,8 @@ def own_size(model: str) -> int:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a .safetensors file, or a .pth, .pt or .bin file of tensors; nothing else is ever unpickled.
 
-    Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken.
+    Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken. The authors' training leaves
+    its arguments beside them as an argparse.Namespace, a bare record, which is let through and not looked at.
 
     Raises:
         PipelineError: the file is missing, damaged, of another kind, or holds more than tensors.
@@ -133,7 +135,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in many ways
         why = "pickled objects" if isinstance(error, pickle.UnpicklingError) else _cause(error)
         raise PipelineError(

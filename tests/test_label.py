@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from world import TINY_VIT, decisions, run_file, silent, stored
+from world import TINY_VIT, decisions, flip_byte, run_file, silent, stored
 
 from pipeline import run as stages
 from pipeline.labelling import label_specs
@@ -51,6 +51,50 @@ def test_raising_views_adds_files_and_changes_none_and_equals_labelling_all_at_o
     assert stages.label(at_once, silent)["parts"] == 3
     assert decisions(more.workspace) == decisions(more.workspace, "at-once")
     assert list(decisions(whole.workspace).items() - decisions(more.workspace).items()) == []
+
+
+OTHERS = {
+    "recipe.seed: 0 -> 1": {"views": {"seed": 1}},
+    "recipe.erasing_prob: 0.25 -> 0.5": {"views": {"erasing_prob": 0.5}},
+    "teacher.batch_size: 16 -> 8": {"teacher": {"batch_size": 8}},
+    "teacher.precision": {"teacher": {"precision": "bf16"}},
+    "teacher.weights_sha256": {"teacher": {"checkpoint": "run:student", "model": "deit_tiny_distilled_patch16_224"}},
+    "store": {"labels": {"store": "topk", "k": 2}},
+}
+
+
+@pytest.mark.parametrize("difference", OTHERS)
+def test_labels_made_from_something_else_are_never_mixed_with(copied, refused, difference):
+    run = copied(OTHERS[difference])
+    before = files(run)
+    line = refused(stages.label, run, silent, code=4)
+    assert difference in line and "use another labels.name" in line
+    assert files(run) == before
+
+
+def test_labels_for_other_shards_are_refused_by_labelling_and_by_training(copied, refused):
+    run = copied({"shards": {"seed": 1}})
+    shutil.rmtree(Path(run.workspace, "shards"))
+    stages.shard(run, silent)
+    assert "shards: " in refused(stages.label, run, silent, code=4)
+    other = copied({"shards": {"seed": 1}, "train": {"name": "other"}})
+    assert "shards: " in refused(stages.train, other, silent, code=4)
+
+
+def test_a_changed_image_ends_the_stage_in_one_line_with_nothing_done(copied, refused):
+    run = copied({"labels": {"name": "new"}})
+    index = Split.open(run.workspace, "train").index(1)
+    flip_byte(Path(run.workspace, "shards/train/shard-000001.tar"), int(index.offsets[3]) + 50)
+    line = refused(stages.label, run, silent)
+    assert f"shard-000001.tar: image {index.names[3]} (row 3) has other bytes" in line
+    done = valid_receipts(Store(run.workspace).at("labels/new"))
+    assert all(name.startswith("shard-000000") for name in done)
+
+
+def test_a_damaged_label_file_is_never_used(copied, refused):
+    run = copied({"train": {"name": "new"}})
+    flip_byte(sorted(Path(run.workspace, "labels/teacher").glob("*.parquet"))[0], 100)
+    assert "passes-00000-00002.parquet" in refused(stages.train, run, silent)
 
 
 def test_lowering_views_makes_nothing_and_deletes_nothing(copied, whole):

@@ -1,6 +1,7 @@
 """Students: sizes, first weights, heads, and which weights they accept."""
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -308,7 +309,13 @@ def test_safetensors_are_read(tmp_path):
 
 
 def write_pickled_object(path: Path) -> None:
-    torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, path)
+    torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=Fraction(1, 3))}, path)
+
+
+def test_a_checkpoint_of_the_authors_training_gives_its_model_whatever_lies_beside_it(tmp_path):
+    beside = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=1, model="deit")}
+    torch.save({"model": {"a": torch.ones(2)}, **beside}, tmp_path / "checkpoint.pth")
+    assert read_weights(tmp_path / "checkpoint.pth")["a"].tolist() == [1, 1]
 
 
 def write_half_a_file(path: Path) -> None:

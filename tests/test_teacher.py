@@ -1,5 +1,6 @@
 """A teacher is one network or the mean of several, says what it is, and fails in one line or not at all."""
 
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import InterpolationMode, functional
 from world import TINY_VIT, silent
@@ -227,6 +228,24 @@ def test_logits_of_a_wrong_shape_are_one_line(teacher, refused):
     wrong._run = [lambda images: Heads(torch.zeros(len(images), 5), None)]
     line = refused(wrong.logits, VIEWS, MIX)
     assert line == ("teacher.model = resnet18: gave logits of shape (12, 5), expected (12, 4); check teacher.extra")
+
+
+def test_the_authors_checkpoint_is_the_teacher_that_its_model_table_holds(teacher, weights, tmp_path):
+    path = tmp_path / "regnety.pth"
+    torch.save({"model": load_file(weights["resnet18"]), "epoch": 299, "args": Namespace(lr=1)}, path)
+    theirs, same = teacher("resnet18", checkpoint=str(path)), teacher("resnet18")
+    assert theirs.weights_sha256 == same.weights_sha256
+    assert torch.equal(theirs.logits(VIEWS, MIX), same.logits(VIEWS, MIX))
+
+
+def test_a_teacher_of_other_classes_than_the_shards_is_refused_before_anything_is_stored(copied, tmp_path, refused):
+    five = timm.create_model("deit_tiny_patch16_224", num_classes=5, img_size=32, **TINY_VIT)
+    save_file(five.state_dict(), tmp_path / "five.safetensors")
+    run = copied({"labels": {"name": "five"}, "teacher": {"checkpoint": str(tmp_path / "five.safetensors")}})
+    line = refused(stages.label, run, silent)
+    assert "head.weight is (5, 48), expected (4, 48)" in line
+    assert line.endswith("name the model and the classes that these weights were trained for")
+    assert not Path(run.workspace, "labels/five").exists()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
