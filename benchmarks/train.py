@@ -32,9 +32,10 @@ from pipeline import run as stages
 from schemas.config import RunFile, parse_run
 from stages.batches import Batch
 from stages.loader import load, on_device
+from stages.plan import plan_training
 from stages.replay.mix import mix, normalise
 from stages.student import Classifier, build
-from stages.train import Trainer, plan_training
+from stages.train import Trainer
 
 SIDES = ("ready", "pipeline", "online")
 _LABELLER = "test_resnet"

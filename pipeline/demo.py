@@ -20,7 +20,7 @@ from pipeline.run import evaluate, label, shard, train
 from pipeline.session import INLINE
 from schemas.config import RunFile, parse_run
 from schemas.errors import PipelineError
-from schemas.presets import toml_text
+from schemas.toml_text import toml_text
 from stages.replay.draws import Draws, Purpose
 
 _TRAIN_IMAGES = 1500

@@ -14,9 +14,10 @@ from schemas.config import RunFile, parse_run
 from schemas.errors import PipelineError
 from stages.dataset import Split
 from stages.export import exported, refuse_missing_packages
+from stages.plan import TAUGHT
 from stages.store import Store, read_manifest
 from stages.student import Classifier
-from stages.train import EMA_FILE, TAUGHT, trained_student, weights_sha256
+from stages.train import EMA_FILE, trained_student, weights_sha256
 from stages.weights import MODEL_FILE
 
 CARD_FILE = "README.md"

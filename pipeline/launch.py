@@ -22,8 +22,9 @@ from pipeline.stopping import own_signals
 from pipeline.work import settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished
+from stages.plan import Plan
 from stages.store import Store
-from stages.train import Plan, train
+from stages.train import train
 
 _POLL_SECONDS = 0.5
 

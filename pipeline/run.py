@@ -12,7 +12,7 @@ from pipeline.labelling import label as label
 from pipeline.sharding import shard as shard
 from pipeline.training import train as train
 from schemas.config import RunFile
-from stages.train import TAUGHT
+from stages.plan import TAUGHT
 
 Say = Callable[[str], None]
 

@@ -6,12 +6,13 @@ from typing import Any
 from pipeline.launch import device_count, launch_training
 from pipeline.work import begin
 from schemas.config import RunFile
-from schemas.presets import toml_text
 from schemas.secrets import hide_secrets
+from schemas.toml_text import toml_text
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
+from stages.plan import plan_training
 from stages.store import Store, read_manifest
-from stages.train import new_student, plan_training
+from stages.train import new_student
 from stages.weights import MODEL_FILE
 
 Say = Callable[[str], None]

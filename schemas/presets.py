@@ -1,23 +1,17 @@
 """Run files to start from: every training of DeiT's paper as its authors ran it, written out with comments.
 
-A preset names the few values in which it differs from the schema's defaults. Keys, order, values and
-comments of the text all come from the models in `schemas.config` and `schemas.recipe`, and it parses to exactly
-the preset's run. Rejected: template files, which drift from the schema.
+A preset names the few values in which it differs from the schema's defaults; its text parses to exactly its run.
 """
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import Any, NamedTuple
 
 from schemas.config import RunFile, parse_run
 from schemas.errors import PipelineError
-from schemas.recipe import Table
+from schemas.toml_text import WIDTH, toml_text
 
-_WIDTH = 110
 Changes = Mapping[str, Mapping[str, Any]]
 
 
@@ -28,7 +22,8 @@ class Preset:
     Attributes:
         name: of the preset and of its run.
         title: what is trained.
-        top1: in percent, from a table of Touvron et al. 2021; a distilled student's is that of both heads fused.
+        top1: in percent, from a table of Touvron et al. 2021; a distilled student's is that of both heads fused. None =
+            the paper has no figure.
         table: the number of that table.
         changes: tables of the run file with the keys in which it differs from the defaults, which are Table 9's.
         after: the preset whose run it starts from; "" = from fresh weights.
@@ -39,9 +34,9 @@ class Preset:
 
     name: str
     title: str
-    top1: float
-    table: int
     changes: Changes
+    top1: float | None = None
+    table: int | None = None
     after: str = ""
     data: str = "ImageNet"
     note: str = ""
@@ -90,8 +85,11 @@ def _student(model: str, distillation: str) -> dict[str, dict[str, Any]]:
     return {"student": {"model": model}, "train": {"distillation": distillation}}
 
 
+_USUAL: Changes = {"labels": {"store": "topk"}, "train": {"tau": 3.0, "alpha": 0.1, "soft_reduction": "paper"}}
+
+
 def _size(size: str, title: str, model: str, top1: dict[str, float]) -> Iterator[Preset]:
-    """The trainings of Tables 3 and 5 that exist in all three sizes."""
+    """The trainings that exist in all three sizes: six kinds of supervision (Table 3, section 4) and Table 5's long."""
     plain, token = f"deit_{model}_patch16_224", f"deit_{model}_distilled_patch16_224"
     yield Preset(name=f"deit-{size}", title=title, top1=top1["plain"], table=3, changes=_student(plain, "none"))
     yield Preset(
@@ -101,13 +99,23 @@ def _size(size: str, title: str, model: str, top1: dict[str, float]) -> Iterator
         table=3,
         changes=_student(plain, "hard"),
     )
-    usual: Changes = {"labels": {"store": "topk"}, "train": {"tau": 3.0, "alpha": 0.1, "soft_reduction": "paper"}}
     yield Preset(
         name=f"deit-{size}-soft",
         title=f"{title} without a distillation token, taught by the teacher's probabilities",
         top1=top1["soft"],
         table=3,
-        changes=_over(_student(plain, "soft"), usual),
+        changes=_over(_student(plain, "soft"), _USUAL),
+    )
+    yield Preset(
+        name=f"deit-{size}-soft-token",
+        title=f"{title} with a distillation token, taught by the teacher's probabilities",
+        changes=_over(_student(token, "soft"), _USUAL),
+    )
+    yield Preset(
+        name=f"deit-{size}-label-token",
+        title=f"{title} with a second class token in place of the distillation token",
+        changes=_student(token, "label"),
+        note="Section 4's control: the paper found both tokens to become one (cosine .999), and no gain.",
     )
     distilled = Preset(
         name=f"deit-{size}-distilled",
@@ -126,7 +134,9 @@ def _size(size: str, title: str, model: str, top1: dict[str, float]) -> Iterator
 _FINE_TUNING: Changes = {"train": {"epochs": 30, "batch_size": 512, "lr": 5e-6, "min_lr": 5e-6, "weight_decay": 1e-8}}
 
 
-def _fine_tuned(start: Preset, side: int, top1: float, table: int) -> Preset:
+def _fine_tuned(
+    start: Preset, side: int, top1: float, table: int, *, more: Changes | None = None, suffix: str = ""
+) -> Preset:
     """A student trained at 224 pixels, trained on at others as the authors' command does."""
     views: Changes = {
         "views": {"image_size": side},
@@ -135,51 +145,74 @@ def _fine_tuned(start: Preset, side: int, top1: float, table: int) -> Preset:
     }
     return replace(
         start,
-        name=f"{start.name}-{side}",
-        title=f"{start.title}, fine-tuned at {side} pixels",
+        name=f"{start.name}-{side}{suffix}",
+        title=f"{start.title}, fine-tuned at {side} pixels{' by SGD' if suffix else ''}",
         top1=top1,
         table=table,
-        changes=_over(start.changes, views, _FINE_TUNING),
+        changes=_over(start.changes, views, _FINE_TUNING, more or {}),
         after=start.name,
     )
 
 
-_ABLATIONS: dict[str, tuple[str, float, Changes, str]] = {
-    "sgd": ("SGD in place of AdamW", 74.5, {"train": {"optimizer": "sgd"}}, "The paper does not give SGD's lr."),
-    "no-randaugment": ("without RandAugment", 79.6, {"views": {"rand_augment": ""}}, ""),
-    "autoaugment": (
-        "AutoAugment in place of RandAugment", 81.2, {"views": {"rand_augment": "", "auto_augment": "original"}}, "",
+class _Ablation(NamedTuple):
+    """A row of Table 8: what differs, the change, top-1 at 224 pixels and after fine-tuning at 384, what to know."""
+
+    what: str
+    change: Changes
+    top1: float
+    tuned: float | None = None
+    note: str = ""
+
+
+_NO_RAND: Changes = {"views": {"rand_augment": ""}}
+_FAILED = "The paper's own did not train well."
+_ABLATIONS = {
+    "sgd": _Ablation(
+        "SGD in place of AdamW", {"train": {"optimizer": "sgd"}}, 74.5, 77.3, "The paper does not give SGD's lr."
     ),
-    "no-mixup": ("without mixup", 78.7, {"views": {"mixup_alpha": 0.0}}, ""),
-    "no-cutmix": ("without CutMix", 80.0, {"views": {"cutmix_alpha": 0.0}}, ""),
-    "no-mixing": ("without mixup and CutMix", 75.8, {"views": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}}, ""),
-    "no-erasing": ("without erasing", 4.3, {"views": {"erasing_prob": 0.0}}, "The paper's own did not train well."),
-    "no-stochastic-depth": (
-        "without stochastic depth", 3.4, {"student": {"drop_path": 0.0}}, "The paper's own did not train well.",
+    "no-randaugment": _Ablation("without RandAugment", _NO_RAND, 79.6, 80.4),
+    "autoaugment": _Ablation(
+        "AutoAugment in place of RandAugment", _over(_NO_RAND, {"views": {"auto_augment": "original"}}), 81.2, 81.9
     ),
-    "no-repeats": ("without repeated augmentation", 76.5, {"views": {"repeats": 1}}, ""),
-    "dropout": ("with dropout", 81.3, {"student": {"drop_rate": 0.1}}, "The paper gives no rate; .1 is ViT's."),
-    "ema": (
+    "no-mixup": _Ablation("without mixup", {"views": {"mixup_alpha": 0.0}}, 78.7, 79.8),
+    "no-cutmix": _Ablation("without CutMix", {"views": {"cutmix_alpha": 0.0}}, 80.0, 80.6),
+    "no-mixing": _Ablation(
+        "without mixup and CutMix", {"views": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}}, 75.8, 76.7
+    ),
+    "no-erasing": _Ablation("without erasing", {"views": {"erasing_prob": 0.0}}, 4.3, note=_FAILED),
+    "no-stochastic-depth": _Ablation("without stochastic depth", {"student": {"drop_path": 0.0}}, 3.4, note=_FAILED),
+    "no-repeats": _Ablation("without repeated augmentation", {"views": {"repeats": 1}}, 76.5, 77.4),
+    "dropout": _Ablation(
+        "with dropout", {"student": {"drop_rate": 0.1}}, 81.3, 83.1, "The paper gives no rate; .1 is ViT's."
+    ),
+    "ema": _Ablation(
         "the moving average of its weights",
-        81.9,
         {"evaluate": {"weights": "ema"}, "train": {"name": "deit-b"}},
-        "One training with preset deit-b: where that is done, only evaluate is left to do.",
+        81.9,
+        note="One training with preset deit-b: where that is done, only evaluate is left to do.",
     ),
-}  # fmt: skip
-"""Rows of Table 8 by name: what differs, top-1 after training at 224 pixels, the change, and what to know of it."""
+}
 
 
 def _ablated(base: Preset) -> Iterator[Preset]:
-    for name, (what, top1, change, note) in _ABLATIONS.items():
-        yield replace(
+    """The rows of Table 8; all but the first are fine-tuned by AdamW, with the row's own augmentation."""
+    by_adamw: Changes = {"train": {"optimizer": "adamw"}}
+    for name, row in _ABLATIONS.items():
+        trained = replace(
             base,
             name=f"{base.name}-{name}",
-            title=f"{base.title}, {what}",
-            top1=top1,
+            title=f"{base.title}, {row.what}",
+            top1=row.top1,
             table=8,
-            changes=_over(base.changes, change),
-            note=note,
+            changes=_over(base.changes, row.change),
+            note=row.note,
         )
+        yield trained
+        if row.tuned is not None:
+            yield _fine_tuned(trained, 384, row.tuned, table=8, more=by_adamw)
+    by_sgd: Changes = {"train": {"optimizer": "sgd"}}
+    tuned = _fine_tuned(base, 384, 83.1, table=8, more=by_sgd, suffix="-sgd")
+    yield replace(tuned, note="The paper does not give SGD's lr.")
 
 
 _SGD: Changes = {
@@ -188,35 +221,40 @@ _SGD: Changes = {
     "train": {"optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4, "epochs": 1000},
 }
 _ADAMW: Changes = {"views": {"erasing_prob": 0.1}, "train": {"lr": 7.5e-5, "epochs": 360}}
-_OTHERS: dict[str, tuple[str, float, Changes, str]] = {
-    "cifar-10": ("CIFAR-10", 99.1, _SGD, ""),
-    "cifar-100": ("CIFAR-100", 90.8, _SGD, "The authors named these settings for CIFAR-10 and Cars."),
-    "flowers": ("Flowers-102", 98.4, _SGD, "The authors named these settings for CIFAR-10 and Cars."),
-    "cars": ("Stanford Cars", 92.1, _SGD, ""),
-    "inat-18": ("iNaturalist 2018", 73.2, _ADAMW, ""),
-    "inat-19": ("iNaturalist 2019", 77.7, _ADAMW, ""),
+_AS_CIFAR_10 = "The authors named these settings for CIFAR-10 and Cars."
+_OTHERS: dict[str, tuple[str, dict[int, float], Changes, str]] = {
+    "cifar-10": ("CIFAR-10", {224: 99.1, 384: 99.1}, _SGD, ""),
+    "cifar-100": ("CIFAR-100", {224: 90.8, 384: 90.8}, _SGD, _AS_CIFAR_10),
+    "flowers": ("Flowers-102", {224: 98.4, 384: 98.5}, _SGD, _AS_CIFAR_10),
+    "cars": ("Stanford Cars", {224: 92.1, 384: 93.3}, _SGD, ""),
+    "inat-18": ("iNaturalist 2018", {224: 73.2, 384: 79.5}, _ADAMW, ""),
+    "inat-19": ("iNaturalist 2019", {224: 77.7, 384: 81.4}, _ADAMW, ""),
 }
-"""Columns of Table 7: top-1 of DeiT-B, and the settings its first author gave in facebookresearch/deit#45 and #105."""
+"""Columns of Table 7: top-1 of DeiT-B by resolution, and the settings of facebookresearch/deit#45 and #105."""
 
 
-def _transferred(start: Preset) -> Iterator[Preset]:
-    trained = f"{start.workspace}/runs/{start.name}/model.safetensors"
+def _transferred(start: Preset, side: int) -> Iterator[Preset]:
+    """A student trained at a resolution, trained on with other images at the same."""
     new: Changes = {
-        "student": {"init_checkpoint": trained, "new_head": True},
-        "train": {"batch_size": 768, "scale_lr": False},
+        "views": {"image_size": side},
+        "student": {
+            "model": start.changes["student"]["model"],
+            "init_checkpoint": f"{start.workspace}/runs/{start.name}/model.safetensors",
+            "new_head": True,
+        },
+        "train": {"distillation": "none", "batch_size": 768, "scale_lr": False},
     }
     for name, (data, top1, settings, note) in _OTHERS.items():
-        yield replace(
-            start,
+        yield Preset(
             name=f"{start.name}-{name}",
             title=f"{start.title}, transferred to {data}",
-            top1=top1,
+            top1=top1[side],
             table=7,
-            changes=_over(start.changes, new, settings),
+            changes=_over(new, settings),
             after=start.name,
             data=data,
             note=note,
-            workspace=f"runs/{name}",
+            workspace=f"runs/{name}" if side == 224 else f"runs/{name}-{side}",
         )
 
 
@@ -229,12 +267,16 @@ def _all() -> Iterator[Preset]:
     found = {preset.name: preset for size in sizes for preset in _size(*size)}
     yield from found.values()
     base = found["deit-b"]
-    for side, top1 in ((160, 79.9), (320, 82.7), (384, 83.1)):
+    for side, top1 in ((160, 79.9), (320, 82.7)):
         yield _fine_tuned(base, side, top1, table=10)
-    yield _fine_tuned(found["deit-b-distilled"], 384, 84.5, table=3)
+    tuned = _fine_tuned(base, 384, 83.1, table=10)
+    yield tuned
+    for start, top1 in (("deit-b-soft", 83.2), ("deit-b-hard", 84.0), ("deit-b-distilled", 84.5)):
+        yield _fine_tuned(found[start], 384, top1, table=3)
     yield _fine_tuned(found["deit-b-distilled-1000"], 384, 85.2, table=5)
     yield from _ablated(base)
-    yield from _transferred(base)
+    yield from _transferred(base, 224)
+    yield from _transferred(tuned, 384)
     yield Preset(
         name="regnety-160",
         title="RegNetY-16GF, the teacher, by the students' own procedure",
@@ -260,31 +302,28 @@ def run_file_text(preset: str, teacher: str = "") -> str:
         raise PipelineError(f"unknown teacher {teacher}; allowed: {', '.join(TEACHERS)}")
     chosen = PRESETS[preset]
     run = chosen.run_file(teacher)
-    if teacher and run.train.distillation == "none":
+    if teacher and run.train.distillation not in ("hard", "soft"):
         raise PipelineError(f"preset {preset}: has no teacher; choose a distilled one, such as deit-b-distilled")
-    return "\n".join([*_head(chosen, run, teacher), "", *_keys(run)]) + "\n"
-
-
-def toml_text(run: RunFile) -> str:
-    """Any run file's values as commented TOML, which parses to the same run."""
-    return "\n".join(_keys(run)) + "\n"
+    return "\n".join([*_head(chosen, run, teacher), "", toml_text(run)])
 
 
 def _head(preset: Preset, run: RunFile, teacher: str) -> Iterator[str]:
-    distils = run.train.distillation != "none"
+    distils = run.train.distillation in ("hard", "soft")
     heads = ", its two heads fused" if "_distilled_" in run.student.model else ""
     taught = f"taught by {run.teacher.title}" if distils else "without a teacher"
     other = teacher and run.teacher.model != RunFile().teacher.model
+    aim = f"Aims at {preset.top1}% top-1 on {preset.data}'s validation split{heads} "
     about = (
         f"{preset.title}: {run.train.epochs} epochs at {run.views.image_size} pixels, {taught}.",
-        f"Aims at {preset.top1}% top-1 on {preset.data}'s validation split{heads} "
-        f"(Touvron et al. 2021, Table {preset.table}).",
-        f"That is with regnety-16gf; this teacher's top-1 is {TEACHERS[teacher].top1}% in Table 2." if other else "",
+        f"{aim}(Touvron et al. 2021, Table {preset.table})." if preset.top1 else "The paper has no figure for it.",
+        f"That is with regnety-16gf; this teacher's top-1 is {TEACHERS[teacher].top1}% in Table 2."
+        if other and preset.top1
+        else "",
         preset.note,
         preset.after and f"It starts from the model of preset {preset.after}: train that first.",
     )
     for sentence in about:
-        yield from textwrap.wrap(sentence, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+        yield from textwrap.wrap(sentence, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     yield "#"
     yield "# Name your images in [source], then type, one after the other:"
     yield "#"
@@ -297,41 +336,4 @@ def _head(preset: Preset, run: RunFile, teacher: str) -> Iterator[str]:
     yield "# Each reads deit.toml, or the file given with --config. Stopped? The same command again resumes."
     yield "# Try a value without editing: deit-pipeline train --set train.epochs=100"
     if not distils:
-        yield '# [teacher] and [labels] matter only where train.distillation is not "none".'
-
-
-def _keys(run: RunFile) -> Iterator[str]:
-    fields = RunFile.model_fields
-    values = {name: getattr(run, name) for name in fields}
-    yield from _table({name: value for name, value in values.items() if not isinstance(value, Table)}, fields)
-    for name, table in values.items():
-        if isinstance(table, Table):
-            yield from ("", f"# {(table.__doc__ or '').partition(chr(10))[0]}", f"[{name}]")
-            yield from _table(dict(table), type(table).model_fields)
-
-
-def _table(values: dict[str, Any], fields: dict[str, FieldInfo]) -> Iterator[str]:
-    """One `key = value  # comment` a key; the comments of a table begin in one column and wrap there."""
-    settings = {name: f"{name} = {_toml(value)}" for name, value in values.items()}
-    column = max(map(len, settings.values())) + 2
-    for name, setting in settings.items():
-        room = max(_WIDTH - column - 2, 40)  # a long path pushes the comments out rather than squeezing them
-        comment = textwrap.wrap(_comment(fields[name]), room, break_on_hyphens=False)
-        for line in comment:
-            yield f"{setting:<{column}}# {line}"
-            setting = ""
-
-
-def _comment(field: FieldInfo) -> str:
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    allowed = f"{' | '.join(map(_toml, choices))}: " if len(choices) > 1 else ""
-    example = f"; such as {_toml(field.examples[0])}" if field.examples else ""
-    return f"{allowed}{field.description}{example}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+        yield '# [teacher] and [labels] matter only where train.distillation is "hard" or "soft".'

@@ -1,8 +1,8 @@
 """Checkpoints: all that a training needs to go on, committed like any other part.
 
 A checkpoint is three tensor files and a receipt; without its receipt it does not exist, and one whose bytes are not
-its receipt's is passed over with a warning. Nothing is pickled. No generator state is stored: randomness is
-addressed by step.
+its receipt's, or whose receipt is torn, is passed over with a warning. Nothing is pickled. No generator state is
+stored: randomness is addressed by step.
 """
 
 import re
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from safetensors.torch import load, save
 from torch import Tensor
 
+from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt
 from stages.store import RECEIPTS, Store, broken_files, commit, read_checked
 
@@ -35,10 +36,10 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "state": checkpoint.state}
     files = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
     commit(store, part, Made(files=dict(files), rows=checkpoint.step, facts={}), made_by)
-    receipts = _receipts(store)
-    for receipt in receipts[:-keep]:
-        store.delete(f"{RECEIPTS}/{receipt.part}.json")  # first: without it the rest counts for nothing
-    kept = {receipt.part for receipt in receipts[-keep:]}
+    kept = {receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]}
+    for part in _parts(store):
+        if part not in kept:
+            store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
     for part in store.folders(FOLDER):
         if part not in kept:  # also what a killed process had begun to write or to delete
             store.delete_folder(f"{FOLDER}/{part}")
@@ -46,7 +47,7 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
 
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint, or None; a broken one is named and passed over."""
-    for receipt in reversed(_receipts(store)):
+    for receipt in reversed(_receipts(store, warn)):
         if faults := [f"{path} {what}" for path, what in broken_files(store, receipt)]:
             warn(f"{store}: checkpoint {receipt.part} is passed over: {'; '.join(faults)}")
             continue
@@ -67,7 +68,22 @@ def _path(part: str, name: str) -> str:
     return f"{FOLDER}/{part}/{name}.safetensors"
 
 
-def _receipts(store: Store) -> list[Receipt]:
-    """Receipts of checkpoints, oldest first."""
-    names = sorted(name for name in store.files(RECEIPTS) if _PART.fullmatch(name.removesuffix(".json")))
-    return [Receipt.from_json(store.read(f"{RECEIPTS}/{name}"), store.name(name)) for name in names]
+def _receipt_path(part: str) -> str:
+    return f"{RECEIPTS}/{part}.json"
+
+
+def _parts(store: Store) -> list[str]:
+    """Names of checkpoints that have a receipt of some kind, oldest first."""
+    names = (name.removesuffix(".json") for name in store.files(RECEIPTS))
+    return sorted(name for name in names if _PART.fullmatch(name))
+
+
+def _receipts(store: Store, warn: Callable[[str], None]) -> list[Receipt]:
+    """Whole receipts of checkpoints, oldest first."""
+    found = []
+    for path in map(_receipt_path, _parts(store)):
+        try:
+            found.append(Receipt.from_json(store.read(path), store.name(path)))
+        except PipelineError as error:
+            warn(f"{error}; until then its checkpoint is passed over")
+    return found

@@ -5,7 +5,6 @@ whole and the sums since the last line travel in the checkpoint; a resumed run d
 goes on summing where it was.
 """
 
-import contextlib
 import json
 import math
 import time
@@ -114,14 +113,30 @@ class Metrics:
         return sums | {f"{self.PREFIX}views": torch.tensor(self._views)}
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go back to a checkpoint's step and sums, made by any number of processes: the first takes them all."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = map(json.loads, self._store.read(FILE).splitlines())
-            self._lines = [line for line in lines if line["step"] <= step]
+        """Go back to a checkpoint's step and sums, made by any number of processes: the first takes them all.
+
+        Raises:
+            PipelineError: if the lines so far are damaged.
+        """
+        self._lines = [line for line in self._read() if line["step"] <= step]
         # in one order on all ranks, who add up by place: a tensor file's is another in every process
         named = {name.removeprefix(self.PREFIX): state[name] for name in sorted(state)}
         self._views = int(named.pop("views", torch.tensor(0)))
         self._sums = {name: value.to(self._device) * (self._rank == 0) for name, value in named.items()}
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The lines that are stored."""
+        try:
+            lines = [json.loads(line) for line in self._store.read(FILE).splitlines()]
+            if not all(isinstance(line["step"], int) for line in lines):
+                raise TypeError("a line without its step")
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError, KeyError) as error:
+            raise PipelineError(
+                f"{self._store.name(FILE)}: is damaged ({error}); mend it, or delete it to go on without its lines"
+            ) from None
+        return lines
 
     def flush(self) -> None:
         """Put all lines so far."""

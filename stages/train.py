@@ -8,11 +8,9 @@ Legend: B views of a local batch, K classes.
 """
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,87 +25,18 @@ from stages import losses
 from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.dataset import Split
-from stages.labelset import LabelSet
 from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
+from stages.plan import TAUGHT, Plan, plan_training
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix, mix, normalise
-from stages.replay.order import Stream
 from stages.store import MANIFEST, Store, put_json
 from stages.student import Classifier, Heads, build, load_weights
-from stages.tensorboard import refuse_missing_tensorboard
 from stages.weights import MODEL_FILE, find_weights
 
 EMA_FILE = "model_ema.safetensors"
-TAUGHT = ("hard", "soft")
-"""Values of `train.distillation` that need a teacher's labels."""
 Report = Callable[[int, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a training comes to, checked before anything is started.
-
-    Attributes:
-        split: the training split.
-        labels: the teacher's decisions; None = train without.
-        steps_per_epoch: steps of one epoch.
-        steps: last step to take.
-        made_from: all that determines the weights.
-    """
-
-    split: Split
-    labels: LabelSet | None
-    steps_per_epoch: int
-    steps: int
-    made_from: dict[str, Any]
-
-    def stream(self, run: RunFile) -> Stream:
-        """The run's stream of views."""
-        return Stream(
-            self.split.rows,
-            repeats=run.views.repeats,
-            window=run.train.window,
-            recipe_seed=run.views.seed,
-            seed=run.train.seed,
-            passes=self.labels.passes if self.labels else None,
-        )
-
-
-def plan_training(run: RunFile, world: int) -> Plan:
-    """Open what a training reads and check that it fits.
-
-    Raises:
-        PipelineError: if shards or labels are missing, too few, or the batch cannot be divided.
-        Mismatch: if the labels are not for these shards or this recipe.
-    """
-    train = run.train
-    if train.tensorboard:
-        refuse_missing_tensorboard()
-    split = Split.open(run.workspace, "train", run.cache)
-    opened = LabelSet.follow if train.follow else LabelSet.open
-    labels = opened(run, split) if train.distillation in TAUGHT else None
-    if labels is not None and train.distillation == "soft":
-        labels.refuse_soft(train.tau)
-    if train.batch_size % (2 * world):
-        raise PipelineError(
-            f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
-            f"(two views of a pair, {world} workers)"
-        )
-    if run.student.img_size not in (0, run.views.image_size):
-        raise PipelineError(
-            f"student.img_size = {run.student.img_size}: views have views.image_size = {run.views.image_size}; set it "
-            "to 0 to train, to another size only to evaluate"
-        )
-    steps_per_epoch = len(split) // train.batch_size
-    if not steps_per_epoch or not split.pairs:
-        raise PipelineError(f"train.batch_size = {train.batch_size}: the split has only {len(split)} samples; lower it")
-    whole = steps_per_epoch * train.epochs
-    steps = min(whole, train.max_steps or whole)
-    if labels is not None:
-        _enough_views(run, split, labels, steps)
-    return Plan(split, labels, steps_per_epoch, steps, _made_from(run, split, labels))
 
 
 def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
@@ -188,6 +117,11 @@ class Trainer:
         if found is None:
             self.metrics.restore(0, {})
             return 0
+        if found.step > self.plan.steps:
+            raise PipelineError(
+                f"{self.store}: its newest checkpoint took {found.step} steps, the run file wants {self.plan.steps}; "
+                "raise train.max_steps, or use another train.name"
+            )
         self.classifier.model.load_state_dict(found.model)
         if self.ema:
             self.ema.module.load_state_dict(found.ema)
@@ -301,7 +235,8 @@ class Trainer:
             unused = self.classifier.distilled and self.run.train.distillation == "none"
             model = DistributedDataParallel(model, find_unused_parameters=unused)
         self._no_sync: Callable[[], Any] = getattr(model, "no_sync", contextlib.nullcontext)
-        return torch.compile(model) if self.run.train.compile else model
+        # The compiler's own random numbers are not torch's: a resume without it would draw other depths.
+        return torch.compile(model, options={"fallback_random": True}) if self.run.train.compile else model
 
     def _learning_rate(self, step: int) -> float:
         train = self.run.train
@@ -382,35 +317,6 @@ def _built(run: RunFile, split: Split) -> Classifier:
         drop_rate=run.student.drop_rate,
         extra=run.student.extra,
     )
-
-
-def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
-    passes = math.ceil(steps * run.train.batch_size / (2 * run.views.repeats * split.pairs))
-    if passes > labels.passes and not run.train.reuse_views:
-        raise PipelineError(
-            f"{steps} steps of {run.train.batch_size} need {passes * run.views.repeats} views of each sample, "
-            f"{labels.passes * run.views.repeats} are labelled; raise labels.views and label again, train for fewer "
-            "epochs, or set train.reuse_views = true"
-        )
-
-
-_NO_MATTER = {
-    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
-    "follow",
-}  # fmt: skip
-"""Keys of `[train]` that do not change what is trained."""
-
-
-def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
-    settings = run.train.model_dump(mode="json")
-    return {
-        "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
-        "labels": labels.made_by if labels else None,
-        "passes": labels.passes if labels and run.train.reuse_views else None,  # where the views begin again
-        "student": run.student.model_dump(mode="json"),
-        "train": {key: value for key, value in settings.items() if key not in _NO_MATTER},
-    }
 
 
 def _slice(batch: Batch, start: int, end: int) -> Batch:

@@ -9,7 +9,6 @@ import torch
 from world import flip_byte, silent, stored
 
 from pipeline import run as stages
-from schemas.errors import PipelineError
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from stages.store import Store
 
@@ -79,11 +78,16 @@ def test_a_broken_one_is_passed_over_with_a_warning_that_names_it(run, damage, s
     assert says in heard[0]
 
 
-def test_a_torn_receipt_is_refused_with_its_name_and_the_mend(run):
+def test_one_with_a_torn_receipt_is_passed_over_with_a_warning_and_goes_with_the_next_save(run):
     receipt = run.local_path("receipts/step-000000009.json")
     receipt.write_bytes(receipt.read_bytes()[:40])
-    with pytest.raises(PipelineError, match=r"step-000000009\.json: not a receipt .* delete it and run the same"):
-        newest_checkpoint(run, unheard)
+    heard = []
+    assert newest_checkpoint(run, heard.append).step == 6
+    (line,) = heard
+    assert "step-000000009.json: not a receipt" in line and "passed over" in line
+    save_checkpoint(run, checkpoint(12), "test", keep=2)
+    assert sorted(run.files("receipts")) == ["step-000000006.json", "step-000000012.json"]
+    assert run.folders("checkpoints") == ["step-000000006", "step-000000012"]
 
 
 def test_training_goes_on_from_the_last_whole_one_to_the_same_bits(copied, whole, capsys):

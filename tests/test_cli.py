@@ -18,7 +18,7 @@ from world import TINY_VIT, command, flip_byte, run_file, start, stored, wait_un
 
 import cli
 from pipeline import run as stages
-from schemas.presets import toml_text
+from schemas.toml_text import toml_text
 from stages.teacher import Teacher
 
 

@@ -8,8 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 import cli
-from schemas.presets import toml_text
 from schemas.recipe import Recipe
+from schemas.toml_text import toml_text
 from stages.batches import Steps, stack_mixes
 from stages.dataset import Split
 from stages.inspect import as_json, find_sample, inspect_views, readable, verdict

@@ -20,9 +20,10 @@ from stages.batches import part_batches
 from stages.dataset import Split
 from stages.label import Labeller
 from stages.labelset import LabelSpec
+from stages.plan import plan_training
 from stages.replay.signature import signed_rows
 from stages.store import Store, valid_receipts
-from stages.train import Trainer, plan_training
+from stages.train import Trainer
 
 
 def files(run, name: str = "teacher") -> dict[str, bytes]:

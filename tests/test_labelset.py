@@ -8,7 +8,8 @@ import torch
 from world import TINY_VIT, silent, stored
 
 from pipeline import run as stages
-from stages.train import Trainer, plan_training
+from stages.plan import plan_training
+from stages.train import Trainer
 
 SINGLE = {"student": {"model": "deit_tiny_patch16_224", "extra": TINY_VIT}}
 STORES = {

@@ -16,7 +16,7 @@ from pipeline import run as stages
 from pipeline.launch import launch_training
 from pipeline.session import ray_session
 from stages.dataset import Split
-from stages.train import Plan
+from stages.plan import Plan
 
 STEADY = {
     "student": {"drop_path": 0.0},
@@ -49,9 +49,12 @@ def kill_one_once(seen, killed: list[int], over: threading.Event) -> None:
         time.sleep(0.005)
 
 
-def test_two_workers_one_killed_and_then_a_single_one_walk_the_stream_of_an_undisturbed_run(copied, tmp_path, capsys):
+def test_two_workers_one_killed_end_with_the_bits_of_two_and_a_single_one_goes_on_along_the_stream(
+    copied, tmp_path, capsys
+):
     undisturbed = copied(STEADY, {"train": {"name": "undisturbed", "max_steps": 72}})
     stages.train(undisturbed, silent)
+    stages.train(copied(STEADY, BY_TWO, {"train": {"name": "by-two", "max_steps": 60}}), silent)
     folder, killed, over = Path(undisturbed.workspace, "runs/student"), [], threading.Event()
     for file in [*folder.rglob("*.*")]:
         file.unlink()
@@ -64,15 +67,19 @@ def test_two_workers_one_killed_and_then_a_single_one_walk_the_stream_of_an_undi
         killer.join()
     assert len(killed) == 1 and "training is started again from its newest checkpoint" in capsys.readouterr().err
     assert result["steps"] == 60 and 3 <= result["resumed_from_step"] < 60
+    for file in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
+        assert (folder / file).read_bytes() == (folder.parent / "by-two" / file).read_bytes()
+    assert lines(undisturbed.workspace) == lines(undisturbed.workspace, "by-two")
     result = stages.train(copied(STEADY, {"train": {"max_steps": 72}}), silent)
     assert result["resumed_from_step"] == 60
-    (folder.parent / "undisturbed").rename(folder.parent / "kept")
     walked = lines(undisturbed.workspace)
-    truth = lines(undisturbed.workspace, "kept")
+    truth = lines(undisturbed.workspace, "undisturbed")
     assert [line["step"] for line in walked] == list(range(2, 74, 2))
     for line, true in zip(walked, truth, strict=True):
         assert line == pytest.approx(true, rel=2e-3)
-    weights, true_weights = (load_file(folder.parent / name / "model.safetensors") for name in ("student", "kept"))
+    weights, true_weights = (
+        load_file(folder.parent / name / "model.safetensors") for name in ("student", "undisturbed")
+    )
     for name, value in true_weights.items():
         torch.testing.assert_close(weights[name], value, atol=2e-3, rtol=0)
 

@@ -62,6 +62,13 @@ def test_a_resume_at_any_step_leaves_no_gap_and_no_double(store, at):
     assert after.loss() == before.loss()
 
 
+@pytest.mark.parametrize("damage", [b'{"step": 3, "lo', b"\xff\xfe\n", b"[3]\n", b'{"loss": 2.0}\n'])
+def test_damaged_lines_are_named_with_the_mend(store, damage):
+    store.put(FILE, b'{"step": 1}\n' + damage)
+    with pytest.raises(PipelineError, match=r"metrics\.jsonl: is damaged \(.*\); mend it, or delete it"):
+        metrics(store).restore(2, {})
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_loss_that_is_not_finite_is_refused_at_the_next_line_or_checkpoint_and_its_step_is_named(

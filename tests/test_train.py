@@ -16,7 +16,8 @@ from world import decisions, silent, stored
 from pipeline import run as stages
 from stages import student, tensorboard
 from stages.loader import moved
-from stages.train import Trainer, plan_training
+from stages.plan import plan_training
+from stages.train import Trainer
 
 
 def weights(run, name: str = "student", file: str = "model.safetensors") -> dict[str, torch.Tensor]:
@@ -45,6 +46,26 @@ def test_a_run_stopped_early_and_prolonged_has_the_bits_of_one_in_one_go(copied,
     assert stages.train(run, silent)["resumed_from_step"] == 5
     assert equal(weights(run, "again"), weights(whole))
     assert equal(weights(run, "again", "model_ema.safetensors"), weights(whole, file="model_ema.safetensors"))
+
+
+def test_a_run_that_took_more_steps_than_are_wanted_is_refused_rather_than_called_done(copied, refused):
+    run = copied({"train": {"max_steps": 5}})
+    Path(run.workspace, "runs/student/manifest.json").unlink()
+    line = refused(stages.train, run, silent)
+    assert "its newest checkpoint took 12 steps, the run file wants 5; raise train.max_steps" in line
+    assert not Path(run.workspace, "runs/student/manifest.json").exists()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+def test_a_compiled_training_draws_the_same_depths_and_ends_near_the_plain_ones_weights(copied, whole, monkeypatch):
+    compiled, compile_ = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compiled.append(how) or compile_(model, **how))
+    deep = {"student": {"drop_path": 0.5, "drop_rate": 0.3}, "train": {"max_steps": 3, "lr": 0.001, "name": "plain"}}
+    stages.train(copied(deep), silent)
+    stages.train(copied(deep, {"train": {"compile": True, "name": "fast"}}), silent)
+    assert len(compiled) == 1
+    for plain, fast in zip(metrics(copied(), "plain"), metrics(copied(), "fast"), strict=True):
+        assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
 def test_a_finished_run_is_left_alone(copied, whole):
@@ -254,6 +275,17 @@ def test_weights_of_other_classes_start_a_run_only_where_it_asks_for_new_heads(c
     new = run.model_copy(update={"student": run.student.model_copy(update={"new_head": True})})
     assert stages.train(new, silent)["steps"] == 2
     assert weights(new, "five")["head.weight"].shape == (5, 48)
+
+
+def test_a_run_is_bound_to_the_weights_it_started_from(copied, tmp_path, refused):
+    start = tmp_path / "start.safetensors"
+    begun = Path(copied().workspace, "runs/student/model.safetensors").read_bytes()
+    start.write_bytes(begun)
+    tuned = {"student": {"init_checkpoint": str(start)}, "train": {"name": "tuned", "max_steps": 3}}
+    stages.train(copied(tuned), silent)
+    start.write_bytes(begun[:-4] + b"\0\0\0\0")
+    longer = copied(tuned, {"train": {"max_steps": 6}})
+    assert "started_from: " in refused(stages.train, longer, silent, code=4)
 
 
 @pytest.mark.parametrize(("scaled", "rate"), [(True, 0.4 * 16 / 512), (False, 0.4)])

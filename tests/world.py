@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from schemas.config import RunFile, parse_run
-from schemas.presets import toml_text
+from schemas.toml_text import toml_text
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("blue", "green", "grey", "red")
