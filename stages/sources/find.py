@@ -4,8 +4,6 @@ import fnmatch
 import re
 from typing import NamedTuple
 
-from braceexpand import braceexpand
-
 from schemas.config import Source as Settings
 from schemas.errors import PipelineError
 from stages.sources.folder import SPLITS, list_folder, split_folder
@@ -138,8 +136,12 @@ def _expand(store: Store, pattern: str, where: str) -> list[str]:
 
 
 def _braces(pattern: str, where: str) -> list[str]:
+    if not set("{}") & set(pattern):
+        return [pattern]
+    from webdataset.shardlists import expand_urls  # here: it loads torch, which other sources have no use for
+
     try:
-        return list(braceexpand(pattern))
+        return list(expand_urls(pattern))
     except ValueError as error:
         raise PipelineError(f"{where}: {error}; braces come in pairs, such as {{0000..1023}}.tar") from None
 
