@@ -20,7 +20,6 @@ import typer
 from schemas.config import RunFile, load_run_file
 from schemas.errors import PipelineError
 from schemas.presets import TEACHERS, run_file_text
-from schemas.secrets import hide_secrets
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
@@ -278,7 +277,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        print(f"deit-pipeline: {hide_secrets(str(error))}", file=sys.stderr, flush=True)
+        print(f"deit-pipeline: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         print("deit-pipeline: stopped; the same command goes on", file=sys.stderr, flush=True)

@@ -117,10 +117,11 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
     cpus = 1 + run.train.workers if gpu else 1
     check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
+    stage = Store(run.workspace).at(f"runs/{run.train.name}").absolute
     with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": run, "board": board, "folder": os.getcwd()},
+            train_loop_config={"run": run, "board": board, "folder": os.getcwd(), "stage": stage},
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
@@ -139,7 +140,7 @@ def _in_worker(config: dict[str, Any]) -> None:
 
     context, board = ray.train.get_context(), config["board"]
     run: RunFile = config["run"]
-    if error := settle(config["folder"], Store(run.workspace).at(f"runs/{run.train.name}")):
+    if error := settle(config["folder"], config["stage"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank = context.get_world_rank()
     result = train(

@@ -65,7 +65,7 @@ class Worker:
 
     def settle(self) -> PipelineError | None:
         """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
-        return settle(self.folder, self.job.store)
+        return settle(self.folder, self.job.store.absolute)
 
     def run(self, spec: Spec) -> Receipt | PipelineError | Fault:
         """Make one part and commit it."""
@@ -87,19 +87,20 @@ class Worker:
         return Fault(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
 
 
-def settle(folder: str, store: Store) -> PipelineError | None:
+def settle(folder: str, stage: str) -> PipelineError | None:
     """Make relative paths mean on another node what they mean for the command.
 
     Args:
         folder: the command's working folder.
-        store: a stage's folder, whose plan the command has put.
+        stage: path or URI of a stage's folder, whose plan the command has put.
 
     Returns:
         The error, if this node does not see the plan.
     """
     if os.path.isdir(folder):
         os.chdir(folder)
-    if Store(store.uri).exists(PLAN):
+    store = Store(stage)
+    if store.exists(PLAN):
         return None
     return PipelineError(
         f"{store.name(PLAN)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "

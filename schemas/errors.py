@@ -6,11 +6,16 @@ its traceback.
 
 from collections.abc import Sequence
 
+from schemas.secrets import hide_secrets
+
 
 class PipelineError(Exception):
-    """Something the user can mend; the message is the single line they read."""
+    """Something the user can mend; the message is the single line they read, without the secrets of a URI in it."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_secrets(message))
 
 
 class Unfinished(PipelineError):

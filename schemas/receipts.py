@@ -8,7 +8,7 @@ part write the same bytes.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Receipt:
 
     def to_json(self) -> bytes:
         """Canonical bytes, the same on every machine."""
-        return canonical_json(asdict(self))
+        return canonical_json(vars(self) | {"files": [vars(file) for file in self.files]})
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Receipt":

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -56,7 +57,7 @@ class Store:
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        return Store, (self.uri,)
+        return Store, (self.absolute,)  # a process elsewhere may work in another folder
 
     def __str__(self) -> str:
         return self.shown
@@ -103,6 +104,8 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """All bytes of a file; raises FileNotFoundError where there is none."""
+        if self.local:
+            return Path(f"{self._base}/{path}").read_bytes()  # a hundred thousand receipts in seconds
         with self.open(path) as file:
             return self.patiently(lambda: bytes(file.read_at(file.size(), 0)))
 
@@ -252,8 +255,12 @@ def valid_receipts(store: Store, folders: tuple[str, ...] = ("",)) -> dict[str, 
         f"{folder}/{name}".lstrip("/"): length for folder in folders for name, length in store.files(folder).items()
     }
     names = sorted(name for name in store.files(RECEIPTS) if name.endswith(".json"))
-    with ThreadPoolExecutor(16) as threads:
-        receipts = threads.map(lambda name: _read_receipt(store, f"{RECEIPTS}/{name}"), names)
+    read = partial(_read_receipt, store)
+    if store.local:
+        receipts: Iterator[Receipt] = map(read, names)
+    else:
+        with ThreadPoolExecutor(16) as threads:
+            receipts = threads.map(read, names)
     return {one.part: one for one in receipts if all(lengths.get(f.path) == f.bytes for f in one.files)}
 
 
@@ -338,7 +345,8 @@ def _put_on_disk(target: Path, data: Any) -> None:
         os.close(folder)
 
 
-def _read_receipt(store: Store, path: str) -> Receipt:
+def _read_receipt(store: Store, name: str) -> Receipt:
+    path = f"{RECEIPTS}/{name}"
     return Receipt.from_json(store.read(path), store.name(path))
 
 

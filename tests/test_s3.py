@@ -289,3 +289,17 @@ def test_a_copy_with_other_bytes_than_the_receipt_is_never_kept(bucket, whole, t
     store.delete("shard-000001.tar")
     assert "shard-000001.tar: is missing; run" in refused(split.image, 1, 0)
     assert list(tmp_path.glob("*.tar")) == []
+
+
+# ---- secrets
+
+
+def test_a_secret_in_the_uri_is_in_nothing_that_is_stored_or_said(endpoint, bucket, images, capfd):
+    uri = bucket("ws").replace("s3://", "s3://hunterkey:hunter2@")
+    run = run_file(uri, images, {"train": {"max_steps": 2, "distillation": "none"}})
+    said = []
+    stages.everything(run, said.append)
+    found = objects(bucket("ws"))
+    assert any(name.endswith("run.toml") for name in found) and any(name.endswith("evaluation.json") for name in found)
+    assert not [name for name, data in found.items() if b"hunter" in data or b"endpoint_override" in data]
+    assert not [line for line in [*said, *capfd.readouterr()] if "hunter" in line or "endpoint_override" in line]

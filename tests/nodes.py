@@ -1,0 +1,97 @@
+"""A real Ray cluster of several raylets on this machine, in a process of its own that is told what to do.
+
+The nodes work elsewhere, know nothing of this package, and ask for a token; a lost one is noticed within seconds. Run
+as a program it is that process: it reads `add` and `kill` from stdin and answers each with a line of JSON.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+
+class Nodes:
+    """The cluster: a head without CPUs and `count` nodes with `cpus` each.
+
+    Attributes:
+        address: where drivers join.
+        environment: with which they may.
+    """
+
+    def __init__(self, count: int = 2, cpus: int = 1, token: str | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="deit-", dir="/tmp")
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
+        self.environment = os.environ | secret | {"RAY_USAGE_STATS_ENABLED": "0"}
+        alone = {key: value for key, value in self.environment.items() if key != "PYTHONPATH"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(cpus), self._folder.name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone, cwd=self._folder.name,
+        )  # fmt: skip
+        self.address = str(self._answer())
+        for _ in range(count):
+            self.add()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._folder.cleanup()
+
+    def add(self) -> None:
+        """Start a node."""
+        self.tell("add")
+
+    def kill(self) -> None:
+        """End the node that was started first with SIGKILL."""
+        self.tell("kill")
+
+    def tell(self, order: str) -> Any:
+        """Give an order; what came of it."""
+        assert self._process.stdin
+        print(order, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith("> "):
+                return json.loads(line[2:])
+        raise RuntimeError("the cluster ended")
+
+
+def _serve(cpus: int, folder: str) -> None:
+    from ray.cluster_utils import Cluster
+
+    say = lambda value: print(">", json.dumps(value), flush=True)  # noqa: E731
+    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(Path(folder, "ray"))}
+    cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": HEALTH})
+    say(cluster.address)
+    nodes = []
+    for order in sys.stdin:
+        if order.strip() == "add":
+            nodes.append(cluster.add_node(num_cpus=cpus, wait=True))
+        else:
+            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        say(len(nodes))
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), sys.argv[2])
