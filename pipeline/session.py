@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,16 +63,17 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         yield ray
         return
     folder = _session_folder() if local else None
-    try:
-        with own_signals():
-            _embed(ray, folder) if folder else _attach(ray, cluster.address)
-        yield ray
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
+    with redirect_stdout(sys.stderr):  # Ray tells of lost nodes on stdout, where --json has its object
+        try:
+            with own_signals():
+                _embed(ray, folder) if folder else _attach(ray, cluster.address)
+            yield ray
+        finally:
+            ray.shutdown()
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
