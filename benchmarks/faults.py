@@ -34,7 +34,7 @@ from test_s3 import Proxy  # noqa: E402
 from world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
 from pipeline import run as stages  # noqa: E402
-from schemas.presets import toml_text  # noqa: E402
+from schemas.toml_text import toml_text  # noqa: E402
 from stages.store import Store  # noqa: E402
 
 FAULTS = ("node", "worker", "driver", "stop", "two drivers", "store")

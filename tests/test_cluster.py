@@ -19,7 +19,7 @@ from world import ROOT, run_file, silent, stored, wait_until
 from pipeline import run as stages
 from pipeline.overview import verify
 from schemas.config import load_run_file
-from schemas.presets import toml_text
+from schemas.toml_text import toml_text
 
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
 more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
