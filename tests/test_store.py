@@ -148,3 +148,12 @@ def test_a_folder_where_a_file_is_cannot_be_written(tmp_path, refused):
     (tmp_path / "file").write_bytes(b"")
     line = refused(Store(str(tmp_path / "file")).put, "a/b", b"x")
     assert line.startswith(f"{Path(tmp_path, 'file')}/a/b: cannot be written (")
+
+
+def test_a_pickled_store_of_a_relative_path_means_the_same_folder_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(Store("here"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    pickle.loads(pickled).put("file", b"x")
+    assert (tmp_path / "here/file").read_bytes() == b"x"
