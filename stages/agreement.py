@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw
 
 from schemas.recipe import Recipe
 from stages.dataset import Split
+from stages.facts import VERDICTS
 from stages.inspect import Verdict
 from stages.labelset import LabelSet
+from stages.lettering import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
 from stages.replay.order import pairing
-from stages.sheet import INK, MUTED, PAPER, RULE, VERDICTS, in_ascii, typeface, wrap, write
 from stages.trust import EDGES
 
 KINDS: tuple[Verdict, ...] = ("own", "partner", "neither")

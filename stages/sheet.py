@@ -2,36 +2,27 @@
 
 Above, the photograph with every view's crop, numbered; below, one tile a view, whose lines stand at one height
 across a row, so that rows can be compared. Everything is measured before it is drawn: what is long wraps and makes
-its row taller. Colour never speaks alone. Drawn with Pillow and the font it brings, so a sheet is the same
-everywhere; that font knows ASCII, to which names are reduced. Rejected: a plotting library, which would be a
-dependency for one picture.
+its row taller. Colour never speaks alone. Drawn with Pillow. Rejected: a plotting library, which would be a dependency
+for one picture.
 """
 
-import unicodedata
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from schemas.recipe import Recipe
-from stages.inspect import Sample, SeenView, Verdict, verdict
-from stages.replay.decide import Box, DecidedMix, DecidedView
-from stages.replay.policies import Op
+from stages.facts import VERDICTS, Fact, drawable, facts, head_facts, mix_words
+from stages.inspect import Sample, SeenView, Verdict
+from stages.lettering import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
+from stages.replay.decide import Box
 
-PAPER, INK, MUTED, RULE, _EMPTY = "#fbfaf7", "#1f2328", "#6b7280", "#dcd9d0", "#efede6"
+_EMPTY = "#efede6"
 _COLOURS = (  # of crop boxes and numbers, in turn; white reads on each
     "#2f62c8", "#cf4a10", "#287d3c", "#a03cc0", "#0b7285", "#c2255c",
     "#5f7a10", "#6741d9", "#9c6412", "#16879b", "#862e6b", "#495057",
 )  # fmt: skip
-VERDICTS: dict[Verdict, tuple[str, str]] = {
-    "own": ("#1a7f37", "its own class"),
-    "partner": ("#9a6700", "its partner's"),
-    "neither": ("#cf222e", "neither"),
-}
 _GLYPHS: dict[Verdict, list[tuple[float, ...]]] = {  # strokes on a square of side 16
     "own": [(4, 8.5, 7, 11.5, 12, 5)],
     "partner": [(3.5, 8, 12, 8), (8.5, 4.5, 12, 8, 8.5, 11.5)],
@@ -53,23 +44,6 @@ _MANY = 16  # more crops than this are outlined thinly
 _BODY, _LINE = 14, 20
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A line of a tile or of the head.
-
-    Attributes:
-        label: what it is called.
-        text: what it says.
-        mark: before the text, which takes its colour.
-        absent: whether it says that there is nothing, which is written faintly.
-    """
-
-    label: str
-    text: str
-    mark: Verdict | None = None
-    absent: bool = False
-
-
 def draw_sheet(
     sample: Sample, views: Sequence[SeenView], recipe: Recipe, names: Sequence[str], about: Sequence[tuple[str, str]]
 ) -> Image.Image:
@@ -85,7 +59,7 @@ def draw_sheet(
     Returns:
         An RGB picture, 808 to 1568 pixels wide.
     """
-    names = [_drawable(name, number) for number, name in enumerate(names)]
+    names = [drawable(name, number) for number, name in enumerate(names)]
     columns = min(_COLUMNS, max(2, len(views)))
     width = _span(columns)
     blocks = [_title(sample, names, width), _head(sample, views, recipe, names, about, columns)]
@@ -98,99 +72,6 @@ def draw_sheet(
         sheet.paste(block, (_MARGIN, top))
         top += block.height + _GUTTER
     return sheet
-
-
-def op_words(op: Op) -> str:
-    """An op and its strength as one says it; directions are those in which the picture moves."""
-    return _OP_WORDS[op.name](op.level or 0)
-
-
-_OP_WORDS: dict[str, Callable[[float], str]] = {
-    "autocontrast": lambda level: "auto-contrast",
-    "equalize": lambda level: "equalize",
-    "invert": lambda level: "invert",
-    "rotate": lambda level: f"rotate {abs(level):.0f}° {'anticlockwise' if level > 0 else 'clockwise'}",
-    "posterize": lambda level: f"posterize to {level:.0f} bit{'' if level == 1 else 's'}",
-    "solarize": lambda level: f"solarize from level {level:.0f}",
-    "solarize_add": lambda level: f"solarize-add {level:.0f} levels",
-    "color": lambda level: f"colour {level - 1:+.0%}",
-    "contrast": lambda level: f"contrast {level - 1:+.0%}",
-    "brightness": lambda level: f"brightness {level - 1:+.0%}",
-    "sharpness": lambda level: f"sharpness {level - 1:+.0%}",
-    "shear_x": lambda level: f"shear bottom {abs(level):.0%} {'left' if level > 0 else 'right'}",
-    "shear_y": lambda level: f"shear right side {abs(level):.0%} {'up' if level > 0 else 'down'}",
-    "translate_x": lambda level: f"shift {abs(level):.0%} {'left' if level > 0 else 'right'}",
-    "translate_y": lambda level: f"shift {abs(level):.0%} {'up' if level > 0 else 'down'}",
-}
-
-
-def facts(sample: Sample, view: SeenView, recipe: Recipe, names: Sequence[str]) -> list[Fact]:
-    """The lines below a view, the same labels in the same order for every view."""
-    own, decided = names[sample.label], view.decided
-    judged = verdict(sample.label, view)
-    return [
-        Fact("crop", _crop_words(decided, sample.image)),
-        Fact("ops", ", ".join(map(op_words, decided.ops)) or "none", absent=not decided.ops),
-        Fact("erased", _erase_words(decided, recipe), absent=not decided.erase),
-        Fact("mix", _mix_words(view.mix), absent=view.mix is None or view.mix.lam == 1),
-        Fact("truth", _truth_words(own, view, names)),
-        Fact("teacher", _teacher_words(view.decision, judged, names), judged, absent=judged is None),
-    ]
-
-
-def _head_facts(
-    sample: Sample, views: Sequence[SeenView], recipe: Recipe, about: Sequence[tuple[str, str]]
-) -> list[Fact]:
-    height, width = sample.image.shape[:2]
-    judged = [verdict(sample.label, view) for view in views]
-    tally = [Fact("", f"{judged.count(mark)}  {words}", mark) for mark, (_, words) in VERDICTS.items()]
-    return [
-        Fact("image", f"{width} x {height} pixels"),
-        Fact("views", f"{len(views)} of {recipe.image_size} x {recipe.image_size}, {recipe.repeats} with each partner"),
-        Fact("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
-        Fact("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
-        *(Fact(label, in_ascii(text)) for label, text in about),
-        *([replace(tally[0], label="teacher names"), *tally[1:]] if any(judged) else []),
-    ]
-
-
-def _crop_words(decided: DecidedView, image: np.ndarray) -> str:
-    crop = decided.crop
-    share = crop.height * crop.width / (image.shape[0] * image.shape[1])
-    return f"{crop.width} x {crop.height}, {share:.0%} of the image{', flipped' if decided.flip else ''}"
-
-
-def _erase_words(decided: DecidedView, recipe: Recipe) -> str:
-    if not decided.erase:
-        return "nothing"
-    box = decided.erase.box
-    fill = "noise" if decided.erase.noise else "the mean colour"
-    return f"{box.height * box.width / recipe.image_size**2:.0%} of the view, with {fill}"
-
-
-def _mix_words(how: DecidedMix | None) -> str:
-    if how is None:
-        return "sits out: its shard is odd in number"
-    if how.lam == 1:
-        return "not mixed"
-    if how.box is None:
-        return f"mixup, lambda {how.lam:.2f}"
-    return f"CutMix, lambda {how.lam:.2f}, box {how.box.width} x {how.box.height}"
-
-
-def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:
-    if view.partner is None or view.mix is None or view.mix.lam == 1:
-        return own
-    other = names[view.partner.label]
-    if other == own:
-        return f"{own} (both)"
-    return f"{own} ({view.mix.lam:.0%}), {other} ({1 - view.mix.lam:.0%})"
-
-
-def _teacher_words(decision: int | None, judged: Verdict | None, names: Sequence[str]) -> str:
-    if decision is None or judged is None:
-        return "not labelled"
-    return f"{names[decision]} ({VERDICTS[judged][1]})"
 
 
 def _title(sample: Sample, names: Sequence[str], width: int) -> Image.Image:
@@ -220,7 +101,7 @@ def _head(
     photo = _photograph(sample.image, views, _span((columns + 1) // 2))
     beside = next(n for n in range(1, columns) if photo.width <= _span(n))
     left = _span(beside) + _GUTTER
-    notes = _notes(_head_facts(sample, views, recipe, about), min(_span(columns) - left, 520))
+    notes = _notes(head_facts(sample, views, recipe, about), min(_span(columns) - left, 520))
     block = Image.new("RGB", (_span(columns), max(photo.height, notes.height)), PAPER)
     block.paste(photo, (0, 0))
     block.paste(notes, (left, 0))
@@ -306,7 +187,7 @@ def _pictures(view: SeenView) -> Image.Image:
     block = Image.new("RGB", (_TILE, _CHIP + _GAP + _PICTURE + 14), PAPER)
     pen = ImageDraw.Draw(block)
     _chip(pen, (0, 0), view.number)
-    kind = "sits out" if view.mix is None else _mix_words(view.mix).partition(",")[0]
+    kind = "sits out" if view.mix is None else mix_words(view.mix).partition(",")[0]
     write(pen, (_chip_width(view.number) + 8, 1), kind, _BODY, bold=True)
     top = _CHIP + _GAP
     for place, side, picture in (
@@ -408,52 +289,3 @@ def _scaled(box: Box, across: float, down: float) -> tuple[int, int, int, int]:
 
 def _grown(box: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int]:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
-
-
-@cache
-def typeface(size: int) -> Any:
-    """Pillow's own font at a size in pixels."""
-    return ImageFont.load_default(size)
-
-
-def write(
-    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str = INK, bold: bool = False
-) -> None:
-    """Write one line; bold is the same line twice, a fraction of a pixel apart, as the font has one weight."""
-    for shift in [0.0, size / 30] if bold else [0.0]:
-        pen.text((at[0] + shift, at[1]), text, fill=colour, font=typeface(size))
-
-
-def wrap(text: str, width: float, size: int) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, and within those that fit no line; at least one."""
-    font = typeface(size)
-    lines, line = [], ""
-    for word in text.split(" "):
-        longer = f"{line} {word}" if line else word
-        if font.getlength(longer) <= width:
-            line = longer
-            continue
-        lines += [line] if line else []
-        line = word
-        while len(line) > 1 and font.getlength(line) > width:
-            fits = _fitting(line, width, font)
-            lines.append(line[:fits])
-            line = line[fits:]
-    return [*lines, line]
-
-
-def _fitting(word: str, width: float, font: Any) -> int:
-    """How many of a word's characters fit; one does always."""
-    return max(1, bisect_right(range(len(word)), width, key=lambda count: font.getlength(word[:count])) - 1)
-
-
-def _drawable(name: str, number: int) -> str:
-    """A class's name in characters that the font has; its number beside it where some are lost."""
-    plain = in_ascii(name)
-    return f"{plain} (class {number})" if "?" in plain and plain != name else plain
-
-
-def in_ascii(text: str) -> str:
-    """A text in characters that the font has: accents fall, what is left of other scripts becomes "?"."""
-    bare = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
-    return "".join(char if " " <= char <= "~" or char in "°·" else "?" for char in bare)
