@@ -2,7 +2,7 @@
 
 The tar holds, for each sample, the image's bytes, the class index and the original name, as plain USTAR with
 fixed times and owners, so the same images make the same bytes on any machine and in any attempt. Every image is
-decoded once here, so that nothing unreadable is met later, by a teacher or in the tenth epoch.
+checked, so that nothing unreadable is met later, by a teacher or in the tenth epoch.
 
 A tar that is adopted gets an index only, and stays where it is. Rejected: webdataset's TarWriter, which spends more
 time on a header than we do on a member, and does not say where a member's bytes lie.
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import tarfile
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from schemas.config import Shards
 from schemas.errors import BadImages, PipelineError
 from schemas.receipts import Made
 from schemas.tables import INDEX
+from stages.image_check import check_image
 from stages.replay.draws import Draws, Purpose
 from stages.sources.folder import IMAGE_SUFFIXES
 from stages.sources.listing import Listing, Source
@@ -170,29 +170,6 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> list[dic
         rows.append(_row(sample, key, offset))
     file.write(bytes(-(file.tell() + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
     return rows
-
-
-def check_image(data: bytes) -> tuple[int, int, str]:
-    """Decode an image in full; its height and width in pixels, EXIF orientation not applied, and a suffix.
-
-    Raises:
-        ValueError: with the cause, if it cannot be decoded to its last row, or is a decompression bomb.
-    """
-    if not data:
-        raise ValueError("is empty")
-    try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(io.BytesIO(data))
-        with image:
-            width, height = image.size
-            kind = f".{(image.format or '').lower()}"
-            image.draft("RGB", (1, 1))  # a JPEG's every coefficient is still read, its pixels are not all made
-            image.load()
-    except UnidentifiedImageError:
-        raise ValueError("is not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(str(error)) from None
-    return height, width, kind
 
 
 def packing_versions() -> dict[str, str]:
