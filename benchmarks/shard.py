@@ -139,7 +139,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["writers", "scale"])
     parser.add_argument("archive")
-    parser.add_argument("--copies", type=int, default=4, help="how often each photograph is written")
+    parser.add_argument("--copies", type=int, default=16, help="how often each photograph is written")
     arguments = parser.parse_args()
     if arguments.what == "writers":
         writers(arguments.archive, arguments.copies)

@@ -128,6 +128,7 @@ def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], men
     Raises:
         Mismatch: if the folder was begun from something else, naming every difference.
     """
+    store.sweep()
     plan = read_manifest(store, PLAN)
     if plan is None or not (store.files(RECEIPTS) or store.exists(MANIFEST)):
         put_json(store, PLAN, {"made_from": made_from, "versions": versions, "wanted": wanted})
@@ -162,4 +163,5 @@ def finish(store: Store, made_from: dict[str, Any], receipts: Iterable[Receipt],
     }
     if read_manifest(store) != manifest:
         put_json(store, MANIFEST, manifest)
+    store.sweep()
     return manifest

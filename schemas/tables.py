@@ -26,7 +26,7 @@ LISTING = pa.schema(
         pa.field("file", pa.uint32(), nullable=False),  # number of the tar or Parquet file it is in
         pa.field("block", pa.uint32(), nullable=False),  # of Parquet: the row group
         pa.field("offset", pa.uint64(), nullable=False),  # of its bytes in the tar, or its row in the row group
-        pa.field("size", pa.uint64(), nullable=False),  # in bytes; 0 in Parquet, whose bytes a listing does not read
+        pa.field("size", pa.uint64(), nullable=False),  # in bytes; of Parquet: of its row group's images
     ]
 )
 """One row an image of a source. It is not stored."""

@@ -8,7 +8,6 @@ costs a request an image and view.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from schemas.config import Cache
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile
+from stages.locks import locked, remove_if_left
 from stages.store import Store
 
 _CHUNK = 8 << 20
@@ -99,7 +99,7 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             half = self.folder / f".{file.sha256}.half"
-            with _locked(half) as out:
+            with locked(half) as out:
                 if self._path(file).exists():
                     half.unlink(missing_ok=True)
                     return
@@ -123,7 +123,7 @@ class ShardCache:
                 f"cache.gigabytes = {self._settings.gigabytes:g}: one shard takes {file.bytes / _GB:.3g}; raise it"
             )
         while True:
-            with _locked(self.folder / ".lock"):
+            with locked(self.folder / ".lock"):
                 if self._make_room(file.bytes, out):
                     os.ftruncate(out.fileno(), 0)
                     os.posix_fallocate(out.fileno(), 0, max(file.bytes, 1))
@@ -132,7 +132,7 @@ class ShardCache:
 
     def _make_room(self, needed: int, out: Any) -> bool:
         for half in self.folder.glob(".*.half"):
-            _remove_if_left(half)
+            remove_if_left(half)
         mine = os.fstat(out.fileno()).st_size
         halves = sum(size for _, size, _ in _used(self.folder.glob(".*.half"))) - mine
         copies = sorted(_used(self.folder.glob("*.tar")))  # looked up last, so a half that is renamed now counts twice
@@ -160,38 +160,12 @@ class ShardCache:
             )
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[Any]:
-    """The file under its lock; it is made where it is not there, and again where its last holder took it away."""
-    while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _is(path, file):
-                yield file
-                return
-
-
-def _remove_if_left(half: Path) -> None:
-    """Take a half copy away if the process that made it is gone."""
-    with contextlib.suppress(OSError), half.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(half, file):
-            half.unlink()
-
-
 def _used(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
     """When each file was last used, its length, and itself; those that are gone by now are left out."""
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             about = path.stat()
             yield about.st_mtime_ns, about.st_size, path
-
-
-def _is(path: Path, file: Any) -> bool:
-    """Whether the open file is still the one of that name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    return False
 
 
 def _default_folder() -> Path:

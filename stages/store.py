@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt, StoredFile, canonical_json, read_json
+from stages.locks import locked, remove_if_left
 
 RECEIPTS = "receipts"
 PLAN = "plan.json"
@@ -196,6 +197,13 @@ class Store:
     def _info(self, path: str) -> pafs.FileInfo:
         return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
+    def sweep(self) -> None:
+        """Take away the halves that killed writers left; those of writers at work stay."""
+        if self.local:
+            with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
+                for half in Path(self._base).rglob(".*.tmp"):
+                    remove_if_left(half)
+
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
         return Path(f"{self._base}/{path}") if self.local else None
@@ -330,11 +338,11 @@ def _put_on_disk(target: Path, data: Any) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with locked(temporary, needed=False) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+            temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -1,69 +1,75 @@
-"""Labels are read by pandas, polars and DuckDB alone, with the very code that the documents show."""
+"""Others read the shards as they are: webdataset, timm, wids, and DALI by the index that its wds2idx makes."""
 
-import re
+import json
+import tarfile
+from itertools import groupby
 from pathlib import Path
 
-import pandas
 import pytest
-from world import ROOT, run_file, silent
-
-from pipeline import run as stages
-from stages.agreement import class_agreement
-from stages.dataset import Split
-from stages.labelset import LabelSet
-
-DOCUMENTS = {"duckdb": "README.md", "pandas": "docs/labels.md", "polars": "docs/labels.md"}
-STORES = {"hard": {}, "topk": {"store": "topk", "k": 3}, "full": {"store": "full"}}
+import webdataset as wds
+from timm.data.readers.reader_wds import ReaderWds
+from world import CLASSES
 
 
-def documented(reader: str) -> str:
-    """The one indented block of code in the documents that imports a reader."""
-    blocks = re.findall(r"(?:^(?:    .*)?\n)+", (ROOT / DOCUMENTS[reader]).read_text(), re.MULTILINE)
-    (block,) = [block for block in blocks if f"import {reader}\n" in block]
-    return re.sub("^    ", "", block, flags=re.MULTILINE)
+@pytest.fixture
+def folder(whole) -> Path:
+    return Path(whole.workspace, "shards/train")
 
 
-@pytest.fixture(scope="module")
-def stored(whole, images, tmp_path_factory):
-    """Store → a folder from which the documents' paths lead to labels in that store; and the truth, by class."""
-    folders = {}
-    for store, settings in STORES.items():
-        folders[store] = tmp_path_factory.mktemp(store)
-        workspace = folders[store] / "runs/photos"
-        workspace.mkdir(parents=True)
-        for made in ("shards", "runs"):
-            (workspace / made).symlink_to(Path(whole.workspace, made))
-        stages.label(run_file(workspace, images, {"labels": settings}), silent)
-    split = Split.open(whole.workspace, "train")
-    counts = class_agreement(LabelSet.open(whole, split), split, whole.views)
-    return folders, dict(enumerate((counts[:, 0] / counts.sum(1)).tolist()))
+def originals(whole) -> dict[str, bytes]:
+    root = Path(whole.source.train)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.*")}
 
 
-@pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("reader", DOCUMENTS)
-def test_the_documented_query_finds_agreement_by_class_in_every_store(stored, monkeypatch, reader, store):
-    pytest.importorskip(reader, reason=f"{reader} is not installed")
-    folders, truth = stored
-    monkeypatch.chdir(folders[store])
-    names = {}
-    exec(documented(reader), names)
-    found = names["agreement"]
-    rows = found.items() if isinstance(found, pandas.Series) else found.rows() if reader == "polars" else found
-    assert {row[0]: pytest.approx(row[-1]) for row in rows} == truth
-    assert 0 < min(truth.values()) < max(truth.values()) < 1
+def test_webdataset_reads_every_image_with_its_class_and_name(whole, folder):
+    tars = sorted(str(tar) for tar in folder.glob("*.tar"))
+    samples = list(wds.WebDataset(tars, shardshuffle=False, empty_check=False))
+    found = {json.loads(sample["json"])["name"]: sample for sample in samples}
+    assert found.keys() == originals(whole).keys() and len(samples) == 61
+    for name, data in originals(whole).items():
+        assert CLASSES[int(found[name]["cls"])] == name.split("/")[0]
+        assert found[name]["png" if name.endswith("png") else "jpg"] == data
+        assert "." not in found[name]["__key__"]
 
 
-@pytest.mark.parametrize("reader", ["duckdb", "polars"])
-def test_lists_of_classes_and_logits_arrive_whole(stored, reader):
-    module = pytest.importorskip(reader, reason=f"{reader} is not installed")
-    pattern = {store: str(folder / "runs/photos/labels/teacher/*.parquet") for store, folder in stored[0].items()}
-    for store, size, columns in (("topk", 3, ("classes", "logits")), ("full", 4, ("logits",))):
-        if reader == "duckdb":
-            rows = module.sql(f"select decision, {', '.join(columns)} from '{pattern[store]}'").fetchall()
-        else:
-            rows = module.read_parquet(pattern[store]).select("decision", *columns).rows()
-        assert len(rows) == 360 and {len(values) for row in rows for values in row[1:]} == {size}
-        if store == "topk":
-            assert all(row[0] == row[1][0] for row in rows)
-        else:
-            assert all(row[1][row[0]] == max(row[1]) for row in rows)
+def test_timms_reader_finds_split_length_and_classes_through_its_info_file(whole, folder):
+    reader = ReaderWds(str(folder), split="train", input_key="jpg;png")
+    assert len(reader) == 61
+    read = [target for _, target in reader]
+    expected = [CLASSES.index(name.split("/")[0]) for name in originals(whole)]
+    assert sorted(read) == sorted(expected)
+
+
+def test_wids_reads_samples_at_random_through_its_index(whole, folder, tmp_path):
+    wids = pytest.importorskip("wids", reason="webdataset before 1.0 brings it")
+    dataset = wids.ShardListDataset(
+        str(folder / "wids.json"), base=str(folder), cache_dir=str(tmp_path), transformations=[]
+    )
+    assert len(dataset) == 61
+    read = {json.loads(dataset[row][".json"].read())["name"]: dataset[row] for row in range(61)}
+    for name, data in originals(whole).items():
+        assert read[name][".png" if name.endswith("png") else ".jpg"].read() == data
+
+
+def test_the_wids_index_names_every_tar_with_its_samples_and_length(folder):
+    index = json.loads((folder / "wids.json").read_text())
+    assert index["wids_version"] == 1
+    for shard, tar in zip(index["shardlist"], sorted(folder.glob("*.tar")), strict=True):
+        with tarfile.open(tar) as opened:
+            keys = {name.split(".")[0] for name in opened.getnames()}
+        assert shard == {"url": tar.name, "nsamples": len(keys), "filesize": tar.stat().st_size}
+
+
+def test_every_component_is_where_dalis_index_says(whole, folder):
+    """DALI's wds2idx names a component by extension, offset, size and name, and groups neighbours with one key."""
+    for tar in folder.glob("*.tar"):
+        data = tar.read_bytes()
+        assert data[257:263] == b"ustar\0"
+        with tarfile.open(tar) as opened:
+            members = [member for member in opened if member.isreg()]
+        keys = [key for key, _ in groupby(members, key=lambda member: member.name.partition(".")[0])]
+        assert len(keys) == len(set(keys)) == len(members) / 3
+        for member in members:
+            assert member.offset_data % 512 == 0 and " " not in member.name
+            if member.name.endswith(".cls"):
+                assert data[member.offset_data : member.offset_data + member.size].isdigit()

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from world import KILLS, command, killed_at_random, run_file, silent, stored
+from world import KILLS, command, killed_at_random, run_file, silent, start, stored
 
 from pipeline import run as stages
 from pipeline.overview import verify
@@ -215,6 +215,17 @@ def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, im
     undisturbed = run_file(bucket("calm"), images, {"shards": {"samples_per_shard": 4}})
     stages.shard(undisturbed, silent)
     assert objects(bucket("ws/shards")) == objects(bucket("calm/shards"))
+
+
+def test_two_commands_at_once_end_with_the_objects_of_one(bucket, images, tmp_path):
+    changes = {"shards": {"samples_per_shard": 4}, "source": {"val": ""}}
+    arguments = command("shard", run=run_file(bucket("both"), images, changes), folder=tmp_path)
+    processes = [start(arguments), start(arguments)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    stages.shard(run_file(bucket("calm"), images, changes), silent)
+    assert objects(bucket("both/shards")) == objects(bucket("calm/shards"))
 
 
 # ---- reading through the cache

@@ -172,6 +172,37 @@ def test_nothing_in_a_tar_that_leads_out_of_it_is_read(images, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("names", [["red/a.jpg"] * 2, ["a.jpg", "a.cls", "b.jpg", "b.cls", "a.jpg", "a.cls"]])
+def test_two_images_of_one_name_in_a_tar_are_refused(images, tmp_path, refused, names):
+    image = (images / "train/red/000.jpg").read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in names:
+            data = b"0" if name.endswith("cls") else image
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert "a.jpg twice; remove one" in refused(list_source, str(tmp_path / "x.tar"), "train", None)
+
+
+def test_one_name_in_two_classes_is_two_images(images, tmp_path):
+    image = (images / "train/red/000.jpg").read_bytes()
+    tar = write_tar(tmp_path / "x.tar", {"red/a.jpg": image, "blue/a.jpg": image})
+    assert list_source(str(tar), "train", None).images["class"].to_pylist() == [0, 1]
+
+
+def test_other_image_bytes_in_parquet_are_noticed(images, tmp_path):
+    first = list_source(parquet(images / "train", tmp_path / "a"), "train", None)
+    again = list_source(parquet(images / "train", tmp_path / "b"), "train", None)
+    table = pq.read_table(tmp_path / "b/data/train-00000.parquet").to_pylist()
+    table[3]["image"]["bytes"] += b"x"
+    described = pq.read_schema(tmp_path / "b/data/train-00000.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(table, schema=described), tmp_path / "b/data/train-00000.parquet", row_group_size=7
+    )
+    assert first.fingerprint() == again.fingerprint()
+    assert list_source(str(tmp_path / "b/data/train-*.parquet"), "train", None).fingerprint() != first.fingerprint()
+
+
 def test_a_sample_without_its_class_or_its_image_is_named(images, tmp_path):
     image = (images / "train/red/000.jpg").read_bytes()
     tar = write_tar(tmp_path / "a.tar", {"x.jpg": image, "y.cls": b"0", "z.jpg": image, "z.cls": b"0"})

@@ -9,6 +9,7 @@ import pytest
 from world import flip_byte
 
 from schemas.receipts import Made
+from stages.locks import locked
 from stages.store import Store, broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
 
 
@@ -38,6 +39,18 @@ def test_a_reader_never_sees_a_partial_file(store):
     over.set()
     reader.join()
     assert seen <= set(versions) and len(seen) > 1
+
+
+def test_a_killed_writers_half_is_swept_away_and_a_living_ones_is_not(store):
+    store.put("receipts/whole", b"x")
+    dead, living = (Path(store.uri, "receipts", f".part.{name}.tmp") for name in ("dead", "living"))
+    dead.write_bytes(b"half")
+    with locked(living) as file:
+        file.write(b"half")
+        store.sweep()
+        assert living.exists() and not dead.exists()
+    store.sweep()
+    assert sorted(path.name for path in Path(store.uri, "receipts").iterdir()) == ["whole"]
 
 
 def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatch, refused):

@@ -133,6 +133,8 @@ class Collector:
         images = images.set_column(1, LISTING.field(1), pa.array(of_number[images["class"].to_numpy()]))
         if sort:
             images = images.take(pc.sort_indices(images, [("name", "ascending"), ("offset", "ascending")]))
+        if (twice := _named_twice(images["name"], sort)) is not None:
+            raise PipelineError(f"{where}: holds {twice} twice; remove one, since its name could mean either")
         return Listing(source, images, names, self.other_files, tuple(self.refused), samples)
 
     def _class_names(self, given: Classes, where: str) -> tuple[str, ...]:
@@ -160,6 +162,16 @@ class Collector:
             self._numbers[field.name] = array("Q")
         self._batches.append(pa.record_batch(columns, schema=LISTING.set(1, pa.field("class", pa.uint32()))))
         self._names = []
+
+
+def _named_twice(names: pa.ChunkedArray, is_sorted: bool) -> str | None:
+    """A name that two images have."""
+    if not is_sorted:
+        if pc.count_distinct(names).as_py() == len(names):
+            return None
+        names = names.take(pc.sort_indices(names))
+    same = pc.index(pc.equal(names[1:], names[:-1]), True).as_py() if len(names) > 1 else -1
+    return names[same].as_py() if same >= 0 else None
 
 
 def printable(name: str) -> str:
