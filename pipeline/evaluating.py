@@ -1,53 +1,136 @@
-"""Evaluating as a command runs it: which model, on which images, and where the figures go."""
+"""Evaluating as a command runs it: whom to ask, about which images, and where the figures go.
+
+Answers are parts like any others, one a block of images, so an evaluation is resumed, and spread over all devices
+without an image asked twice:
+
+    WORKSPACE/
+      predictions/<who>.<images>-<what made them>/   block-000000.parquet  receipts/  plan.json  manifest.json
+      runs/<run>/             evaluation.json, of the val split at the run's own size; evaluation-<what else>.json
+      evaluations/<model>/    the same of models that are no run of the workspace
+
+Every figure is counted from answers that are stored, and names their folder.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.launch import run_device
+from pipeline.launch import device_count, run_device
 from pipeline.progress import Progress
+from pipeline.ray_pool import INLINE, Seats, make_missing
+from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
-from schemas.errors import PipelineError
-from stages.dataset import Split
-from stages.evaluate import CentreCrops, accuracy
-from stages.loader import load
-from stages.store import Store, put_json, read_manifest
-from stages.train import EMA_FILE, trained_student, weights_sha256
-from stages.weights import MODEL_FILE
+from schemas.receipts import fingerprint
+from stages.batches import pixel_versions
+from stages.evaluate import HEADS, BlockSpec, Predictions, Predictor, score
+from stages.gallery import Gallery, open_gallery
+from stages.real_labels import real_labels
+from stages.store import Store, put_json
+from stages.subject import Subject, Who, open_subject
 
 Say = Callable[[str], None]
 
 
+class Asked(NamedTuple):
+    """A model's answers about a gallery: whose, the answers, and the folder of the workspace that holds them."""
+
+    subject: Subject
+    found: Predictions
+    folder: str
+
+
 def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
-    """Measure the run file's trained model on the val split.
+    """Measure the run file's trained model, or the models it names, on the val split or another source.
+
+    Returns:
+        The figures; of several models those of the first, with `others`.
 
     Raises:
-        PipelineError: if there is no val split or no trained model, or it does not fit.
+        PipelineError: if there are no images, no run or no such model, or its weights do not fit.
+        Mismatch: if classes are not those of the images, or of ImageNet where its labels are asked for.
     """
-    split = Split.open(run.workspace, "val", run.cache)
-    settings, name = run.evaluate, run.train.name
-    store = Store(run.workspace).at(f"runs/{name}")
-    file = MODEL_FILE if settings.weights == "model" else EMA_FILE
-    if not store.exists(file):
-        raise PipelineError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
-    model = trained_student(run, split, file)
-    device = torch.device(run_device(run))
-    size = run.student.img_size or run.views.image_size
-    crops = CentreCrops(split, size, settings.crop_pct, settings.batch_size)
-    batches = load(crops, workers=run.train.workers, order=range(len(crops)), pin=device.type == "cuda")
-    with Progress(f"evaluate {name}", total=len(split), unit="images") as progress:
-        found = accuracy(model.eval().to(device), batches, device, progress.advance)
+    gallery = open_gallery(run)
+    wanted = [Who(member=member) for member in run.evaluate.members] or [Who(run=run.train.name)]
+    results = [_measured(run, who, gallery, say) for who in wanted]
+    return results[0] | ({"others": results[1:]} if len(results) > 1 else {})
+
+
+def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
+    """A model's answers about every image of a gallery; those that are stored already are taken from there.
+
+    Raises:
+        PipelineError: if the model cannot be had or does not fit, or an image cannot be read.
+    """
+    subject = open_subject(run, who, gallery, torch.device("cpu"))  # a wrong one is refused before anything is started
+    device, settings = run_device(run), run.evaluate
+    made_from = {
+        "images": gallery.content,
+        "classes": fingerprint(list(gallery.classes)),
+        "subject": subject.identity() | {"device": device},
+        "crop_pct": settings.crop_pct,
+        "batch_size": settings.batch_size,
+        "versions": pixel_versions(),
+    }
+    folder = f"predictions/{subject.name}.{gallery.title}-{fingerprint(made_from)[:12]}"
+    store = Store(run.workspace).at(folder)
+    made_by = begin(store, made_from, pixel_versions(), "delete that folder")
+    specs = [BlockSpec(block) for block in range(len(gallery.rows))]
+    workers, gpu = device_count(run), device == "cuda"
+    seats = Seats(count=workers, cpus=1 + run.train.workers if gpu else 1, gpus=int(gpu))
+    alone = run.cluster.address == "local" and workers == 1  # one worker of this machine needs no Ray
+    cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
+    job = Job(store, made_by, partial(Predictor, run, who, gallery, device))
+    with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
+        receipts, _ = make_missing(job, specs, cluster=cluster, seats=seats, progress=progress)
+    finish(store, made_from, receipts, stage="evaluate")
+    return Asked(subject, Predictions.read(store, receipts), folder)
+
+
+def home(subject: Subject) -> str:
+    """The folder of the workspace for figures about a subject."""
+    return f"runs/{subject.run}" if subject.run else f"evaluations/{subject.name}"
+
+
+def _measured(run: RunFile, who: Who, gallery: Gallery, say: Say) -> dict[str, Any]:
+    asked, settings = ask(run, who, gallery), run.evaluate
+    subject, found = asked.subject, asked.found
+    real = settings.labels == "imagenet-real"
+    truth = real_labels(found.names, gallery.classes) if real else [{int(own)} for own in found.classes]
+    figures = score(found, truth)
     result = {
         "stage": "evaluate",
-        "run": name,
-        "weights": settings.weights,
-        "model_sha256": weights_sha256(read_manifest(store), file),
-        "image_size": size,
-        "split": split.content,
-    } | found
-    put_json(store, "evaluation.json", result)
-    for head in ("class", "distillation", "fused", "fused_softmax"):
-        if found[head]:
-            say(f"{name} {head:13}  top-1 {found[head]['top1']:.2%}  top-5 {found[head]['top5']:.2%}")
+        "name": subject.name,
+        "run": subject.run,
+        "model": subject.model,
+        "parameters": subject.parameters,
+        "weights": settings.weights if subject.run else None,
+        "model_sha256": subject.weights_sha256,
+        "image_size": subject.image_size,
+        "crop_pct": settings.crop_pct,
+        "images": gallery.title,
+        "class_folders": settings.class_folders,
+        "labels": settings.labels,
+        "not_scored": len(found.names) - figures["samples"],
+        "split": gallery.content,
+        "predictions": asked.folder,
+    } | figures
+    file = _file(run, gallery)
+    put_json(Store(run.workspace).at(home(subject)), file, result)
+    for head in HEADS:
+        if one := figures[head]:
+            say(f"{subject.name} {head:13}  top-1 {one['top1']:.2%}  top-5 {one['top5']:.2%}")
+    say(f"{figures['samples']} images, {result['not_scored']} without a label → {home(subject)}/{file}")
     return result
+
+
+def _file(run: RunFile, gallery: Gallery) -> str:
+    """What the figures are called: after what differs from the val split, its own classes and the usual size."""
+    settings = run.evaluate
+    parts = [
+        gallery.title if settings.source else "",
+        "real" if settings.labels == "imagenet-real" else "",
+        f"{settings.image_size}px-crop{settings.crop_pct:g}" if settings.image_size else "",
+    ]
+    return "-".join(filter(None, ["evaluation", *parts])) + ".json"

@@ -124,6 +124,24 @@ class Member(NamedTuple):
     input_size: int
 
 
+def members(model: str | tuple[str, ...], checkpoint: Any, extra: Any, input_size: Any = 0) -> tuple[Member, ...]:
+    """The classifiers that the keys of a table name; one where model is no list."""
+    if isinstance(model, str):
+        return (Member(model, checkpoint, extra, input_size),)
+    lists = (one if isinstance(one, tuple) else (one,) * len(model) for one in (checkpoint, extra, input_size))
+    return tuple(map(Member, model, *lists))
+
+
+def refuse_unlike(table: str, model: str | tuple[str, ...], *, checkpoint: Any, **others: Any) -> None:
+    """Raise ValueError where a table's keys about its models are lists of different lengths."""
+    count = len(model) if isinstance(model, tuple) else 1
+    for key, value in {"checkpoint": checkpoint, **others}.items():
+        if isinstance(value, tuple) and (len(value) != count or isinstance(model, str)):
+            raise ValueError(f"{key}: a list needs a list of as many models in {table}.model")
+    if checkpoint and isinstance(checkpoint, str) and isinstance(model, tuple):
+        raise ValueError('checkpoint: must be a list, one for each model; "" = timm\'s pretrained')
+
+
 class Teacher(Table):
     """The network whose decisions are stored."""
 
@@ -152,23 +170,13 @@ class Teacher(Table):
     def _fits_together(self) -> "Teacher":
         if self.batch_size % 2:
             raise ValueError("batch_size: must be even: the two views of a pair go through the teacher together")
-        models = len(self.model) if isinstance(self.model, tuple) else 1
-        for key in ("checkpoint", "extra", "input_size"):
-            value = getattr(self, key)
-            if isinstance(value, tuple) and (len(value) != models or isinstance(self.model, str)):
-                raise ValueError(f"{key}: a list needs a list of as many models in teacher.model")
-        if self.checkpoint and isinstance(self.checkpoint, str) and isinstance(self.model, tuple):
-            raise ValueError('checkpoint: must be a list, one for each model; "" = timm\'s pretrained')
+        refuse_unlike("teacher", self.model, checkpoint=self.checkpoint, extra=self.extra, input_size=self.input_size)
         return self
 
     @property
     def members(self) -> tuple["Member", ...]:
         """The classifiers of the mixture; one where it is none."""
-        if isinstance(self.model, str):
-            return (Member(self.model, self.checkpoint, self.extra, self.input_size),)  # type: ignore[arg-type]
-        rest = (self.checkpoint, self.extra, self.input_size)
-        lists = (one if isinstance(one, tuple) else (one,) * len(self.model) for one in rest)
-        return tuple(map(Member, self.model, *lists))
+        return members(self.model, self.checkpoint, self.extra, self.input_size)
 
     @property
     def title(self) -> str:
@@ -272,11 +280,43 @@ class Cache(Table):
 
 
 class Evaluate(Table):
-    """How accuracy is measured."""
+    """What is measured, on which images, and how."""
 
     crop_pct: float = Field(0.875, gt=0, le=1, description="the centre crop's share of the resized short side")
+    image_size: int = Field(0, ge=0, description="side of the crop; 0 = the run's own, or a model's usual one")
     batch_size: int = Field(256, ge=1, description="images in one forward pass")
     weights: Literal["model", "ema"] = Field("model", description="the trained weights, or their moving average")
+    model: Names = Field(
+        "", description='any timm classifier, or a list of them, in place of the run; "" = the run of train.name'
+    )
+    checkpoint: Names = Field("", description="weights of evaluate.model, as teacher.checkpoint")
+    extra: Tables = Field({}, description="further arguments of timm.create_model; a list for a list of models")
+    source: str = Field("", description='images, in any form source.train may have; "" = the val split')
+    source_labels: str = Field("", description="classes of a source whose images lie flat, as source.val_labels")
+    class_folders: Literal["names", "indices"] = Field(
+        "names", description="what the class folders of evaluate.source are called; indices = ImageNet-V2's 0 to 999"
+    )
+    labels: Literal["source", "imagenet-real"] = Field(
+        "source", description="the images' own classes, or ImageNet-Real's for the official validation images"
+    )
+    baseline: str = Field("", description="--disagreement: a run of a student that no teacher taught")
+    max_batch: int = Field(0, ge=0, description="--throughput: largest batch to try; 0 = until memory ends")
+    runs: int = Field(30, ge=1, le=100_000, description="--throughput: timed forward passes")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Evaluate":
+        refuse_unlike("evaluate", self.model, checkpoint=self.checkpoint, extra=self.extra)
+        if not self.source and (self.source_labels or self.class_folders == "indices"):
+            key = "source_labels" if self.source_labels else "class_folders"
+            raise ValueError(f"{key}: is of evaluate.source, which is not set; the val split has its own classes")
+        if (self.checkpoint or self.extra) and not self.model:
+            raise ValueError("model: evaluate.checkpoint and evaluate.extra need it; name the timm model they are of")
+        return self
+
+    @property
+    def members(self) -> tuple["Member", ...]:
+        """The models to measure in place of the run; none where it is the run."""
+        return members(self.model, self.checkpoint, self.extra) if self.model else ()
 
 
 class Cluster(Table):

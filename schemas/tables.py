@@ -80,3 +80,17 @@ FULL = pa.schema([*_ADDRESS, _LOGITS, _SIGNATURE])
 
 LABELS = {"hard": HARD, "topk": TOPK, "full": FULL}
 """The schema of each `labels.store`."""
+
+_RANKED = pa.list_(pa.field("element", pa.uint16(), nullable=False))
+PREDICTIONS = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),  # of the image in its source
+        pa.field("class", pa.uint16(), nullable=False),  # its own, as the source has it
+        *(pa.field(head, _RANKED, nullable=True) for head in ("top", "top_distillation", "top_fused", "top_softmax")),
+    ]
+)
+"""One row an image, in the gallery's order: the five likeliest classes of each head, likeliest first.
+
+`top` is the class head's, or a model's only one; the others are null where a model has one head: the distillation
+head's, those of the mean of both heads' logits, those of the sum of their softmaxes.
+"""

@@ -1,102 +1,100 @@
-"""Evaluate: top-1 and top-5 of every head on centre crops, each image exactly once.
+"""Evaluate: what every head says of centre crops, each image exactly once, and how often that is right.
 
-Legend: B images of a batch, K classes, S side of a crop. Crops are timm's own evaluation transform on
-Pillow's decoding (resize the short side to size / crop_pct bicubic, centre crop), so that figures
-compare with everybody's.
+A model's answers are kept image by image; accuracy, ImageNet-Real's accuracy and disagreement between models are all
+counted from them. Rejected: summing hits as the batches come, which leaves nothing that a figure could be traced to.
+
+Legend: B images of a batch, N of a gallery, K classes, S side of a crop, T = min(5, K) ranks kept.
 """
 
 import io
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from schemas.config import RunFile
 from schemas.errors import PipelineError
-from stages.dataset import Split
-from stages.replay.mix import normalise
-from stages.student import Classifier, Heads
+from schemas.receipts import Made, Receipt
+from schemas.tables import PREDICTIONS
+from stages.crops import Crops, centre_crops
+from stages.gallery import Gallery
+from stages.store import Store, read_checked
+from stages.student import Heads
+from stages.subject import Who, open_subject
+
+HEADS = {"class": "top", "distillation": "top_distillation", "fused": "top_fused", "fused_softmax": "top_softmax"}
+"""Heads by their name in results, and their column: `fused` is the mean of both heads' logits (the authors' code),
+`fused_softmax` the sum of their softmaxes (the paper)."""
+_RANKS = 5
 
 
-class CentreCrops(Dataset[tuple[Tensor, Tensor]]):
-    """A split's centre crops in batches: uint8 [B, S, S, 3] and true classes, int64 [B].
+@dataclass(frozen=True)
+class BlockSpec:
+    """A block of a gallery as a unit of work."""
 
-    Args:
-        split: the sharded split.
-        image_size: S.
-        crop_pct: the crop's share of the resized short side.
-        batch: B; the last batch is smaller.
-        shard: only this shard; None = all of them.
-    """
+    block: int
 
-    def __init__(self, split: Split, image_size: int, crop_pct: float, batch: int, shard: int | None = None) -> None:
-        self.split, self.batch = split, batch
-        shards = range(len(split.rows)) if shard is None else (shard,)
-        self.addresses = [(number, row) for number in shards for row in range(split.rows[number])]
-        self.transform: Callable[[Image.Image], np.ndarray] = create_transform(
-            image_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct, use_prefetcher=True
-        )
+    @property
+    def name(self) -> str:
+        """Of its part."""
+        return f"block-{self.block:06d}"
 
-    def __len__(self) -> int:
-        return -(-len(self.addresses) // self.batch)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """One batch.
+class Predictor:
+    """Asks one model about blocks of one gallery, on one device; see `__call__`."""
+
+    def __init__(self, run: RunFile, who: Who, gallery: Gallery, device: str) -> None:
+        if device == "cpu":
+            torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
+        self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.workers
+        self.subject = open_subject(run, who, gallery, torch.device(device))
+
+    def __call__(self, spec: BlockSpec, staging: Path) -> Made:
+        """Answers for one block.
 
         Raises:
-            PipelineError: if an image's bytes are wrong.
+            PipelineError: if an image cannot be read.
         """
-        mine = self.addresses[number * self.batch : (number + 1) * self.batch]
-        crops = np.stack([self.crop(*address) for address in mine])
-        classes = [int(self.split.index(shard).classes[row]) for shard, row in mine]
-        return torch.from_numpy(crops), torch.tensor(classes)
+        settings = self.settings
+        crops = centre_crops(
+            self.gallery,
+            spec.block,
+            image_size=self.subject.image_size,
+            crop_pct=settings.crop_pct,
+            batch=settings.batch_size,
+            threads=self.threads,
+        )
+        table = predict(self.subject.heads, crops)
+        path = staging / f"{spec.name}.parquet"
+        pq.write_table(table, path, compression="zstd")
+        return Made(files={path.name: path}, rows=len(table), facts={})
 
-    def crop(self, shard: int, row: int) -> np.ndarray:
-        """A sample's centre crop, uint8 [S, S, 3]."""
-        with Image.open(io.BytesIO(self.split.image(shard, row))) as image:
-            return np.asarray(self.transform(image.convert("RGB"))).transpose(1, 2, 0)
 
-
-@torch.inference_mode()
-def accuracy(
-    model: Classifier, crops: Iterable[tuple[Tensor, Tensor]], device: torch.device, advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Top-1 and top-5 of the class, distillation and fused heads, as fractions.
-
-    `fused` is the argmax of the mean of both heads' logits (the authors' code), `fused_softmax` that of the sum of
-    their softmaxes (the paper). All but `class` are None for models with one head.
+def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops]) -> pa.Table:
+    """What a model says of batches, as `schemas.tables.PREDICTIONS`.
 
     Args:
-        model: in eval mode, on `device`.
-        crops: batches as `CentreCrops` gives them.
-        device: of the model.
-        advance: called with the number of images of each batch.
-
-    Raises:
-        PipelineError: if there is no image.
+        heads: logits of uint8 views [B, S, S, 3].
+        crops: at least one batch.
     """
-    hits: dict[str, np.ndarray] = {}
-    samples = 0
-    for views, classes in crops:
-        heads = model(normalise(views.to(device, non_blocking=True), model.mean, model.std))
-        truth = classes.to(device)
-        for name, logits in _rankings(heads).items():
-            hits[name] = hits.get(name, np.zeros(2, np.int64)) + _hits(logits, truth)
-        samples += len(classes)
-        advance(len(classes))
-    if not samples:
-        raise PipelineError("evaluate: the split has no images")
-    fractions = {name: {"top1": one[0] / samples, "top5": one[1] / samples} for name, one in hits.items()}
-    return {"samples": samples} | {
-        name: fractions.get(name) for name in ("class", "distillation", "fused", "fused_softmax")
-    }
+    batches = []
+    for views, classes, names in crops:
+        ranked = {HEADS[head]: _ranked(logits) for head, logits in rankings(heads(views)).items()}
+        columns = {"name": names, "class": classes.numpy()} | ranked
+        filled = [pa.array(columns.get(field.name, [None] * len(names)), field.type) for field in PREDICTIONS]
+        batches.append(pa.record_batch(filled, schema=PREDICTIONS))
+    return pa.Table.from_batches(batches).combine_chunks()
 
 
-def _rankings(heads: Heads) -> dict[str, Tensor]:
+def rankings(heads: Heads) -> dict[str, Tensor]:
+    """Scores [B, K] by which each head ranks the classes, and both ways to fuse them; one for a single head."""
     if heads.distillation is None:
         return {"class": heads.classes}
     softmaxes = heads.classes.float().softmax(1) + heads.distillation.float().softmax(1)
@@ -108,7 +106,60 @@ def _rankings(heads: Heads) -> dict[str, Tensor]:
     }
 
 
-def _hits(logits_BK: Tensor, truth_B: Tensor) -> np.ndarray:
-    """How many truths are first, and among the first five."""
-    best = logits_BK.topk(min(5, logits_BK.shape[1])).indices == truth_B[:, None]
-    return np.array([int(best[:, 0].sum()), int(best.any(1).sum())])
+def _ranked(scores_BK: Tensor) -> list[list[int]]:
+    return scores_BK.topk(min(_RANKS, scores_BK.shape[1])).indices.tolist()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers over a whole gallery, in its order.
+
+    Attributes:
+        names: of the images.
+        classes: their own, int64 [N].
+        top: by head, the likeliest classes, int64 [N, T]; heads that a model has not are absent.
+    """
+
+    names: list[str]
+    classes: np.ndarray
+    top: Mapping[str, np.ndarray]
+
+    @classmethod
+    def read(cls, store: Store, receipts: Sequence[Receipt]) -> "Predictions":
+        """What the parts of a folder hold, in their order.
+
+        Raises:
+            PipelineError: if a file is not what its receipt says.
+        """
+        files = [file for receipt in receipts for file in receipt.files]
+        return cls.of(pa.concat_tables([pq.read_table(io.BytesIO(read_checked(store, file))) for file in files]))
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Predictions":
+        """What a table holds."""
+        there = {head: table[column] for head, column in HEADS.items() if not table[column].null_count}
+        top = {head: np.array(column.to_pylist(), np.int64) for head, column in there.items()}
+        return cls(table["name"].to_pylist(), table["class"].to_numpy().astype(np.int64), top)
+
+
+def score(found: Predictions, truth: Sequence[Collection[int]]) -> dict[str, Any]:
+    """Top-1 and top-5 of every head as fractions; None for heads that the model has not.
+
+    Args:
+        found: a model's answers.
+        truth: an image's true classes, of which any is right; an image without one is not scored.
+
+    Raises:
+        PipelineError: if no image is scored.
+    """
+    scored = np.array([bool(classes) for classes in truth], bool)
+    if not scored.any():
+        raise PipelineError("evaluate: there are no images with labels")
+    result: dict[str, Any] = {"samples": int(scored.sum())}
+    for head in HEADS:
+        result[head] = None
+        if head in found.top:
+            hits = [[one in classes for one in ranks] for ranks, classes in zip(found.top[head], truth, strict=True)]
+            right = np.array(hits, bool)[scored]
+            result[head] = {"top1": float(right[:, 0].mean()), "top5": float(right.any(1).mean())}
+    return result

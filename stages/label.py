@@ -17,8 +17,9 @@ from schemas.config import Labels, RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Made
 from stages.batches import PartViews, part_batches, stack_mixes
+from stages.crops import centre_crops
 from stages.dataset import Split
-from stages.evaluate import CentreCrops
+from stages.gallery import Sharded
 from stages.labelfile import Signatures, write_labels
 from stages.labelset import LabelSpec
 from stages.loader import load
@@ -126,9 +127,16 @@ class Labeller:
 
     def _centre_crops(self, shard: int, classes: np.ndarray) -> dict[str, int]:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""
-        crops = CentreCrops(self.split, self.recipe.image_size, self.crop_pct, self.teacher.settings.batch_size, shard)
+        crops = centre_crops(
+            Sharded(self.split, "train"),
+            shard,
+            image_size=self.recipe.image_size,
+            crop_pct=self.crop_pct,
+            batch=self.teacher.settings.batch_size,
+            threads=self.settings.workers,
+        )
         correct = 0
-        for views, truth in load(crops, workers=self.settings.workers, order=range(len(crops))):
+        for views, truth, _ in crops:
             correct += int((self.teacher.logits(views, None).argmax(1).cpu() == truth).sum())
         return {"correct": correct, "images": len(classes)}
 

@@ -122,7 +122,7 @@ def _workshop() -> Any:
     hold them, and wait for ever.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.batches"])  # not stages.evaluate: timm would cost every worker 130 MB
+    context.set_forkserver_preload(["stages.batches"])  # not stages.crops: timm would cost every worker 130 MB
     return context
 
 

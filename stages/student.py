@@ -204,6 +204,16 @@ def resample_positions(positions_1ND: Tensor, *, grid: tuple[int, int], prefix: 
     return torch.cat((positions_1ND[:, :prefix], new_1ND), dim=1)
 
 
+def usual_size(model: str) -> int:
+    """The side of the images in pixels on which timm itself evaluates a model.
+
+    Raises:
+        PipelineError: if timm does not know it.
+    """
+    about = _known(model)
+    return int((about.test_input_size or about.input_size)[-1])
+
+
 def _known(model: str) -> Any:
     """What timm says of a model; it decides whether the network is built for one input size."""
     name = model.partition(".")[0]

@@ -94,7 +94,7 @@ class Teacher:
             chosen = how and Mix(*(one[start // 2 : (start + size) // 2] for one in how))
             return self._forward(views_BHWC[start : start + size], chosen)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         half = min(size, len(views_BHWC) - start) // 4 * 2
         if half < 2:
@@ -169,6 +169,6 @@ def _resized(images_BCHW: Tensor, side: int) -> Tensor:
     return resized.contiguous(memory_format=torch.channels_last)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device, or the allocator of the CPU, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.utils import ModelEmaV3
@@ -290,7 +290,13 @@ def new_student(run: RunFile, split: Split) -> Classifier:
     return classifier
 
 
-def trained_student(run: RunFile, split: Split, file: str) -> Classifier:
+class Classed(Protocol):
+    """Anything that has class names by index: a split, or images to evaluate on."""
+
+    classes: tuple[str, ...]
+
+
+def trained_student(run: RunFile, split: Classed, file: str) -> Classifier:
     """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
 
     Raises:
@@ -308,7 +314,7 @@ def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
     return next((str(one["sha256"]) for one in files if one["path"] == file), None)
 
 
-def _built(run: RunFile, split: Split) -> Classifier:
+def _built(run: RunFile, split: Classed) -> Classifier:
     return build(
         run.student.model,
         num_classes=len(split.classes),

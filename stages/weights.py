@@ -40,8 +40,8 @@ def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL
         return read_weights(path)
 
 
-def pretrained_weights(model: str) -> dict[str, Tensor]:
-    """Timm's pretrained weights of a model with its tag.
+def pretrained_weights(model: str, key: str = "teacher.checkpoint") -> dict[str, Tensor]:
+    """Timm's pretrained weights of a model with its tag; `key` names the run file's for a local file, for messages.
 
     Raises:
         PipelineError: if timm has none or they cannot be fetched.
@@ -51,7 +51,7 @@ def pretrained_weights(model: str) -> dict[str, Tensor]:
     except Exception as error:  # hub clients raise what they like
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PipelineError(
-            f"{model}: its pretrained weights cannot be had ({cause}); give a local file as teacher.checkpoint"
+            f"{model}: its pretrained weights cannot be had ({cause}); give a local file as {key}"
         ) from None
     return weights
 
