@@ -1,4 +1,4 @@
-"""The verbs: init, demo, shard, label-teacher, train, evaluate, export, run, status, verify, inspect.
+"""The verbs: init, demo, shard, label-teacher, train, evaluate, compare, export, run, status, verify, inspect.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
 mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong
@@ -36,7 +36,16 @@ app = typer.Typer(
 inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
 app.add_typer(inspect, name="inspect")
 
-_ROOMS = {"shard": "sharding", "label": "labelling", "train": "training", "evaluate": "evaluating", "everything": "run"}
+_ROOMS = {
+    "shard": "sharding",
+    "label": "labelling",
+    "train": "training",
+    "evaluate": "evaluating",
+    "disagreement": "analysing",
+    "tokens": "analysing",
+    "throughput": "measuring",
+    "everything": "run",
+}
 
 Config = Annotated[str, typer.Option("--config", "-c", help="The run file.")]
 Override = Annotated[
@@ -123,9 +132,71 @@ def train(
 
 
 @app.command()
-def evaluate(config: Config = "deit.toml", set_: Override = None, address: Address = None, json_: Json = False) -> None:
-    """Measure top-1 and top-5 of every head on the val split."""
-    _stage("evaluate", config, set_, address, json_)
+def evaluate(
+    disagreement: Annotated[
+        bool, typer.Option("--disagreement", help="How often truth, teacher and students decide differently (Table 4).")
+    ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Cosine of class and distillation token by layer (section 4).")
+    ] = False,
+    throughput: Annotated[
+        bool, typer.Option("--throughput", help="Images a second, beside accuracies (Tables 1 and 5, Figure 1).")
+    ] = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A timm model in place of the run; repeat it for several.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Its weights: a file or run:NAME; as often as --model.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Images, in any form that shard reads; else the val split.")
+    ] = None,
+    class_folders: Annotated[str | None, typer.Option(help="names, or indices as in ImageNet-V2.")] = None,
+    real: Annotated[bool, typer.Option("--real", help="Count by ImageNet-Real's labels.")] = False,
+    baseline: Annotated[str | None, typer.Option(help="For --disagreement: a run without a teacher.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the crop.")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="The crop's share of the resized short side.")] = None,
+    config: Config = "deit.toml",
+    set_: Override = None,
+    address: Address = None,
+    json_: Json = False,
+) -> None:
+    """Measure top-1 and top-5 of every head on the val split, or make one of the paper's analyses."""
+    analyses = {"disagreement": disagreement, "tokens": tokens, "throughput": throughput}
+    chosen = [name for name, on in analyses.items() if on]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    given: dict[str, Any] = {
+        "model": _one_or_all(model),
+        "checkpoint": _one_or_all(checkpoint),
+        "source": source,
+        "class_folders": class_folders,
+        "labels": "imagenet-real" if real else None,
+        "baseline": baseline,
+        "image_size": image_size,
+        "crop_pct": crop_pct,
+    }
+    overrides = [f"evaluate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    _stage(chosen[0] if chosen else "evaluate", config, [*(set_ or []), *overrides], address, json_)
+
+
+def _one_or_all(values: list[str] | None) -> str | list[str] | None:
+    return values[0] if values and len(values) == 1 else values or None
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Finished runs of the workspace.")],
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Lay finished runs side by side: what differs in their run files, and their figures (Tables 3, 8; Figure 3)."""
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.comparing import compare as lay_out
+
+        _print(lay_out(settings, runs, _say(json_)), json_)
 
 
 @app.command()

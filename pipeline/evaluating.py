@@ -104,6 +104,7 @@ def _measured(run: RunFile, who: Who, gallery: Gallery, say: Say) -> dict[str, A
         "name": subject.name,
         "run": subject.run,
         "model": subject.model,
+        "extra": subject.extra,
         "parameters": subject.parameters,
         "weights": settings.weights if subject.run else None,
         "model_sha256": subject.weights_sha256,

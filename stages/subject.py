@@ -37,6 +37,7 @@ class Subject:
         name: of the run, or of the model and its checkpoint; a folder's name.
         run: of the workspace; None = it is no run.
         model: timm's name, or the teacher's title.
+        extra: further arguments it was built with.
         image_size: S at which it is measured.
         weights_sha256: names its weights: of a run's file, else of all tensors.
         network: the model.
@@ -46,6 +47,7 @@ class Subject:
     name: str
     run: str | None
     model: str
+    extra: dict[str, Any]
     image_size: int
     weights_sha256: Any
     network: Classifier | Teacher
@@ -90,6 +92,7 @@ def open_subject(run: RunFile, who: Who, gallery: Gallery, device: torch.device)
         name=_folder("teacher", run.teacher.title),
         run=None,
         model=run.teacher.title,
+        extra={},
         image_size=size,
         weights_sha256=teacher.identity()["weights_sha256"],
         network=teacher,
@@ -140,6 +143,7 @@ def _run(run: RunFile, gallery: Gallery, device: torch.device) -> Subject:
         name=run.train.name,
         run=run.train.name,
         model=run.student.model,
+        extra=run.student.extra,
         image_size=size,
         weights_sha256=weights_sha256(read_manifest(store), file) or weights_digest(network.model.state_dict()),
         network=network.eval().requires_grad_(False).to(device),
@@ -162,6 +166,7 @@ def _model(run: RunFile, member: Member, gallery: Gallery, device: torch.device)
         name=_folder(member.model, stem),
         run=None,
         model=member.model,
+        extra=member.extra,
         image_size=size,
         weights_sha256=weights_digest(weights),
         network=network.eval().requires_grad_(False).to(device),
