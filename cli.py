@@ -148,9 +148,7 @@ def evaluate(
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="Its weights: a file or run:NAME; as often as --model.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Images, in any form that shard reads; else the val split.")
-    ] = None,
+    source: Annotated[str | None, typer.Option(help="Images, in any form that shard reads.")] = None,
     class_folders: Annotated[str | None, typer.Option(help="names, or indices as in ImageNet-V2.")] = None,
     real: Annotated[bool, typer.Option("--real", help="Count by ImageNet-Real's labels.")] = False,
     baseline: Annotated[str | None, typer.Option(help="For --disagreement: a run without a teacher.")] = None,

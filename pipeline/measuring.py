@@ -99,14 +99,12 @@ _COLUMNS = {"top1": "top-1", "real": "Real top-1", "v2": "V2 top-1"}
 def _table(result: dict[str, Any]) -> str:
     head = ["model", "weights", "parameters", "size", "batch", "images/s", *_COLUMNS.values()]
     lines = []
-    theirs = []
+    theirs: list[list[str]] = []
     for row in result["rows"]:
         reached = [row["accuracies"].get(column) for column in _COLUMNS]
         figures = [f"{one['top1']:.1%}" if one else "" for one in reached]
-        size, batch = (
-            str(row["image_size"]),
-            f"{row['batch_size']}{'' if row['limited_by'] == 'memory' else ' (limit set)'}",
-        )
+        limit = "" if row["limited_by"] == "memory" else " (limit set)"
+        size, batch = str(row["image_size"]), f"{row['batch_size']}{limit}"
         speed = f"{row['images_per_second']:,.1f}"
         lines.append([row["model"], row["name"] or "", f"{row['parameters']:,}", size, batch, speed, *figures])
         known = paper.TABLE_5.get((row["model"].partition(".")[0], row["image_size"]))
