@@ -19,7 +19,8 @@ import torch
 
 from pipeline.launch import device_count, run_device
 from pipeline.progress import Progress
-from pipeline.ray_pool import INLINE, Seats, make_missing
+from pipeline.ray_pool import make_missing
+from pipeline.session import INLINE, LOCAL, Seats
 from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
 from schemas.receipts import fingerprint
@@ -75,11 +76,11 @@ def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
     }
     folder = f"predictions/{subject.name}.{gallery.title}-{fingerprint(made_from)[:12]}"
     store = Store(run.workspace).at(folder)
-    made_by = begin(store, made_from, pixel_versions(), "delete that folder")
     specs = [BlockSpec(block) for block in range(len(gallery.rows))]
+    made_by = begin(store, made_from, pixel_versions(), "delete that folder", wanted=len(specs))
     workers, gpu = device_count(run), device == "cuda"
     seats = Seats(count=workers, cpus=1 + run.train.workers if gpu else 1, gpus=int(gpu))
-    alone = run.cluster.address == "local" and workers == 1  # one worker of this machine needs no Ray
+    alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
     job = Job(store, made_by, partial(Predictor, run, who, gallery, device))
     with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:

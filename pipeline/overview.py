@@ -13,7 +13,7 @@ from schemas.receipts import Receipt, StoredFile
 from stages.metrics import FILE as METRICS
 from stages.store import MANIFEST, PLAN, RECEIPTS, Store, broken_files, read_manifest
 
-STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs"}
+STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs", "evaluate": "predictions"}
 _READERS = 4
 
 
