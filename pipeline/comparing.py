@@ -40,7 +40,7 @@ def compare(run: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
     for row in rows:
         row["differs"] = {key: settings[row["run"]].get(key) for key in differing}
     result = {"stage": "compare", "runs": rows}
-    text, picture = _table(rows, differing), _figure_3(rows, differing)
+    text, picture = _table(rows, differing), _figure_3(rows)
     joined = "-".join(names)
     folder = joined if len(joined) <= 80 else f"{joined[:60]}-{fingerprint(list(names))[:8]}"
     store = Store(run.workspace).at(f"comparisons/{folder}")
@@ -119,18 +119,30 @@ def _table(rows: Sequence[dict[str, Any]], differing: Sequence[str]) -> str:
     return text + "\nTop-5 is of both heads fused by the mean of logits, or of the only one.\n"
 
 
-def _figure_3(rows: Sequence[dict[str, Any]], differing: Sequence[str]) -> Image.Image | None:
-    """Top-1 by epochs, a line for each way of training that more than its length tells from others."""
-    length = ("train.epochs", "train.max_steps", "train.warmup_epochs", "labels.views", "train.reuse_views")
+_LENGTH = ("train.epochs", "train.max_steps", "train.warmup_epochs", "labels.views", "train.reuse_views")
+"""Keys by which trainings of one kind differ in length."""
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Epochs and top-1 in percent, a line for each way of training that more than its length tells from others."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["epochs"] is not None:
-            others = {key: value for key, value in row["differs"].items() if key not in length}
-            name = ", ".join(f"{key.rpartition('.')[2]} {short(value)}" for key, value in others.items())
+            others = {key: value for key, value in row["differs"].items() if key not in _LENGTH}
+            words = (f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in others.items())
             top1 = 100 * (row["fused"] or row["class"])["top1"]
-            lines.setdefault(name or "top-1", []).append((row["epochs"], top1))
-    if not lines:
+            lines.setdefault(", ".join(words) or "top-1", []).append((row["epochs"], top1))
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else short(value)
+
+
+def _figure_3(rows: Sequence[dict[str, Any]]) -> Image.Image | None:
+    """Top-1 by epochs; None where no run's epochs are known, as without its shards."""
+    series = [Series(name, sorted(points)) for name, points in lines_of(rows).items()]
+    if not series:
         return None
-    series = [Series(name, sorted(points)) for name, points in lines.items()]
     about = "Top-1 on the val split after training for so many epochs, both heads fused where there are two."
     return chart("Accuracy by epochs", about, series, x="epochs", y="top-1, %")

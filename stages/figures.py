@@ -206,11 +206,12 @@ def _beside(
     colour: str,
     taken: list[tuple[float, float]],
 ) -> None:
-    """Write beside a point, lower where another text has the place."""
+    """Write beside a point on clean ground, lower where another text has the place."""
     x, y = at[0] + 12, at[1] - size * 0.7
     while any(abs(y - other) < size + 3 and abs(x - across) < 140 for across, other in taken):
         y += 3
     taken.append((x, y))
+    pen.rectangle((x - 2, y + 2, x + typeface(size).getlength(text) + 2, y + size + 3), fill=PAPER)
     write(pen, (x, y), text, size, colour)
 
 

@@ -12,13 +12,14 @@ from world import TEACHER, TINY_VIT, silent, stored
 
 from pipeline import run as stages
 from pipeline.analysing import disagreement, tokens
-from pipeline.comparing import compare
+from pipeline.comparing import compare, lines_of
 from pipeline.evaluating import ask
 from pipeline.measuring import throughput
 from schemas import paper
 from schemas.config import Member, RunFile
 from stages.crops import centre_crops
 from stages.disagreement import TITLES
+from stages.figures import Series, chart, heat_map
 from stages.gallery import open_gallery
 from stages.replay.mix import normalise
 from stages.subject import Who, open_subject
@@ -238,3 +239,25 @@ def test_the_papers_table_4_is_symmetric_and_complete():
     rates = np.array(list(paper.TABLE_4.values()))
     assert list(paper.TABLE_4) == list(TITLES)
     assert np.array_equal(rates, rates.T) and not rates.diagonal().any()
+
+
+def test_figures_can_be_drawn_of_one_point_of_equal_points_and_of_names_in_any_script():
+    for points in ([(1.0, 2.0)], [(1.0, 2.0), (3.0, 2.0)], [(1e-3, -1.0), (1e4, 1e6)]):
+        picture = chart("Título", "about", [Series("名", points)], x="x", y="y", log_x=True)
+        assert len(set(picture.get_flattened_data())) > 3
+    assert heat_map("t", "a", ["one", "two"], np.zeros((2, 2))).width > 500
+
+
+def test_lines_of_figure_3_join_runs_that_differ_in_length_only(copied):
+    run = copied()
+    stages.evaluate(run, silent)
+    short = with_(run, train={"name": "short", "max_steps": 6})
+    stages.train(short, silent)
+    stages.evaluate(short, silent)
+    stages.evaluate(copied_teacher(run), silent)
+    rows = compare(run, ["student", "short", "teacher"], silent)["runs"]
+    assert [row["steps"] for row in rows[:2]] == [12, 6]
+    lines = lines_of(rows)
+    assert sorted(map(len, lines.values())) == [1, 2]
+    (pair,) = [points for points in lines.values() if len(points) == 2]
+    assert sorted(x for x, _ in pair) == pytest.approx([6 * 16 / 61, 12 * 16 / 61])
