@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages.sheet import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
+from stages.lettering import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
 
 _COLOURS = ("#2f62c8", "#cf4a10", "#287d3c", "#a03cc0", "#0b7285", "#c2255c", "#5f7a10", "#6741d9")
 _MARGIN, _TITLE, _BODY, _LINE = 48, 26, 15, 22
