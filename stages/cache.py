@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,7 @@ class ShardCache:
         try:
             with self._store.open(file.path) as remote:
                 for start in range(0, file.bytes, _CHUNK):
-                    data = self._store.patiently(partial(remote.read_at, _CHUNK, start))
+                    data = self._store.read_at(remote, _CHUNK, start)
                     digest.update(data)
                     os.pwrite(out.fileno(), data, start)
         except FileNotFoundError:

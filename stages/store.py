@@ -108,7 +108,19 @@ class Store:
         if self.local:
             return Path(f"{self._base}/{path}").read_bytes()  # a hundred thousand receipts in seconds
         with self.open(path) as file:
-            return self.patiently(lambda: bytes(file.read_at(file.size(), 0)))
+            return self.read_at(file, self.patiently(file.size), 0)
+
+    def read_at(self, file: Any, count: int, offset: int) -> bytes:
+        """Bytes of an open file, fewer only at its end: a cut connection can shorten an answer without an error."""
+        wanted = max(0, min(count, self.patiently(file.size) - offset))
+
+        def ask() -> bytes:
+            data = bytes(file.read_at(wanted, offset))
+            if len(data) < wanted:
+                raise OSError(f"an answer was cut off after {len(data)} of {wanted} bytes")
+            return data
+
+        return self.patiently(ask)
 
     def files(self, folder: str = "") -> dict[str, int]:
         """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
@@ -227,7 +239,7 @@ class _Patient(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = max(0, min(len(buffer), self._size - self._at))
-        data = self._store.patiently(lambda: self._file.read_at(count, self._at)) if count else b""
+        data = self._store.read_at(self._file, count, self._at)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -9,6 +9,7 @@ import pytest
 from world import flip_byte
 
 from schemas.receipts import Made
+from stages import store as store_module
 from stages.locks import locked
 from stages.store import Store, broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
 
@@ -170,3 +171,27 @@ def test_a_pickled_store_of_a_relative_path_means_the_same_folder_elsewhere(tmp_
     monkeypatch.chdir(tmp_path / "elsewhere")
     pickle.loads(pickled).put("file", b"x")
     assert (tmp_path / "here/file").read_bytes() == b"x"
+
+
+class CutOff:
+    """An open file whose first answers are shorter than asked for, as through a cut connection."""
+
+    def __init__(self, data: bytes, cuts: int) -> None:
+        self.data, self.cuts = data, cuts
+
+    def size(self) -> int:
+        return len(self.data)
+
+    def read_at(self, count: int, offset: int) -> bytes:
+        self.cuts -= 1
+        data = self.data[offset : offset + count]
+        return data[: len(data) // 2] if self.cuts >= 0 else data
+
+
+def test_an_answer_that_is_cut_off_without_an_error_is_asked_for_again(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(store_module, "_WAITS", (0.0, 0.0))
+    store = Store(str(tmp_path))
+    store.local = False
+    assert store.read_at(CutOff(b"0123456789", 2), 4, 3) == b"3456"
+    assert store.read_at(CutOff(b"0123456789", 2), 40, 8) == b"89"
+    assert "cut off after 2 of 4 bytes" in refused(store.read_at, CutOff(b"0123456789", 3), 4, 3, code=3)

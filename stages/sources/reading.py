@@ -55,7 +55,7 @@ class Reader:
 
     def _member(self, image: dict[str, Any]) -> bytes:
         handle = self._open(image["file"])
-        data = bytes(self._store.patiently(lambda: handle.read_at(image["size"], image["offset"])))
+        data = self._store.read_at(handle, image["size"], image["offset"])
         if len(data) != image["size"]:
             raise ValueError("ends in the middle: its archive is cut off")
         return data
