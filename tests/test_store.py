@@ -195,3 +195,14 @@ def test_an_answer_that_is_cut_off_without_an_error_is_asked_for_again(tmp_path,
     assert store.read_at(CutOff(b"0123456789", 2), 4, 3) == b"3456"
     assert store.read_at(CutOff(b"0123456789", 2), 40, 8) == b"89"
     assert "cut off after 2 of 4 bytes" in refused(store.read_at, CutOff(b"0123456789", 3), 4, 3, code=3)
+
+
+def test_bytes_that_a_network_garbled_are_read_again_before_they_are_blamed(tmp_path, monkeypatch, refused):
+    store = Store(str(tmp_path))
+    file, answers = store.put("file", b"right"), [b"wrong"] * 3 + [b"right"]
+    monkeypatch.setattr(Store, "read", lambda self, path: answers.pop(0))
+    assert "has other bytes" in refused(read_checked, store, file)
+    store.local = False
+    assert read_checked(store, file) == b"right"
+    answers[:] = [b"wrong"] * 3
+    assert "has other bytes" in refused(read_checked, store, file)
