@@ -120,11 +120,12 @@ def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
     settings = run.labels
     if settings.store != "topk":
         return settings.store
-    if settings.k >= classes:
+    if settings.topk >= classes:
         raise PipelineError(
-            f'labels.k = {settings.k}: must be less than the {classes} classes; lower it, or set labels.store = "full"'
+            f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
+            'lower it, or set labels.store = "full"'
         )
-    return {"kind": "topk", "k": settings.k, "tau": run.train.tau}
+    return {"kind": "topk", "k": settings.topk, "tau": run.train.tau}
 
 
 def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:

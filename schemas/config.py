@@ -192,7 +192,9 @@ class Labels(Table):
     store: Literal["hard", "topk", "full"] = Field(
         "hard", description="hard = the teacher's class; topk = also its k largest logits; full = also all logits"
     )
-    k: int = Field(10, ge=1, le=1000, description="logits of a view that topk keeps, exactly normalised for train.tau")
+    topk: int = Field(
+        10, ge=1, le=1000, description="logits of a view that topk keeps, exactly normalised for train.tau"
+    )
     workers: int = Field(2, ge=0, le=256, description="data processes of each teacher; 0 = in the teacher's own")
     passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
 

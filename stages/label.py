@@ -168,7 +168,7 @@ def keep(logits_BK: Tensor, settings: Labels, tau: float) -> dict[str, Tensor]:
         raise PipelineError('a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"')
     if settings.store == "full":
         return kept | {"logits": logits_BK}
-    classes_Bk = order_BK[:, : settings.k]
+    classes_Bk = order_BK[:, : settings.topk]
     wide_BK = logits_BK.float()
     return kept | {
         "classes": classes_Bk,

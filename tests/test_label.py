@@ -60,7 +60,7 @@ OTHERS = {
     "teacher.batch_size: 16 -> 8": {"teacher": {"batch_size": 8}},
     "teacher.precision": {"teacher": {"precision": "bf16"}},
     "teacher.weights_sha256": {"teacher": {"checkpoint": "run:student", "model": "deit_tiny_distilled_patch16_224"}},
-    "store": {"labels": {"store": "topk", "k": 2}},
+    "store": {"labels": {"store": "topk", "topk": 2}},
 }
 
 

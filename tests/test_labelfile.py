@@ -13,7 +13,7 @@ from stages.labelfile import read_labels, write_labels
 
 ROWS, VIEWS, CLASSES = 6, 4, 30
 LOGITS = 4 * torch.randn(ROWS * VIEWS, CLASSES, generator=torch.Generator().manual_seed(0))
-SETTINGS = {"hard": Labels(), "topk": Labels(store="topk", k=5), "full": Labels(store="full")}
+SETTINGS = {"hard": Labels(), "topk": Labels(store="topk", topk=5), "full": Labels(store="full")}
 every_store = pytest.mark.parametrize("store", SETTINGS)
 
 

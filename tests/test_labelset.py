@@ -14,7 +14,7 @@ from stages.train import Trainer
 SINGLE = {"student": {"model": "deit_tiny_patch16_224", "extra": TINY_VIT}}
 STORES = {
     "hard": {},
-    "topk": {"labels": {"name": "topk", "store": "topk", "k": 3}},
+    "topk": {"labels": {"name": "topk", "store": "topk", "topk": 3}},
     "full": {"labels": {"name": "full", "store": "full"}},
 }
 
@@ -69,8 +69,8 @@ def test_classes_alone_teach_no_probabilities(labelled, refused):
 
 
 def test_as_many_logits_as_classes_are_refused_in_favour_of_full(copied, refused):
-    run = copied({"labels": {"name": "new", "store": "topk", "k": 4}})
-    assert refused(stages.label, run, silent).startswith("labels.k = 4: must be less than the 4 classes")
+    run = copied({"labels": {"name": "new", "store": "topk", "topk": 4}})
+    assert refused(stages.label, run, silent).startswith("labels.topk = 4: must be less than the 4 classes")
     assert not any("new" in name for name in stored(Path(run.workspace, "labels")))
 
 
