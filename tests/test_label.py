@@ -45,9 +45,11 @@ def test_raising_views_adds_files_and_changes_none_and_equals_labelling_all_at_o
     result = stages.label(more, silent)
     assert (result["views"], result["new_parts"]) == (10, 6)
     before, after = files(whole), files(more)
-    assert {name: after[name] for name in before if name != "manifest.json"} == {
-        name: data for name, data in before.items() if name != "manifest.json"
-    }
+    assert before.keys() <= after.keys()
+    assert {name for name in before if after[name] != before[name]} == {"manifest.json", "plan.json"}
+    plans = [json.loads(one["plan.json"]) for one in (before, after)]
+    assert [plan.pop("wanted") for plan in plans] == [6, 12]  # parts, for `status`
+    assert plans[0] == plans[1]
     at_once = run_file(more.workspace, images, {"labels": {"name": "at-once", "views": 10, "passes_per_part": 5}})
     assert stages.label(at_once, silent)["parts"] == 3
     assert decisions(more.workspace) == decisions(more.workspace, "at-once")
