@@ -17,9 +17,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from schemas.config import RunFile, load_run_file
+from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.presets import TEACHERS, run_file_text
+from schemas.run_file import load_run_file
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.

@@ -30,7 +30,8 @@ from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from schemas.config import RunFile, load_run_file
+from schemas.config import RunFile
+from schemas.run_file import load_run_file
 from stages.dataset import Split
 from stages.label import Labeller, keep
 from stages.labelset import LabelSpec

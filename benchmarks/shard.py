@@ -24,7 +24,8 @@ from PIL import Image
 
 from pipeline import sharding as stages
 from pipeline.session import ray_session
-from schemas.config import RunFile, Shards, parse_run
+from schemas.config import RunFile, Shards
+from schemas.run_file import parse_run
 from stages.shard import plan_shards
 from stages.sources.find import list_source
 from stages.sources.reading import Reader

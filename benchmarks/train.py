@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import run as stages
-from schemas.config import RunFile, parse_run
+from schemas.config import RunFile
+from schemas.run_file import parse_run
 from stages.batches import Batch
 from stages.loader import load, on_device
 from stages.plan import plan_training

@@ -18,8 +18,9 @@ from PIL import Image
 
 from pipeline.run import evaluate, label, shard, train
 from pipeline.session import INLINE
-from schemas.config import RunFile, parse_run
+from schemas.config import RunFile
 from schemas.errors import PipelineError
+from schemas.run_file import parse_run
 from schemas.toml_text import toml_text
 from stages.replay.draws import Draws, Purpose
 

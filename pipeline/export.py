@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run import Say
-from schemas.config import RunFile, parse_run
+from schemas.config import RunFile
 from schemas.errors import PipelineError
+from schemas.run_file import parse_run
 from stages.dataset import Split
 from stages.export import exported, refuse_missing_packages
 from stages.plan import TAUGHT

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from schemas.config import RunFile, parse_run
+from schemas.config import RunFile
 from schemas.errors import PipelineError
+from schemas.run_file import parse_run
 from schemas.toml_text import WIDTH, toml_text
 
 Changes = Mapping[str, Mapping[str, Any]]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from schemas.config import Member, RunFile, parse_run
+from schemas.config import Member, RunFile
 from schemas.errors import PipelineError
+from schemas.run_file import parse_run
 from stages.gallery import Gallery
 from stages.replay.mix import normalise
 from stages.store import Store, read_manifest

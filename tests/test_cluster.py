@@ -18,7 +18,7 @@ from world import ROOT, run_file, silent, stored, wait_until
 
 from pipeline import run as stages
 from pipeline.overview import verify
-from schemas.config import load_run_file
+from schemas.run_file import load_run_file
 from schemas.toml_text import toml_text
 
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"

@@ -2,9 +2,10 @@
 
 import pytest
 
-from schemas.config import RunFile, load_run_file, parse_run
+from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe, Table
+from schemas.run_file import load_run_file, parse_run
 
 
 def loaded(tmp_path, text="", overrides=()):

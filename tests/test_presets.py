@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 
-from schemas.config import RunFile, load_run_file, parse_run
+from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.presets import PRESETS, TEACHERS, run_file_text
+from schemas.run_file import load_run_file, parse_run
 from schemas.toml_text import _toml, toml_text
 
 TOP1 = {

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from schemas.config import RunFile, parse_run
+from schemas.config import RunFile
+from schemas.run_file import parse_run
 from schemas.toml_text import toml_text
 
 ROOT = Path(__file__).parents[1]
