@@ -181,6 +181,9 @@ class Actors:
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
         """See `Hands`."""
         pending = [*self._begun, *self._starting]
+        if not pending:  # of an empty list Ray tells at once
+            time.sleep(seconds)
+            return []
         ready, _ = self._ray.wait(pending, num_returns=1, timeout=seconds)
         if ready:  # and whatever else is, so that a dead worker's parts are told of in their order
             ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)

@@ -1,0 +1,99 @@
+"""Workers on Ray without Ray: a driver that waits does not spin, and workers that never start end the command."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import ray_pool
+from pipeline.ray_pool import Actors
+from pipeline.session import Seats
+from pipeline.work import Job
+from schemas.receipts import Receipt
+from stages.shard import ShardSpec
+from stages.store import Store
+
+SPEC = ShardSpec(0, ())
+MADE = Receipt(part=SPEC.name, files=(), rows=1, made_by="me", facts={})
+
+
+class RayError(Exception):
+    """What Ray's errors are."""
+
+
+class ActorDiedError(RayError):
+    """An actor is gone."""
+
+
+class OtherError(RayError):
+    """Those that no test here raises."""
+
+
+class Ray:
+    """Settles workers as the script says, then as its last word says; makes all parts; `killed` counts."""
+
+    exceptions = SimpleNamespace(
+        RayError=RayError, RayTaskError=OtherError, ActorDiedError=ActorDiedError,
+        OutOfMemoryError=OtherError, WorkerCrashedError=OtherError,
+    )  # fmt: skip
+
+    def __init__(self, *script) -> None:
+        self.script, self.started, self.killed, self.waits = list(script), 0, 0, 0
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def remote(self, **needs):
+        return lambda worker: SimpleNamespace(remote=self._actor)
+
+    def _actor(self, job, folder):
+        outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        self.started += 1
+        methods = [SimpleNamespace(remote=lambda *_, it=it: Reference(it)) for it in (outcome, MADE)]
+        return Actor(*methods)
+
+    def wait(self, references, num_returns, timeout):
+        assert references, "Ray returns at once"
+        self.waits += 1
+        return references, []
+
+    def get(self, reference):
+        if isinstance(reference.value, RayError):
+            raise reference.value
+        return reference.value
+
+    def kill(self, actor):
+        self.killed += 1
+
+
+class Reference:
+    """To a value."""
+
+    def __init__(self, value) -> None:
+        self.value = value
+
+
+class Actor:
+    """A worker's handle."""
+
+    def __init__(self, settle, run) -> None:
+        self.settle, self.run = settle, run
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only while somebody sleeps; what was slept."""
+    slept = []
+    monkeypatch.setattr(ray_pool, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
+    return slept
+
+
+def actors(ray: Ray, tmp_path, count: int = 1) -> Actors:
+    return Actors(ray, Job(Store(str(tmp_path)), "me", lambda: None), Seats(count=count, cpus=1), 9)
+
+
+def test_a_driver_whose_workers_are_all_idle_sleeps(clock, tmp_path):
+    hands = actors(Ray(None), tmp_path)
+    assert hands.outcomes(0.5) == [] and clock == []  # the worker started
+    hands.take(SPEC)
+    assert hands.outcomes(0.5) == [(SPEC, MADE)] and clock == []
+    assert hands.outcomes(0.5) == [] and clock == [0.5]
