@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, last_line
 from schemas.presets import TEACHERS, run_file_text
 from schemas.run_file import load_run_file
 
@@ -155,6 +155,7 @@ def evaluate(
     baseline: Annotated[str | None, typer.Option(help="For --disagreement: a run without a teacher.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the crop.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="The crop's share of the resized short side.")] = None,
+    retry_failed: RetryFailed = False,
     config: Config = "deit.toml",
     set_: Override = None,
     address: Address = None,
@@ -176,7 +177,7 @@ def evaluate(
         "crop_pct": crop_pct,
     }
     overrides = [f"evaluate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    _stage(chosen[0] if chosen else "evaluate", config, [*(set_ or []), *overrides], address, json_)
+    _stage(chosen[0] if chosen else "evaluate", config, [*_retrying(set_, retry_failed), *overrides], address, json_)
 
 
 def _one_or_all(values: list[str] | None) -> str | list[str] | None:
@@ -354,6 +355,10 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(3) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except OSError as error:  # of a disk: what is at fault is a path, not the code
+        cause = f"{error.filename}: {error.strerror}" if error.filename else last_line(error)
+        print(f"deit-pipeline: {cause}; mend that, then type the same command again", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
 
 

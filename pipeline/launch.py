@@ -21,7 +21,7 @@ from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
 from pipeline.stopping import own_signals
 from pipeline.work import settle
 from schemas.config import RunFile
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import PipelineError, Unfinished, last_line
 from stages.plan import Plan
 from stages.store import Store
 from stages.train import train
@@ -42,10 +42,19 @@ def run_device(run: RunFile) -> str:
 
 
 def device_count(run: RunFile) -> int:
-    """Training workers or teachers at once."""
+    """Training workers or teachers at once.
+
+    Raises:
+        PipelineError: if the run file leaves it to GPUs of which this machine has none.
+    """
     if run.cluster.address == INLINE:
         return 1
-    return run.cluster.devices or (torch.cuda.device_count() if run_device(run) == "cuda" else 1)
+    count = run.cluster.devices or (torch.cuda.device_count() if run_device(run) == "cuda" else 1)
+    if not count:
+        raise PipelineError(
+            "cluster.devices = 0: counts this machine's GPUs, which has none; say how many of the cluster's to use"
+        )
+    return count
 
 
 def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
                 raise cause from None
             left = run.cluster.attempts if report.step > furthest else left
             furthest, left = max(report.step, furthest), left - 1
-            line = str(cause).strip().splitlines()[-1]
+            line = last_line(cause)
             if not left:
                 raise Unfinished(
                     f"training failed {run.cluster.attempts} times at step {furthest} ({line}); the same command "

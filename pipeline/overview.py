@@ -114,7 +114,7 @@ def _state(store: Store) -> dict[str, Any]:
     """How far a stage's folder is, from its plan, receipts, failures and leases, or from its manifest where whole."""
     manifest, plan = read_manifest(store), read_manifest(store, PLAN)
     leases = live_leases(store)
-    if manifest and not leases:
+    if manifest and not leases and _covers(manifest, plan):
         return _whole(manifest)
     receipts = {name.removesuffix(".json") for name in store.files(RECEIPTS) if name.endswith(".json")}
     running = sorted({part for lease in leases for part in lease["running"]} - receipts)
@@ -130,6 +130,11 @@ def _state(store: Store) -> dict[str, Any]:
         missing = max(wanted - done - len(running) - len(failed), 0)
         state |= {"parts": done, "wanted": wanted, "running": running, "failed": failed, "missing": missing}
     return state | _pace(leases, wanted - done - len(failed))
+
+
+def _covers(manifest: dict[str, Any], plan: dict[str, Any] | None) -> bool:
+    """Whether a manifest is of all that is wanted by now: more views or steps may have been asked for since."""
+    return bool(manifest.get("steps", len(manifest["parts"])) >= (plan or {}).get("wanted", 0))
 
 
 def _whole(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, last_line
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = tuple(ROOT / name for name in ("pipeline", "stages", "schemas"))
@@ -35,7 +35,7 @@ def lacking_nodes(ray: Any) -> list[str]:
         try:
             theirs, theirs_source = ray.get(reference, timeout=_SECONDS)
         except ray.exceptions.RayError as error:
-            cause = str(error).strip().splitlines()[-1]
+            cause = last_line(error)
             raise PipelineError(f"node {name} of the cluster cannot start a worker ({cause})") from None
         if mine and theirs and theirs != mine:
             raise PipelineError(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.launch import device_count, launch_training
-from pipeline.work import begin
+from pipeline.work import begin, want
 from schemas.config import RunFile
 from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_text
@@ -42,6 +42,7 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
             "resumed_from_step": steps,
             "loss": manifest["loss"],
         }
+    want(store, plan.steps)
     found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
     result = launch_training(run, plan, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")

@@ -43,6 +43,11 @@ class BadImages(PipelineError):
         return BadImages, (self.images,)
 
 
+def last_line(error: BaseException) -> str:
+    """What an error says in its last line, without secrets; its kind, where it says nothing."""
+    return hide_secrets((str(error).strip().splitlines() or [type(error).__name__])[-1])
+
+
 def together(errors: Sequence[PipelineError]) -> PipelineError:
     """The one error that stands for several: the first, or, if it names bad images, those of all."""
     if not isinstance(errors[0], BadImages):

@@ -36,12 +36,12 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "state": checkpoint.state}
     files = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
     commit(store, part, Made(files=dict(files), rows=checkpoint.step, facts={}), made_by)
-    kept = {receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]}
+    kept = [receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]]
     for part in _parts(store):
         if part not in kept:
             store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
     for part in store.folders(FOLDER):
-        if part not in kept:  # also what a killed process had begun to write or to delete
+        if part < kept[0]:  # also what a killed process had begun to write; newer ones may be another's at work
             store.delete_folder(f"{FOLDER}/{part}")
 
 

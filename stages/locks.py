@@ -29,7 +29,7 @@ def locked(path: Path, *, needed: bool = True) -> Iterator[Any]:
 
 def remove_if_left(half: Path) -> None:
     """Take a half-written file away if the process that made it is gone."""
-    with contextlib.suppress(OSError), half.open("rb") as file:
+    with contextlib.suppress(OSError), half.open("r+b") as file:  # NFS locks only what may be written
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is(half, file):
             half.unlink()

@@ -87,7 +87,8 @@ def test_one_with_a_torn_receipt_is_passed_over_with_a_warning_and_goes_with_the
     assert "step-000000009.json: not a receipt" in line and "passed over" in line
     save_checkpoint(run, checkpoint(12), "test", keep=2)
     assert sorted(run.files("receipts")) == ["step-000000006.json", "step-000000012.json"]
-    assert run.folders("checkpoints") == ["step-000000006", "step-000000012"]
+    save_checkpoint(run, checkpoint(15), "test", keep=2)
+    assert run.folders("checkpoints") == ["step-000000012", "step-000000015"]
 
 
 def test_training_goes_on_from_the_last_whole_one_to_the_same_bits(copied, whole, capsys):
@@ -115,3 +116,9 @@ def test_without_any_whole_checkpoint_training_begins_again_and_ends_with_the_sa
     assert stages.train(run, silent)["resumed_from_step"] == 0
     truth = Path(whole.workspace, "runs/student/model.safetensors").read_bytes()
     assert (folder / "model.safetensors").read_bytes() == truth
+
+
+def test_a_newer_folder_that_another_process_may_be_writing_stays(run):
+    run.put("checkpoints/step-000000015/model.safetensors", b"another's, at work")
+    save_checkpoint(run, checkpoint(12), "me", keep=2)
+    assert run.folders("checkpoints") == ["step-000000009", "step-000000012", "step-000000015"]

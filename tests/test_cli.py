@@ -316,3 +316,15 @@ def test_init_writes_another_teacher(tmp_path):
     file = str(tmp_path / "deit.toml")
     assert typed("init", file, "--teacher", "regnety-8gf")[0] == 0
     assert 'model = "regnety_080.pycls_in1k"' in Path(file).read_text()
+
+
+def test_a_disk_that_refuses_is_one_line(fresh, tmp_path):
+    run = fresh()
+    Path(run.workspace).mkdir(exist_ok=True)
+    Path(run.workspace, "shards").write_bytes(b"a file where a folder should be")
+    line = complaint(1, "shard", "-c", written(run, tmp_path))
+    assert "shards/train/plan.json: Not a directory; mend that" in line
+
+
+def test_evaluating_tries_failed_parts_again_by_the_option_its_message_names(done):
+    assert typed("evaluate", "--retry-failed", "-c", done)[0] == 0

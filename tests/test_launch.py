@@ -15,6 +15,7 @@ from world import silent
 from pipeline import run as stages
 from pipeline.launch import launch_training
 from pipeline.session import ray_session
+from schemas.errors import last_line
 from stages.dataset import Split
 from stages.plan import Plan
 
@@ -97,3 +98,14 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_started(copied, r
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = refused(stages.train, copied({"cluster": {"address": "local", "device": "cuda"}}), silent)
     assert line.startswith('cluster.device = "cuda": this machine has no CUDA device')
+
+
+def test_a_cluster_whose_gpus_this_machine_cannot_count_is_refused_in_one_line(copied, refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refused(stages.train, copied({"cluster": {"address": "somewhere:6379", "device": "cuda"}}), silent)
+    assert line.startswith("cluster.devices = 0: counts this machine's GPUs")
+
+
+def test_an_error_that_says_nothing_is_called_by_its_kind():
+    assert last_line(AssertionError()) == "AssertionError"
+    assert last_line(OSError("first\ns3://key:secret@bucket/x: gone")) == "s3://bucket/x: gone"

@@ -9,7 +9,7 @@ from world import flip_byte, stored
 
 from pipeline.failures import Failures, Fault
 from pipeline.overview import about_stage, status, verify
-from stages.store import Store
+from stages.store import Store, put_json
 
 
 def test_status_shows_every_stage_and_how_far_it_is(copied):
@@ -54,6 +54,15 @@ def test_status_of_a_training_under_way_counts_steps(copied):
     (shown,) = [one for one in status(run.workspace)["stages"] if one["name"] == "student"]
     assert (shown["state"], shown["steps"], shown["wanted"], shown["missing"]) == ("running", 11, 12, 1)
     assert about_stage(shown) == "11 of 12 steps done, 1 missing; 30 steps/min, 2 s left"
+
+
+def test_status_of_work_that_has_grown_is_not_done(copied):
+    store = Store(copied().workspace)
+    for folder, wanted in (("runs/student", 20), ("labels/teacher", 9)):
+        put_json(store.at(folder), "plan.json", json.loads(store.read(f"{folder}/plan.json")) | {"wanted": wanted})
+    shown = {(one["stage"], one["name"]): one for one in status(store.uri)["stages"]}
+    for stage, missing in ((("train", "student"), 8), (("label-teacher", "teacher"), 3)):
+        assert (shown[stage]["state"], shown[stage]["missing"]) == ("begun", missing)
 
 
 def test_status_of_nothing_is_nothing(tmp_path):
