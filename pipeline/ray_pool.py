@@ -28,6 +28,9 @@ _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""
 _QUOTED = 3
 _NO_WORKER_SECONDS = 60.0
+_MOST_START_LOSSES = 8
+"""Processes that may die at their start for each worker wanted, one after the other, before it is no accident."""
+_LONGEST_PAUSE = 30.0
 
 
 def make_missing(
@@ -152,9 +155,11 @@ class Actors:
         self._starting: dict[Any, Any] = {}
         self._held: dict[Any, deque[Any]] = {}
         self._begun: dict[Any, tuple[Spec, Any]] = {}
+        self._again_at: list[float] = []
+        self._start_losses = 0
         self._warn_at = time.monotonic() + _NO_WORKER_SECONDS
-        count = seats.count or int(ray.cluster_resources()["CPU"] // seats.cpus)
-        for _ in range(min(count, parts)):
+        self._count = min(seats.count or int(ray.cluster_resources()["CPU"] // seats.cpus), parts)
+        for _ in range(self._count):
             self._start()
 
     def free(self) -> bool:
@@ -179,7 +184,14 @@ class Actors:
                 del self._begun[held.pop()]
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
-        """See `Hands`."""
+        """See `Hands`.
+
+        Raises:
+            PipelineError: if a worker refuses to work, and none works.
+            Unfinished: if workers die at their start again and again, and none works.
+        """
+        self._start_again()
+        self._warn_without_workers()
         pending = [*self._begun, *self._starting]
         if not pending:  # of an empty list Ray tells at once
             time.sleep(seconds)
@@ -190,7 +202,6 @@ class Actors:
         for reference in ready:
             if reference in self._starting:
                 self._started(reference)
-        self._warn_without_workers()
         return [self._outcome(reference) for reference in ready if reference in self._begun]
 
     def close(self) -> None:
@@ -202,18 +213,46 @@ class Actors:
         actor = self._actor.remote(self._worker.job, self._worker.folder)
         self._starting[actor.settle.remote()] = actor
 
+    def _start_again(self) -> None:
+        now = time.monotonic()
+        due = [when for when in self._again_at if when <= now]
+        self._again_at = [when for when in self._again_at if when > now]
+        for _ in due:
+            self._start()
+
     def _started(self, reference: Any) -> None:
         actor = self._starting.pop(reference)
         try:
             error = self._ray.get(reference)
         except self._ray.exceptions.RayError as lost:
-            if isinstance(lost, self._ray.exceptions.RayTaskError) or getattr(lost, "actor_init_failed", False):
-                raise PipelineError(f"no worker can start: {_last_line(lost)}") from None
-            self._start()
-            return
+            if not isinstance(lost, self._ray.exceptions.RayTaskError) and not getattr(lost, "actor_init_failed", 0):
+                self._lost_at_start(_last_line(lost))
+                return
+            error = PipelineError(f"no worker can start: {_last_line(lost)}")
         if error:
+            self._ray.kill(actor)
+            self._do_without(error)
+        else:
+            self._start_losses = 0
+            self._held[actor] = deque()
+
+    def _lost_at_start(self, cause: str) -> None:
+        """Start another in place of a process that died before it could work, later each time, and not for ever."""
+        self._start_losses += 1
+        rounds = self._start_losses // self._count  # a lost node takes many at once
+        if rounds >= _MOST_START_LOSSES:
+            times = f"{self._start_losses} processes, one after the other, died at their start ({cause})"
+            self._do_without(Unfinished(f"no worker can start: {times}; the same command goes on"))
+            return
+        pause = min(2.0**rounds, _LONGEST_PAUSE)
+        print(f"warning: a worker died at its start ({cause}); another in {pause:g} s", file=sys.stderr, flush=True)
+        self._again_at.append(time.monotonic() + pause)
+
+    def _do_without(self, error: PipelineError) -> None:
+        """Go on with the workers there are, since parts are under way; without any, the error stands."""
+        if not self._held:
             raise error
-        self._held[actor] = deque()
+        print(f"warning: {error}; going on with {len(self._held)} workers", file=sys.stderr, flush=True)
 
     def _outcome(self, reference: Any) -> tuple[Spec, Outcome]:
         spec, actor = self._begun.pop(reference)

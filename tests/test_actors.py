@@ -8,6 +8,7 @@ from pipeline import ray_pool
 from pipeline.ray_pool import Actors
 from pipeline.session import Seats
 from pipeline.work import Job
+from schemas.errors import PipelineError
 from schemas.receipts import Receipt
 from stages.shard import ShardSpec
 from stages.store import Store
@@ -97,3 +98,40 @@ def test_a_driver_whose_workers_are_all_idle_sleeps(clock, tmp_path):
     hands.take(SPEC)
     assert hands.outcomes(0.5) == [(SPEC, MADE)] and clock == []
     assert hands.outcomes(0.5) == [] and clock == [0.5]
+
+
+def test_a_worker_that_dies_at_its_start_is_replaced_later_each_time_and_not_for_ever(clock, tmp_path, refused, capsys):
+    ray = Ray(ActorDiedError("a long story\nkilled for its memory"))
+    hands = actors(ray, tmp_path)
+
+    def wait():
+        while True:
+            hands.outcomes(0.5)
+
+    line = refused(wait, code=3)
+    assert line == (
+        "no worker can start: 8 processes, one after the other, died at their start (killed for its memory); "
+        "the same command goes on"
+    )
+    assert ray.started == 8 and sum(clock) == 2 + 4 + 8 + 16 + 30 + 30 + 30
+    warned = capsys.readouterr().err.splitlines()
+    assert warned[0] == "warning: a worker died at its start (killed for its memory); another in 2 s"
+
+
+def test_workers_that_a_node_takes_with_it_at_their_start_are_one_accident(clock, tmp_path, capsys):
+    ray = Ray(*[ActorDiedError("the node has died")] * 9, None)
+    hands = actors(ray, tmp_path, count=9)
+    while not hands.free():
+        hands.outcomes(0.5)
+    assert ray.started == 17 and sum(clock) == 1
+    assert capsys.readouterr().err.count("another in 1 s") == 8
+
+
+def test_a_node_that_refuses_to_work_ends_nothing_while_others_work(clock, tmp_path, refused, capsys):
+    ray = Ray(None, PipelineError("plan.json: node b does not see it"))
+    hands = actors(ray, tmp_path, count=2)
+    assert hands.outcomes(0.5) == [] and ray.killed == 1
+    assert capsys.readouterr().err == "warning: plan.json: node b does not see it; going on with 1 workers\n"
+    hands.take(SPEC)
+    assert hands.outcomes(0.5) == [(SPEC, MADE)]
+    assert refused(actors(ray, tmp_path).outcomes, 0.5) == "plan.json: node b does not see it"
