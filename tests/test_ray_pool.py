@@ -153,7 +153,8 @@ def test_the_whole_way_survives_a_sigkill_in_every_stage_and_equals_the_way_with
         kill_when(command("run", run=killed, folder=tmp_path), lambda at=folder: receipts(tmp_path / "killed" / at))
         assert not (tmp_path / "killed" / folder / "manifest.json").exists()
     trained = stages.everything(killed, silent)["stages"][-1]
-    assert 6 <= trained["resumed_from_step"] < trained["steps"] == 60
+    # a killed command's trainers go on until they notice, at worst to the last step
+    assert 6 <= trained["resumed_from_step"] <= trained["steps"] == 60
 
     stages.everything(undisturbed, silent)
     for folder in ("shards", "labels"):
