@@ -11,10 +11,12 @@ markers without content (they survive a torn file) and one database of what is d
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import mmap
 import os
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -41,6 +43,9 @@ T = TypeVar("T")
 _WAITS = (1.0, 3.0)
 """Seconds between tries of an object store; its client goes on for about six seconds in each by itself."""
 _REMOTE_BUFFER = 1 << 16
+_OURS = f".{platform.node()}.tmp"
+"""How the names of this node's half-written files end."""
+_OLD_SECONDS = 3600.0
 
 
 class Store:
@@ -166,22 +171,23 @@ class Store:
             self._fs.delete_dir(f"{self._base}/{folder}")
 
     def put(self, path: str, content: bytes | Path) -> StoredFile:
-        """Store a whole file under its name, or nothing.
+        """Store a whole file under its name, or nothing; a local file is moved there, where it lies on the same disk.
 
         Raises:
             PipelineError: if the store cannot take it, a full disk for example.
         """
         target = f"{self._base}/{path}"
-        with _bytes_of(content) as data:
-            try:
-                if self.local:
-                    _put_on_disk(Path(target), data)
-                else:
+        stored = _described(path, content)
+        try:
+            if self.local:
+                _put_on_disk(Path(target), content)
+            else:
+                with _bytes_of(content) as data:
                     self.patiently(lambda: self._upload(target, data))
-            except OSError as error:
-                cause = error.strerror or _first_line(error)
-                raise PipelineError(f"{self.name(path)}: cannot be written ({cause})") from None
-            return StoredFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        except OSError as error:
+            cause = error.strerror or _first_line(error)
+            raise PipelineError(f"{self.name(path)}: cannot be written ({cause})") from None
+        return stored
 
     def patiently(self, do: Callable[[], T]) -> T:
         """Ask the store for something; where it is across a network, an error is given time to pass.
@@ -215,11 +221,15 @@ class Store:
         return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
     def sweep(self) -> None:
-        """Take away the halves that killed writers left; those of writers at work stay."""
+        """Take away the halves that killed writers left; those of writers at work stay.
+
+        Locks of another node may not be seen on this one: what came from there has to be old as well.
+        """
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
                 for half in Path(self._base).rglob(".*.tmp"):
-                    remove_if_left(half)
+                    if half.name.endswith(_OURS) or time.time() - half.stat().st_mtime > _OLD_SECONDS:
+                        remove_if_left(half)
 
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
@@ -338,6 +348,15 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     raise PipelineError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
 
 
+def _described(path: str, content: bytes | Path) -> StoredFile:
+    """What a receipt says of a file."""
+    if isinstance(content, bytes):
+        return StoredFile(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with content.open("rb", buffering=0) as file:  # read, since pages that are mapped cost as much as hashing them
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(path=path, bytes=file.tell(), sha256=digest)
+
+
 @contextlib.contextmanager
 def _bytes_of(content: bytes | Path) -> Iterator[Any]:
     """A file's bytes without a copy of it in memory."""
@@ -350,12 +369,11 @@ def _bytes_of(content: bytes | Path) -> Iterator[Any]:
             yield mapped
 
 
-def _put_on_disk(target: Path, data: Any) -> None:
+def _put_on_disk(target: Path, content: bytes | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
     try:
-        with locked(temporary, needed=False) as file:
-            file.write(data)
+        with _half(temporary, content) as file:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(target)
@@ -367,6 +385,24 @@ def _put_on_disk(target: Path, data: Any) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _half(temporary: Path, content: bytes | Path) -> Iterator[Any]:
+    """The hidden file with the content, under a lock; a local file is moved there, or copied from another disk."""
+    if isinstance(content, Path):
+        with locked(content, needed=False) as file:
+            try:
+                content.rename(temporary)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                yield file
+                return
+    with locked(temporary, needed=False) as file, _bytes_of(content) as data:
+        file.write(data)
+        yield file
 
 
 def _read_receipt(store: Store, name: str) -> Receipt:

@@ -31,11 +31,12 @@ def cut_at(monkeypatch, put: int) -> None:
     puts = iter(range(put + 1))
     whole = store._put_on_disk
 
-    def cut(target, data):
+    def cut(target, content):
         if next(puts) < put:
-            return whole(target, data)
+            return whole(target, content)
+        data = content if isinstance(content, bytes) else content.read_bytes()
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.with_name(f".{target.name}.0.tmp").write_bytes(data[: len(data) // 2])
+        target.with_name(f".{target.name}.0{store._OURS}").write_bytes(data[: len(data) // 2])
         raise PowerCut
 
     monkeypatch.setattr(store, "_put_on_disk", cut)

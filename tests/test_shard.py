@@ -20,7 +20,7 @@ from pipeline import run as stages
 from schemas.config import Shards
 from schemas.tables import INDEX
 from stages.dataset import Split
-from stages.shard import check_image, plan_shards
+from stages.shard import check_image, plan_shards, tar_header
 from stages.sources.find import list_source
 from stages.sources.labels import read_classes
 
@@ -138,6 +138,14 @@ def test_nothing_of_the_machine_enters_a_tar(whole):
         about = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar}
     assert {one[:5] for one in about} == {(0, 0, 0, "", "")}
     assert len(about) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 110_000, 2**33 - 1])
+def test_a_members_header_is_the_one_that_tarfile_makes(size):
+    for name in ("000000-0000000.jpg", "012345-0999999.webp", "x" * 100):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o444
+        assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_moved_images_and_other_processes_make_the_same_shards(fresh, images, whole, tmp_path):

@@ -1,8 +1,11 @@
 """Storage: a file is there whole or not at all, and only a receipt with its files says that a part is done."""
 
+import errno
 import hashlib
+import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -44,14 +47,40 @@ def test_a_reader_never_sees_a_partial_file(store):
 
 def test_a_killed_writers_half_is_swept_away_and_a_living_ones_is_not(store):
     store.put("receipts/whole", b"x")
-    dead, living = (Path(store.uri, "receipts", f".part.{name}.tmp") for name in ("dead", "living"))
+    dead, living = (Path(store.uri, "receipts", f".part.{name}{store_module._OURS}") for name in ("dead", "living"))
     dead.write_bytes(b"half")
     with locked(living) as file:
         file.write(b"half")
         store.sweep()
         assert living.exists() and not dead.exists()
     store.sweep()
-    assert sorted(path.name for path in Path(store.uri, "receipts").iterdir()) == ["whole"]
+    assert sorted(path.name for path in dead.parent.iterdir()) == ["whole"]
+
+
+def test_a_half_from_another_node_whose_locks_may_not_be_seen_is_swept_when_it_is_old(store):
+    store.put("receipts/whole", b"x")
+    half = Path(store.uri, "receipts/.part.1.another-node.tmp")
+    half.write_bytes(b"half")
+    store.sweep()
+    assert half.exists()
+    os.utime(half, (0, time.time() - 2 * store_module._OLD_SECONDS))
+    store.sweep()
+    assert not half.exists()
+
+
+def test_a_local_file_is_moved_on_one_disk_and_copied_from_another(store, tmp_path, monkeypatch):
+    (tmp_path / "here").write_bytes(b"content")
+    store.put("moved", tmp_path / "here")
+    assert store.read("moved") == b"content" and not (tmp_path / "here").exists()
+
+    def far(*_) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    (tmp_path / "there").write_bytes(b"content")
+    monkeypatch.setattr(Path, "rename", far)
+    store.put("copied", tmp_path / "there")
+    assert store.read("copied") == b"content" and (tmp_path / "there").exists()
+    assert sorted(store.files()) == ["copied", "moved"]
 
 
 def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatch, refused):
