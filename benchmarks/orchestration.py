@@ -63,11 +63,11 @@ def compare(seconds: float, parts: int) -> None:
     def timed(address: str, specs: list[ShardSpec]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
-            begin(store, {}, {}, "")
-            job = Job(store, "me", partial(_maker, work))
+            job = Job(begin(store, {}, {}, ""), partial(_maker, work))
             at = cluster.model_copy(update={"address": address})
             started = time.perf_counter()
-            make_parts(job, specs, cluster=at, seats=Seats(count=1, cpus=1), done=lambda receipt: None)
+            seats = Seats(count=1, cpus=1)
+            make_parts(job, specs, wanted=len(specs), cluster=at, seats=seats, done=lambda receipt: None)
             return time.perf_counter() - started
 
     started = time.perf_counter()

@@ -7,7 +7,6 @@ whose snapshot is written in place and changes between versions, and its report(
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -19,11 +18,13 @@ from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
 from pipeline.stopping import own_signals
-from pipeline.work import settle
+from pipeline.work import STAGING, Begun, settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished, last_line
+from schemas.secrets import hide_secrets
+from schemas.toml_text import toml_text
+from stages.locks import scratch_folder
 from stages.plan import Plan
-from stages.store import Store
 from stages.train import train
 
 _POLL_SECONDS = 0.5
@@ -57,23 +58,23 @@ def device_count(run: RunFile) -> int:
     return count
 
 
-def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
+def launch_training(run: RunFile, plan: Plan, begun: Begun, started: int) -> dict[str, Any]:
     """Train on all devices to the plan's last step; see `stages.train.train` for what comes back.
 
     Raises:
         PipelineError: as the training raised it.
         Unfinished: if workers were lost in all attempts without a step forward, or the user stopped the command.
     """
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
     bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
-    with bar as progress, Lease(store, step=started) as lease:
+    with bar as progress, begun.at_work(plan.steps, step=started) as lease:
+        begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
         report = _Reporter(progress, lease, started)
         try:
             if run.cluster.address == INLINE:
                 device = torch.device(run_device(run))
                 return train(run, rank=0, world=1, device=device, report=report)
             with ray_session(run.cluster) as ray:
-                return _attempts(ray, run, report)
+                return _attempts(ray, run, begun, report)
         except KeyboardInterrupt:
             raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
 
@@ -82,25 +83,25 @@ class _Reporter:
     """Moves the progress to a step, with its loss as the note."""
 
     def __init__(self, progress: Progress, lease: Lease, started: int) -> None:
-        self._progress, self._lease = progress, lease
+        self._progress, self.lease = progress, lease
         self.step = started
 
     def __call__(self, step: int, metrics: dict[str, Any]) -> None:
-        self._lease.count(max(step - self.step, 0))
+        self.lease.count(max(step - self.step, 0))
         self.step = max(step, self.step)
         self._progress.update(step)
         if "loss" in metrics:
             self._progress.note(f"loss {metrics['loss']:.3f}")
 
 
-def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
+def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
     """Try until the training ends; attempts are counted anew whenever one got further than the last."""
     from ray.train import TrainingFailedError
 
     left, furthest = run.cluster.attempts, 0
     while True:
         try:
-            return _fit(ray, run, report)
+            return _fit(ray, run, begun, report)
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, PipelineError) and not isinstance(cause, Unfinished):
@@ -118,7 +119,7 @@ def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
             )
 
 
-def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
+def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -126,15 +127,15 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
     cpus = 1 + run.train.workers if gpu else 1
     check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
-    stage = Store(run.workspace).at(f"runs/{run.train.name}").absolute
-    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
+    stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}
+    with scratch_folder(STAGING) as scratch, _reading(ray, board, report), own_signals():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": run, "board": board, "folder": os.getcwd(), "stage": stage},
+            train_loop_config={"run": run, "board": board, "settle": stage},
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             ),
         ).fit()
@@ -149,7 +150,7 @@ def _in_worker(config: dict[str, Any]) -> None:
 
     context, board = ray.train.get_context(), config["board"]
     run: RunFile = config["run"]
-    if error := settle(config["folder"], config["stage"]):
+    if error := settle(**config["settle"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank = context.get_world_rank()
     result = train(

@@ -138,13 +138,22 @@ class ShardMaker:
         return Made(files=files, rows=len(rows), facts=facts)
 
     def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[Sample]:
-        for found in self._reader.read(spec.images):
-            try:
-                if found.fault:
-                    raise ValueError(found.fault)
-                yield self._sample(found)
-            except ValueError as error:
-                skipped.append({"name": found.name, "reason": str(error)})
+        for row, found in enumerate(self._reader.read(spec.images)):
+            sample, fault = self._judged(found)
+            for _ in range(self._reader.askings - 1):
+                if sample is None:
+                    sample, fault = self._judged(next(self._reader.read(spec.images.slice(row, 1))))
+            if sample:
+                yield sample
+            else:
+                skipped.append({"name": found.name, "reason": fault})
+
+    def _judged(self, found: Found) -> tuple[Sample | None, str]:
+        """The image, or why it is bad."""
+        try:
+            return (None, found.fault) if found.fault else (self._sample(found), "")
+        except ValueError as error:
+            return None, str(error)
 
     def _sample(self, found: Found) -> Sample:
         height, width, kind = check_image(found.data)

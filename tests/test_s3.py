@@ -207,6 +207,20 @@ def test_sources_may_lie_on_an_object_store(bucket, images, truth, tmp_path):
         assert sum(receipt.rows for receipt in receipts) == 61
 
 
+def test_images_of_a_source_across_a_network_are_read_again_before_they_are_left_out(
+    bucket, spoilt, images, truth, tmp_path
+):
+    for path, data in stored(images).items():
+        Store(bucket("source")).put(path, data)
+    proxy = spoilt(0.15, "cut within")
+    source = {"train": bucket("source/train", proxy.at), "val": bucket("source/val", proxy.at)}
+    run = run_file(tmp_path / "ws", images, {"source": source, "shards": {"on_bad_image": "skip"}})
+    found = stages.shard(run, silent)["splits"]
+    assert proxy.spoilt["cut within"] > 5 and [split["skipped"] for split in found.values()] == [0, 0]
+    tars = {name: data for name, data in stored(tmp_path / "ws/shards").items() if name.endswith(".tar")}
+    assert tars == {name: data for name, data in truth.items() if name.endswith(".tar")}
+
+
 def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, images, tmp_path):
     run, store = run_file(bucket("ws"), images, {"shards": {"samples_per_shard": 4}}), Store(bucket("ws/shards/train"))
     killed_at_random(command("shard", run=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 12)
