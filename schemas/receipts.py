@@ -73,6 +73,10 @@ class Receipt:
     made_by: str
     facts: dict[str, Any]
 
+    def file(self, suffix: str) -> StoredFile:
+        """The part's file whose name ends so."""
+        return next(file for file in self.files if file.path.endswith(suffix))
+
     def to_json(self) -> bytes:
         """Canonical bytes, the same on every machine."""
         return canonical_json(vars(self) | {"files": [vars(file) for file in self.files]})

@@ -253,7 +253,7 @@ def remote(whole, bucket, settings: Cache) -> Split:
 
 def test_training_reads_the_same_batches_through_a_cache_that_never_grows_beyond_its_bound(bucket, whole, tmp_path):
     local = Split.open(whole.workspace, "train")
-    bound = sorted(tar.file.bytes for tar in local._tars)[-2:]
+    bound = sorted(local.tar(shard).bytes for shard in range(3))[-2:]
     settings = Cache(folder=str(tmp_path / "cache"), gigabytes=(sum(bound) + 100) / 1e9)
     split = remote(whole, bucket, settings)
     steps = {}
@@ -272,7 +272,7 @@ def test_the_next_window_is_copied_before_it_is_read(bucket, whole, tmp_path):
     split.expect([0], [2])
     split._cache._filler.join(30)
     names = {path.name for path in (tmp_path / "cache").glob("*.tar")}
-    assert names == {f"{split._tars[shard].file.sha256}.tar" for shard in (0, 2)}
+    assert names == {f"{split.tar(shard).sha256}.tar" for shard in (0, 2)}
     Store(bucket("ws/shards/train")).delete("shard-000002.tar")
     assert split.image(2, 0) == Split.open(whole.workspace, "train").image(2, 0)
 
@@ -282,7 +282,7 @@ def test_a_window_that_does_not_fit_is_refused_with_what_to_change(bucket, whole
     line = refused(split.expect, [0, 1, 2], [])
     assert line.startswith("cache.gigabytes = 0.0001: the 3 shards") and "lower train.window" in line
     tiny = ShardCache(Store(bucket("ws/shards/train")), Cache(folder=str(tmp_path), gigabytes=1e-6))
-    assert "one shard takes" in refused(tiny.read, split._tars[0].file, 1, 0)
+    assert "one shard takes" in refused(tiny.read, split.tar(0), 1, 0)
 
 
 def test_a_full_disk_is_one_line(bucket, whole, tmp_path, refused, monkeypatch):
