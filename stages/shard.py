@@ -124,18 +124,19 @@ class ShardMaker:
         index = staging / f"{spec.name}.parquet"
         files: dict[str, bytes | Path] = {index.name: index}
         facts: dict[str, Any] = {}
+        sha256: dict[str, str] = {}
         if self._config.adopt:
             rows = [_adopted_row(sample) for sample in samples]
             facts["tar"] = self._identity(self._source.files[spec.shard])
         else:
             files[f"{spec.name}.tar"] = tar = staging / f"{spec.name}.tar"
             with tar.open("wb") as file:
-                rows = write_tar(file, samples, spec.shard)
+                rows, sha256[tar.name] = write_tar(file, samples, spec.shard)
         if skipped and self._config.on_bad_image == "fail":
             raise BadImages(skipped)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), index, compression="zstd")
         facts |= {"samples": len(rows), "skipped": skipped, "found": len(spec.images)}
-        return Made(files=files, rows=len(rows), facts=facts)
+        return Made(files=files, rows=len(rows), facts=facts, sha256=sha256)
 
     def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[Sample]:
         for row, found in enumerate(self._reader.read(spec.images)):
@@ -170,18 +171,42 @@ class ShardMaker:
             return {"path": path, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
 
 
-def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> list[dict[str, Any]]:
-    """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`."""
-    rows = []
+def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> tuple[list[dict[str, Any]], str]:
+    """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`, and the tar's sha256."""
+    tar, rows = _Tar(file), []
     for number, sample in enumerate(samples):
         key, found = f"{shard:06d}-{number:07d}", sample.found
         about = json.dumps({"name": found.name}, ensure_ascii=False, separators=(",", ":"))
-        _put_member(file, f"{key}.cls", str(found.class_index).encode())
-        offset = _put_member(file, f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
-        _put_member(file, f"{key}.json", about.encode())
+        tar.put(f"{key}.cls", str(found.class_index).encode())
+        offset = tar.put(f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
+        tar.put(f"{key}.json", about.encode())
         rows.append(_row(sample, key, offset))
-    file.write(bytes(-(file.tell() + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
-    return rows
+    return rows, tar.end()
+
+
+class _Tar:
+    """A tar that is hashed as it is written, while its bytes are at hand."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._length = file, hashlib.sha256(), 0
+
+    def put(self, name: str, data: bytes) -> int:
+        """Write one file; where its bytes begin."""
+        self._write(tar_header(name, len(data)))
+        offset = self._length
+        self._write(data)
+        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def end(self) -> str:
+        """Write what ends a tar; its sha256."""
+        self._write(bytes(-(self._length + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._length += len(data)
 
 
 def packing_versions() -> dict[str, str]:
@@ -197,15 +222,6 @@ def shrink(data: bytes, max_side: int) -> bytes:
     out = io.BytesIO()
     pixels.save(out, "JPEG", quality=_QUALITY, subsampling=0)
     return out.getvalue()
-
-
-def _put_member(file: BinaryIO, name: str, data: bytes) -> int:
-    """Write one file into a tar; where its bytes begin."""
-    file.write(tar_header(name, len(data)))
-    offset = file.tell()
-    file.write(data)
-    file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-    return offset
 
 
 def tar_header(name: str, size: int) -> bytes:

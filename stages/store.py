@@ -177,14 +177,16 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self._fs.delete_dir(f"{self._base}/{folder}")
 
-    def put(self, path: str, content: bytes | Path) -> StoredFile:
+    def put(self, path: str, content: bytes | Path, sha256: str = "") -> StoredFile:
         """Store a whole file under its name, or nothing; a local file is moved there, where it lies on the same disk.
+
+        `sha256` is that of the content, where it is known.
 
         Raises:
             PipelineError: if the store cannot take it, a full disk for example.
         """
         target = f"{self._base}/{path}"
-        stored = _described(path, content)
+        stored = _described(path, content, sha256)
         try:
             if self.local:
                 _put_on_disk(Path(target), content)
@@ -282,7 +284,7 @@ def uri_options(value: str) -> tuple[str, str]:
 
 def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:
     """Put a part's files, then the receipt that says so."""
-    files = tuple(store.put(name, content) for name, content in sorted(made.files.items()))
+    files = tuple(store.put(name, content, made.sha256.get(name, "")) for name, content in sorted(made.files.items()))
     receipt = Receipt(part=part, files=files, rows=made.rows, made_by=made_by, facts=made.facts)
     store.put(f"{RECEIPTS}/{part}.json", receipt.to_json())
     return receipt
@@ -355,13 +357,13 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     raise PipelineError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
 
 
-def _described(path: str, content: bytes | Path) -> StoredFile:
+def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
     """What a receipt says of a file."""
     if isinstance(content, bytes):
-        return StoredFile(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    with content.open("rb", buffering=0) as file:  # read, since pages that are mapped cost as much as hashing them
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return StoredFile(path=path, bytes=file.tell(), sha256=digest)
+        return StoredFile(path=path, bytes=len(content), sha256=sha256 or hashlib.sha256(content).hexdigest())
+    with content.open("rb") as file:
+        digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def test_a_torn_receipt_is_refused_with_its_name_and_the_mend(store, receipt, re
 
 def test_the_receipt_is_put_last(store, monkeypatch):
     order, put = [], Store.put
-    monkeypatch.setattr(Store, "put", lambda self, path, content: order.append(path) or put(self, path, content))
+    monkeypatch.setattr(Store, "put", lambda self, path, *content: order.append(path) or put(self, path, *content))
     commit(store, "part", Made(files={"b": b"1", "a": b"2"}, rows=0, facts={}), "me")
     assert order == ["a", "b", "receipts/part.json"]
 
