@@ -4,10 +4,10 @@
     python benchmarks/shard.py scale many.tar --classes 1000
 
 `writers` unpacks the photographs into a folder first, so that both read the same files, below TMPDIR: a tmpfs there
-leaves out the disk, for which our writer waits and ShardWriter does not. ShardWriter is shown as its users use it, bytes
-read and written unchecked; with a wait until the disk has them (sync); and with Pillow decoding each image before it is
-written, since we write no image that does not decode. `scale` writes a tar of class tars with 1,300 tiny images each,
-lists it and plans its shards, packs them all with the command, and prints times and the command's peak memory after each.
+leaves out the disk, for which our writer waits and ShardWriter does not. ShardWriter is shown as its users use it, its
+bytes read and written unchecked; with a wait until the disk has them (sync); and with Pillow decoding each image before
+it is written, since we write no image that does not decode. `scale` writes a tar of class tars with 1,300 tiny images
+each, lists it and plans its shards, packs them all with the command, and prints times and the command's peak memory.
 """
 
 import argparse
