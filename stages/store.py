@@ -41,6 +41,8 @@ T = TypeVar("T")
 _WAITS = (1.0, 3.0)
 """Seconds between tries of an object store; its client goes on for about six seconds in each by itself."""
 _REMOTE_BUFFER = 1 << 16
+_TRIES = 10
+"""Of putting a file, while another command takes its folder away."""
 
 
 class Store:
@@ -351,6 +353,13 @@ def _bytes_of(content: bytes | Path) -> Iterator[Any]:
 
 
 def _put_on_disk(target: Path, data: Any) -> None:
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # another command takes the folder away
+            return _put_in_folder(target, data)
+    _put_in_folder(target, data)
+
+
+def _put_in_folder(target: Path, data: Any) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
