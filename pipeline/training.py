@@ -10,6 +10,7 @@ from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_text
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
+from stages.metrics import show
 from stages.plan import plan_training
 from stages.store import Store, read_manifest
 from stages.train import new_student
@@ -33,6 +34,7 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     store.put("run.toml", hide_secrets(toml_text(run)).encode())
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
+        show(store, tensorboard=run.train.tensorboard)
         say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
         steps = manifest["steps"]
         return {

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -79,7 +80,7 @@ class Trainer:
     """Model, optimiser, moving average and meters of one process; `step` by `step`."""
 
     def __init__(self, run: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
-        self.run, self.plan, self.rank, self.device = run, plan, rank, device
+        self.run, self.plan, self.rank, self.world, self.device = run, plan, rank, world, device
         if device.type == "cpu":
             # Not the launcher's number, since bits may depend on it; a core is left to the data.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // world - 1))
@@ -109,13 +110,13 @@ class Trainer:
             self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
         )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
-        self._forward = self._wrapped(world)
+        self._forward = self._wrapped()
 
     def restore(self) -> int:
         """Go back to the newest checkpoint; the number of steps it had taken."""
-        found = newest_checkpoint(self.store, warn=self._warn)
+        found = self._newest()
         if found is None:
-            self.metrics.restore(0, {})
+            self.metrics.restore(0, {}, b"")
             return 0
         if found.step > self.plan.steps:
             raise PipelineError(
@@ -128,8 +129,17 @@ class Trainer:
         state = dict(found.state)
         meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
         tensors_to_state(self.optimizer, self.classifier.model, state)
-        self.metrics.restore(found.step, meters)
+        self.metrics.restore(found.step, meters, found.lines)
+        if self.rank == 0:
+            self.metrics.show()
         return found.step
+
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
+        found = [newest_checkpoint(self.store, warn=_warn) if self.rank == 0 else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, src=0, device=self.device)
+        return found[0]
 
     def step(self, batch: Batch) -> None:
         """One step of the optimiser on one local batch, which lies on the device."""
@@ -160,14 +170,15 @@ class Trainer:
         sums = self.metrics.state()
         if self.rank:
             return
-        self.metrics.flush()
         checkpoint = Checkpoint(
             step=step,
             model=self.classifier.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else {},
             state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
+            lines=self.metrics.lines(),
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
+        self.metrics.show()
 
     def _refuse_bad_weights(self, step: int) -> None:
         """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
@@ -228,9 +239,9 @@ class Trainer:
             logits, soft.logits, soft.classes, soft.log_sum_exp, tau=tau, reduction=reduction
         )
 
-    def _wrapped(self, world: int) -> Callable[[Tensor], Any]:
+    def _wrapped(self) -> Callable[[Tensor], Any]:
         model: nn.Module = self.classifier
-        if world > 1:
+        if self.world > 1:
             # Without distillation a distilled model's second head gets no gradient, as in the authors' code.
             unused = self.classifier.distilled and self.run.train.distillation == "none"
             model = DistributedDataParallel(model, find_unused_parameters=unused)
@@ -260,10 +271,6 @@ class Trainer:
         shards = sorted({unit.shard for unit in units})
         first, last = (f"shard {u.shard}, rows {u.row_a} and {u.row_b}, view {u.view}" for u in (units[0], units[-1]))
         return f"its batch goes from {first} to {last}, over shards {shards}"
-
-    def _warn(self, line: str) -> None:
-        if self.rank == 0:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def new_student(run: RunFile, split: Split) -> Classifier:
@@ -323,6 +330,10 @@ def _built(run: RunFile, split: Classed) -> Classifier:
         drop_rate=run.student.drop_rate,
         extra=run.student.extra,
     )
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _slice(batch: Batch, start: int, end: int) -> Batch:
