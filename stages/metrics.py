@@ -184,7 +184,8 @@ def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: boo
             beside = _read(store)
         except ValueError:
             beside = None  # damaged; it is put anew
-        clock = {line["step"]: {key: line[key] for key in _CLOCK if key in line} for line in (*(beside or ()), *timed)}
+        with_clock = (line for line in (*(beside or ()), *timed) if line.keys() >= set(_CLOCK))
+        clock = {line["step"]: {key: line[key] for key in _CLOCK} for line in with_clock}
         lines = [line | clock.get(line["step"], {}) for line in _parse(newest)]
         if lines != beside:
             store.put(FILE, _to_bytes(lines))

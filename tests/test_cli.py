@@ -78,7 +78,7 @@ def test_every_stage_prints_one_json_object_as_the_last_line_of_stdout(done):
     assert all(0 <= printed["evaluate"][head][top] <= 1 for head in heads for top in ("top1", "top5"))
     assert [one["stage"] for one in printed["run"]["stages"]] == ["shard", "label-teacher", "train", "evaluate"]
     assert printed["verify"] == {"ok": True, "checked": printed["verify"]["checked"], "problems": []}
-    assert printed["verify"]["checked"] == 28
+    assert printed["verify"]["checked"] == 31
 
 
 def test_without_json_people_are_told_on_stdout(done):
