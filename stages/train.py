@@ -10,6 +10,7 @@ Legend: B views of a local batch, K classes.
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -37,43 +38,85 @@ from stages.student import Classifier, Heads, build, load_weights
 from stages.weights import MODEL_FILE, find_weights
 
 EMA_FILE = "model_ema.safetensors"
-Report = Callable[[int, dict[str, Any]], None]
+Report = Callable[[int, dict[str, Any]], bool]
+"""Told a step and the newest metrics; whether the user wants an end."""
+_LISTEN_SECONDS = 2.0
 
 
 def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    """Train to the plan's last step, from the newest checkpoint if there is one.
+    """Train to the plan's last step, or until the user wants an end, from the newest checkpoint if there is one.
 
     Args:
         run: the run file.
         rank: of this process among `world`, which torch.distributed already joins.
         world: number of training processes.
         device: of this process.
-        report: called on rank 0 with the step and the newest metrics.
+        report: called on rank 0 before the first step and after each.
 
     Returns:
-        `steps`, `resumed_from_step`, `loss`.
+        `steps`, `resumed_from_step`, `loss`. With fewer steps than planned, the newest checkpoint is at the last one.
 
     Raises:
         PipelineError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
     """
     plan = plan_training(run, world)
     trainer = Trainer(run, plan, rank=rank, world=world, device=device)
-    started = trainer.restore()
+    step = started = trainer.restore()
     batches = load(
         trainer.data,
         workers=run.train.workers,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
     )
-    for step, batch in enumerate(trainer.metrics.timed(on_device(batches, device)), start=started):
-        trainer.step(batch)
-        if rank == 0:
-            report(step + 1, trainer.metrics.last)
-        if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == plan.steps:
-            trainer.save(step + 1)
+    ready = trainer.metrics.timed(on_device(batches, device))
+    ending = Ending(started, rank=rank, world=world, device=device)
+    ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
+    while step < plan.steps and not ended:
+        trainer.step(next(ready))
+        step += 1
+        ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
+        if ended or step % trainer.checkpoint_every == 0 or step == plan.steps:
+            trainer.save(step)
     loss = trainer.metrics.loss()
-    trainer.finish(loss)
-    return {"steps": plan.steps, "resumed_from_step": started, "loss": loss}
+    if step == plan.steps:
+        trainer.finish(loss)
+    return {"steps": step, "resumed_from_step": started, "loss": loss}
+
+
+class Ending:
+    """Brings all ranks to the same last step when rank 0 is asked to end: a checkpoint takes all of them.
+
+    A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step
+    in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
+
+    Args:
+        step: the first at which all ranks listen.
+        rank: of this process.
+        world: number of processes.
+        device: of this process, through which they talk.
+    """
+
+    def __init__(self, step: int, *, rank: int, world: int, device: torch.device) -> None:
+        self._rank, self._world, self._device = rank, world, device
+        self._heard = self._next = step
+        self._since = time.perf_counter()
+
+    def agreed(self, step: int, asked: bool) -> bool:
+        """Whether all ranks end after `step` steps; every rank says at every step whether it is asked to."""
+        if self._world == 1:
+            return asked
+        if step < self._next:
+            return False
+        word = torch.tensor([asked, self._pause(step)], dtype=torch.int64, device=self._device)
+        dist.broadcast(word, src=0)
+        ends, pause = word.tolist()
+        self._heard, self._next, self._since = step, step + pause, time.perf_counter()
+        return bool(ends)
+
+    def _pause(self, step: int) -> int:
+        """Steps that take two seconds at the rate since the last word, and at most twice as many as those were."""
+        steps, seconds = step - self._heard, time.perf_counter() - self._since
+        return max(1, int(steps * _LISTEN_SECONDS / max(seconds, _LISTEN_SECONDS / 2)))
 
 
 class Trainer:
