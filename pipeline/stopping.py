@@ -3,7 +3,6 @@
 A cluster's scheduler sends SIGTERM and kills some time later; so what is under way is given that time and not more.
 """
 
-import _thread
 import signal
 import sys
 import threading
@@ -46,24 +45,37 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._timer = threading.Timer(self._grace, _thread.interrupt_main)
+        self._timer = threading.Timer(self._grace, _wake_main)
         self._timer.daemon = True
         self._timer.start()
         print(
-            f"stopping: parts under way are finished within {self._grace:g} s (cluster.grace_seconds); "
+            f"stopping: what is under way is finished within {self._grace:g} s (cluster.grace_seconds); "
             "again ends at once",
             file=sys.stderr,
             flush=True,
         )
 
 
+def _wake_main() -> None:
+    """Send the main thread a real signal, which also ends its waiting inside C."""
+    if ident := threading.main_thread().ident:
+        signal.pthread_kill(ident, signal.SIGINT)
+
+
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3."""
+    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3.
+
+    Raises:
+        KeyboardInterrupt: if one of Ray's has heard a signal meanwhile.
+    """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
+            signal.alarm(0)  # one of Ray's, in C, also sets one that aborts the process
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -8,6 +8,7 @@ from pipeline.work import begin
 from schemas.config import RunFile
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
+from stages.metrics import show
 from stages.plan import plan_training
 from stages.store import Store, read_manifest
 from stages.train import new_student
@@ -30,6 +31,7 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     begun = begin(store, plan.made_from, pixel_versions(), mend)
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
+        show(store, tensorboard=run.train.tensorboard)
         say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
         steps = manifest["steps"]
         return {

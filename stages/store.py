@@ -46,6 +46,8 @@ _REMOTE_BUFFER = 1 << 16
 _OURS = f".{platform.node()}.tmp"
 """How the names of this node's half-written files end."""
 _OLD_SECONDS = 3600.0
+_TRIES = 10
+"""Of putting a file, while another command takes its folder away."""
 
 
 class Store:
@@ -379,6 +381,13 @@ def _bytes_of(content: bytes | Path) -> Iterator[Any]:
 
 
 def _put_on_disk(target: Path, content: bytes | Path) -> None:
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # another command takes the folder away
+            return _put_in_folder(target, content)
+    _put_in_folder(target, content)
+
+
+def _put_in_folder(target: Path, content: bytes | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
     try:

@@ -169,6 +169,23 @@ def test_a_command_stopped_on_a_cluster_finishes_what_is_under_way_and_exits_3(n
     assert json.loads(out)["splits"]["train"]["new_parts"] == 122 - done
 
 
+@more
+def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_workers_and_goes_on(nodes, sharded, tmp_path):
+    workspace, _ = sharded
+    folder = workspace / "runs/student"
+    steady = ["train.distillation=none", "train.epochs=400", "train.checkpoint_every=40"]
+    chosen = [word for one in steady for word in ("--set", one)]
+    process = drive(nodes, tmp_path, "train", *chosen)
+    wait_until(process, lambda: receipts(folder))
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = ended(process, 3)
+    assert err.splitlines()[-1] == "deit-pipeline: stopped; the same command goes on from the newest checkpoint"
+    step = int(receipts(folder)[-1].removeprefix("step-").removesuffix(".json"))
+    assert 40 < step < 400 * 30
+    out, _ = ended(drive(nodes, tmp_path, "train", *chosen, "--set", f"train.max_steps={step + 1}"))
+    assert json.loads(out)["resumed_from_step"] == step
+
+
 def test_nobody_joins_without_the_token(nodes, many, tmp_path):
     environment = nodes.environment | {"RAY_AUTH_TOKEN": "0" * 64}
     _, err = ended(drive(nodes, tmp_path, "shard", environment=environment), 1)

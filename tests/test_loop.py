@@ -118,7 +118,7 @@ def test_a_signal_ends_the_handing_out_and_lets_the_part_under_way_finish(capsys
     with Stop(60) as stop, pytest.raises(KeyboardInterrupt):
         Loop(hands, SPECS, attempts=1, done=lambda one: done.append(one.part), failed=print).run(stop)
     assert hands.order == [0, 1] and done == ALL[:1]
-    assert "parts under way are finished within 60 s" in capsys.readouterr().err
+    assert "what is under way is finished within 60 s" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -209,6 +209,30 @@ def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(
     assert lines(run.workspace) == lines(whole.workspace)
 
 
+def test_two_trainings_of_one_run_at_once_end_with_the_bits_and_the_metrics_of_one(copied, tmp_path):
+    long = {"train": {"epochs": 20, "reuse_views": True, "log_every": 1}}
+    stages.train(copied(long, {"train": {"name": "undisturbed"}}), silent)
+    run = copied(long, {"train": {"name": "both", "checkpoint_every": 1, "keep_checkpoints": 1}})
+    processes = [start(command("train", run=run, folder=tmp_path)) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert "passed over" not in errors
+    truth, folder = (Path(run.workspace, "runs", name) for name in ("undisturbed", "both"))
+    for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
+        assert (folder / name).read_bytes() == (truth / name).read_bytes()
+    assert lines(run.workspace, "both") == lines(run.workspace, "undisturbed")
+    assert os.listdir(folder / "checkpoints") == ["step-000000060"]
+
+
+def test_lines_that_a_killed_command_took_from_a_finished_run_come_back_with_the_next(copied, whole):
+    run = copied()
+    file = Path(run.workspace, "runs/student/metrics.jsonl")
+    file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
+    stages.train(run, silent)
+    assert lines(run.workspace) == lines(whole.workspace)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(images, whole, tmp_path_factory):
     """Labels in 48 parts, made at once: what is left of each killed labelling has to come to these bytes."""

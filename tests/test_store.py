@@ -4,12 +4,13 @@ import errno
 import hashlib
 import os
 import pickle
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from world import flip_byte
+from world import flip_byte, stored
 
 from schemas.receipts import Made
 from stages import store as store_module
@@ -235,3 +236,16 @@ def test_bytes_that_a_network_garbled_are_read_again_before_they_are_blamed(tmp_
     assert read_checked(store, file) == b"right"
     answers[:] = [b"wrong"] * 3
     assert "has other bytes" in refused(read_checked, store, file)
+
+
+def test_a_file_is_put_although_another_command_takes_its_folder_away_meanwhile(tmp_path, monkeypatch):
+    rename = Path.replace
+
+    def too_late(half, target):
+        monkeypatch.undo()
+        shutil.rmtree(half.parent)
+        return rename(half, target)
+
+    monkeypatch.setattr(Path, "replace", too_late)
+    Store(str(tmp_path)).put("folder/file", b"whole")
+    assert stored(tmp_path) == {"folder/file": b"whole"}
