@@ -1,7 +1,8 @@
 """Ray for the time of a command: an embedded one that nobody else can use, or an existing cluster.
 
 Embedded: a token from the environment of its processes guards it, there is no dashboard, and its folder is deleted at
-the end. Attached: the user's settings stand; the package is shipped to nodes that do not have it.
+the end. Attached: the user's settings stand, a token that is missing or not the cluster's is an error before Ray would
+try with it for long, and the package is shipped to nodes that do not have it.
 """
 
 import os
@@ -16,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.shipping import PACKAGES, lacking_nodes
+from pipeline.shipping import PACKAGES, Node, lacking_nodes, look_at_nodes
 from pipeline.stopping import own_signals
 from schemas.config import Cluster
 from schemas.errors import PipelineError
@@ -28,6 +29,10 @@ _KNOCK_SECONDS = 10.0
 _FOLDER = ".deit-ray-"
 _LONGEST_FOLDER = 40
 """Characters of the session's folder: Ray puts sockets below it, whose paths have 107 at most."""
+_TOKEN_WANTED = (
+    "this Ray asks for a token that the command does not have; set RAY_AUTH_MODE=token, and put the cluster's token "
+    "into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+)
 _QUIET = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
 
 
@@ -104,17 +109,37 @@ def _attach(ray: Any, address: str) -> None:
     """Join a cluster; a second time with the package in the luggage, if a node lacks it."""
     if address.startswith("ray://"):
         _warn(f"{address}: Ray's client loses all work when it is cut off; `ray job submit` on the cluster does not")
+    _ask(ray, address)
     _join(ray, address, ship=False)
-    if os.environ.get("RAY_AUTH_MODE", "") != "token" and not _authenticated():
-        _warn(f"{address}: this Ray asks for no token, so whoever reaches it can run code there; see docs/cluster.md")
-    if lacking := lacking_nodes(ray):
+    nodes = look_at_nodes(ray)
+    _compare_tokens(address, nodes)
+    if lacking := lacking_nodes(nodes):
         ray.shutdown()
         _join(ray, address, ship=True)
-        if still := lacking_nodes(ray):
+        if still := lacking_nodes(look_at_nodes(ray)):
             raise PipelineError(
                 f"cluster.address = {address}: node {still[0]} cannot import the package that was shipped to it; "
                 f"install deit-pipeline there (it lacked on {len(lacking)} nodes)"
             )
+
+
+def _ask(ray: Any, address: str) -> None:
+    """See whether it is Ray that listens at host:port, and whether it takes this process's token.
+
+    Ray itself would try both for minutes, and then say only that it cannot connect.
+    """
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+
+    address = _host_and_port(address)
+    if not address:
+        return
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one the client would end the process
+        ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({_one_line(error)})") from None
 
 
 def _join(ray: Any, address: str, *, ship: bool) -> None:
@@ -123,8 +148,23 @@ def _join(ray: Any, address: str, *, ship: bool) -> None:
         environment["py_modules"] = [str(package) for package in PACKAGES]
     try:
         ray.init(address=address, runtime_env=environment, **_QUIET)
+    except ray.exceptions.AuthenticationError:
+        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise PipelineError(f"cluster.address = {address}: no Ray there ({_one_line(error)})") from None
+        line = _one_line(error)
+        raise PipelineError(f"cluster.address = {address}: no Ray there, or with another token ({line})") from None
+
+
+def _compare_tokens(address: str, nodes: list[Node]) -> None:
+    """Warn of a cluster that asks for no token; one whose workers would refuse this process's is an error."""
+    careless = [node.name for node in nodes if not node.asks]
+    if careless and _authenticated() and "://" not in address:
+        raise PipelineError(
+            f"cluster.address = {address}: node {careless[0]} asks for no token, and its workers refuse a command that "
+            "has one; set RAY_AUTH_MODE=token where `ray start` is typed, or RAY_AUTH_MODE=disabled for this command"
+        )
+    if careless:
+        _warn(f"{address}: this Ray asks for no token, so whoever reaches it can run code there; see docs/cluster.md")
 
 
 def _authenticated() -> bool:
@@ -134,14 +174,22 @@ def _authenticated() -> bool:
 
 
 def _knock(address: str) -> None:
-    """See whether anybody listens at host:port, since Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not (host and port.isdigit()):
+    """See whether anybody listens at host:port, before Ray is loaded."""
+    host, _, port = _host_and_port(address).rpartition(":")
+    if not host:
         return
     try:
         socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
+
+
+def _host_and_port(address: str) -> str:
+    """An address that names a host and its port, RAY_ADDRESS for "auto" as in a Ray job; "" where Ray has to look."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    return address if host and port.isdigit() and "://" not in address else ""
 
 
 @cache

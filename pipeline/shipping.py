@@ -5,7 +5,8 @@ nodes. Rejected: shipping always, which hides that the image of a cluster holds 
 """
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,62 @@ PACKAGES = tuple(ROOT / name for name in ("pipeline", "stages", "schemas"))
 _SECONDS = 120.0
 
 
-def lacking_nodes(ray: Any) -> list[str]:
-    """Names of the nodes that do not have this package's source.
+@dataclass(frozen=True)
+class Node:
+    """What a node of a cluster says of itself.
+
+    Attributes:
+        name: of the node.
+        version: of this package as it is installed there, "" where it is not.
+        source: hex sha256 over this package's source there, "" where there is none.
+        asks: whether it asks for a token.
+    """
+
+    name: str
+    version: str
+    source: str
+    asks: bool
+
+
+def look_at_nodes(ray: Any) -> list[Node]:
+    """All living nodes, each asked by a task on it.
 
     Raises:
-        PipelineError: if a node has another version installed, or does not answer.
+        PipelineError: if a node does not answer.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     names = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
     look = ray.remote(num_cpus=0, max_retries=0)(_looker())
-    asked = {
-        name: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
+    asked = [
+        (name, look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote())
         for node, name in names.items()
-    }
-    mine, source, lacking = version(), fingerprint(), []
-    for name, reference in asked.items():
+    ]
+    found = []
+    for name, reference in asked:
         try:
-            theirs, theirs_source = ray.get(reference, timeout=_SECONDS)
+            found.append(Node(name, *ray.get(reference, timeout=_SECONDS)))
         except ray.exceptions.RayError as error:
             cause = last_line(error)
             raise PipelineError(f"node {name} of the cluster cannot start a worker ({cause})") from None
-        if mine and theirs and theirs != mine:
+    return found
+
+
+def lacking_nodes(nodes: Iterable[Node]) -> list[str]:
+    """Names of the nodes that do not have this package's source.
+
+    Raises:
+        PipelineError: if a node has another version installed.
+    """
+    mine, source, lacking = version(), fingerprint(), []
+    for node in nodes:
+        if mine and node.version and node.version != mine:
             raise PipelineError(
-                f"node {name} of the cluster has deit-pipeline {theirs}, this is {mine}; install the same version "
-                "there, or none: then it is shipped"
+                f"node {node.name} of the cluster has deit-pipeline {node.version}, this is {mine}; install the same "
+                "version there, or none: then it is shipped"
             )
-        if theirs_source != source:
-            lacking.append(name)
+        if node.source != source:
+            lacking.append(node.name)
     return lacking
 
 
@@ -60,14 +89,16 @@ def fingerprint() -> str:
     return str(_looker()()[1])
 
 
-def _looker() -> Callable[[], tuple[str, str]]:
+def _looker() -> Callable[[], tuple[str, str, bool]]:
     """A function that needs nothing of this package, so that it can be sent where the package is not."""
 
-    def look() -> tuple[str, str]:
+    def look() -> tuple[str, str, bool]:
         import hashlib
         import importlib.metadata
         import importlib.util
         from pathlib import Path
+
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
         try:
             installed = importlib.metadata.version("deit-pipeline")
@@ -77,10 +108,10 @@ def _looker() -> Callable[[], tuple[str, str]]:
         for package in ("pipeline", "stages", "schemas"):
             found = importlib.util.find_spec(package)
             if found is None or not found.origin:
-                return installed, ""
+                return installed, "", is_token_auth_enabled()
             root = Path(found.origin).parent
             for file in sorted(root.rglob("*.py")):
                 digest.update(f"{package}/{file.relative_to(root)}".encode() + b"\0" + file.read_bytes() + b"\0")
-        return installed, digest.hexdigest()
+        return installed, digest.hexdigest(), is_token_auth_enabled()
 
     return look

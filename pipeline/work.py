@@ -25,6 +25,9 @@ from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
 from stages.locks import scratch_folder
 from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
 
+_LENT = "/runtime_resources/working_dir_files/"
+"""In the path of what Ray lends a job: a copy of the folder of `ray job submit --working-dir`, deleted after it."""
+
 
 class Spec(Protocol):
     """What a stage is told to make for one part; its name is the part's."""
@@ -175,8 +178,14 @@ def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], men
     """Come to a stage's folder: sweep it, and see that what is there was made from the same.
 
     Raises:
+        PipelineError: if the folder will not outlive the command.
         Mismatch: if the folder was begun from something else, naming every difference.
     """
+    if _LENT in store.absolute:
+        raise PipelineError(
+            f"{store}: lies in the copy of --working-dir that Ray deletes after the job; name a workspace that all "
+            "nodes share: an absolute path on a shared disk, or a URI"
+        )
     store.sweep()
     begun = Begun(store, made_from, versions, mend)
     begun.plan()

@@ -7,6 +7,7 @@ as a program it is that process: it reads `add` and `kill` from stdin and answer
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,19 +28,20 @@ class Nodes:
 
     Attributes:
         address: where drivers join.
+        jobs: where jobs are submitted, where the cluster takes any.
         environment: with which they may.
     """
 
-    def __init__(self, count: int = 2, cpus: int = 1, token: str | None = None) -> None:
+    def __init__(self, count: int = 2, cpus: int = 1, token: str | None = None, takes_jobs: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="deit-", dir="/tmp")
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
         self.environment = os.environ | secret | {"RAY_USAGE_STATS_ENABLED": "0"}
         alone = {key: value for key, value in self.environment.items() if key != "PYTHONPATH"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(cpus), self._folder.name],
+            [sys.executable, __file__, str(cpus), self._folder.name, str(_free_port() if takes_jobs else "")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone, cwd=self._folder.name,
         )  # fmt: skip
-        self.address = str(self._answer())
+        self.address, self.jobs = self._answer()
         for _ in range(count):
             self.add()
 
@@ -76,13 +78,19 @@ class Nodes:
         raise RuntimeError("the cluster ended")
 
 
-def _serve(cpus: int, folder: str) -> None:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _serve(cpus: int, folder: str, dashboard: str) -> None:
     from ray.cluster_utils import Cluster
 
     say = lambda value: print(">", json.dumps(value), flush=True)  # noqa: E731
-    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(Path(folder, "ray"))}
+    head = {"num_cpus": 0, "include_dashboard": bool(dashboard), "temp_dir": str(Path(folder, "ray"))}
+    head |= {"dashboard_port": int(dashboard)} if dashboard else {}
     cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": HEALTH})
-    say(cluster.address)
+    say([cluster.address, f"http://127.0.0.1:{dashboard}" if dashboard else ""])
     nodes = []
     for order in sys.stdin:
         if order.strip() == "add":
@@ -94,4 +102,4 @@ def _serve(cpus: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2])
+    _serve(int(sys.argv[1]), sys.argv[2], sys.argv[3])

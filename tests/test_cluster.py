@@ -189,5 +189,6 @@ def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_worker
 def test_nobody_joins_without_the_token(nodes, many, tmp_path):
     environment = nodes.environment | {"RAY_AUTH_TOKEN": "0" * 64}
     _, err = ended(drive(nodes, tmp_path, "shard", environment=environment), 1)
-    assert err.splitlines()[-1].startswith(f"deit-pipeline: cluster.address = {nodes.address}: ")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"deit-pipeline: cluster.address = {nodes.address}: this Ray asks for a token")
     assert receipts(many[0] / "shards/train") == []

@@ -13,58 +13,94 @@ from stages.locks import scratch_folder
 
 @pytest.fixture
 def attached(monkeypatch):
-    """Joins of a cluster are noted and not made; nodes that lack the package as they are written down."""
-    joins, lacking = [], []
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    """Joins of a cluster are noted and not made; its nodes are as they are written down, look after look."""
+    joins, looks = [], []
+    monkeypatch.setattr(session, "_ask", lambda ray, address: None)
     monkeypatch.setattr(session, "_join", lambda ray, address, ship: joins.append(ship))
     monkeypatch.setattr(session, "_authenticated", lambda: True)
-    monkeypatch.setattr(session, "lacking_nodes", lambda ray: lacking.pop(0) if lacking else [])
+    monkeypatch.setattr(session, "look_at_nodes", lambda ray: looks.pop(0) if looks else [])
 
     class Ray:
         shutdown = staticmethod(lambda: None)
 
-    return lambda *found: (lacking.extend(found), session._attach(Ray, "head:6379"), joins)[2]
+    return lambda *found: (looks.extend(found), session._attach(Ray, "head:6379"), joins)[2]
+
+
+def node(name="node-1", source="", asks=True):
+    return shipping.Node(name, shipping.version(), source or shipping.fingerprint(), asks)
 
 
 def test_a_cluster_without_a_token_is_warned_of_and_one_with_is_not(attached, capsys, monkeypatch):
-    attached()
+    attached([node()])
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(session, "_authenticated", lambda: False)
-    attached()
+    attached([node(), node(asks=False)])
     assert "warning: head:6379: this Ray asks for no token" in capsys.readouterr().err
 
 
+def test_a_command_with_a_token_joins_no_cluster_whose_workers_would_refuse_it(attached, refused):
+    line = refused(attached, [node(), node("node-2", asks=False)])
+    assert line.startswith("cluster.address = head:6379: node node-2 asks for no token")
+
+
+@pytest.fixture
+def asked():
+    """What becomes of a join, where Ray's own client fails with an error."""
+
+    class TokenRefused(RuntimeError):
+        pass
+
+    def ask(error, address="127.0.0.1:6379"):
+        def client(address):
+            raise error
+
+        return session._ask(SimpleNamespace(exceptions=exceptions, _raylet=SimpleNamespace(GcsClient=client)), address)
+
+    exceptions = SimpleNamespace(RayError=RuntimeError, AuthenticationError=TokenRefused)
+    return ask, TokenRefused
+
+
+def test_a_token_that_is_not_the_clusters_is_said_before_ray_tries_for_long(asked, refused):
+    ask, token_refused = asked
+    line = refused(ask, token_refused("InvalidAuthToken"))
+    assert line.startswith("cluster.address = 127.0.0.1:6379: this Ray asks for a token that the command does not have")
+
+
+def test_a_port_of_something_else_is_no_ray(asked, refused):
+    ask, _ = asked
+    line = refused(ask, RuntimeError("Timed out while waiting for GCS"))
+    assert line == "cluster.address = 127.0.0.1:6379: no Ray there (Timed out while waiting for GCS)"
+
+
+def test_the_address_of_a_ray_job_is_asked_where_the_command_says_auto(asked, refused, monkeypatch):
+    ask, token_refused = asked
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ask(token_refused("never asked"), "auto")
+    ask(token_refused("never asked"), "ray://127.0.0.1:10001")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert "asks for a token" in refused(ask, token_refused("InvalidAuthToken"), "auto")
+
+
 def test_the_package_is_shipped_only_where_a_node_lacks_it(attached):
-    assert attached() == [False]
+    assert attached([node()]) == [False]
 
 
 def test_a_node_that_lacks_the_package_gets_it(attached):
-    assert attached(["node-1"], []) == [False, True]
+    assert attached([node(source="other")], [node()]) == [False, True]
 
 
 def test_a_node_that_cannot_be_shipped_to_is_an_error(attached, refused):
-    line = refused(attached, ["node-1", "node-2"], ["node-2"])
+    line = refused(attached, [node(source="other"), node("node-2", "other")], [node(), node("node-2", "other")])
     assert line.startswith("cluster.address = head:6379: node node-2 cannot import the package that was shipped to it")
-
-
-class OneNode:
-    """As much of Ray as the look at a cluster of one node needs; `get` answers as it is told."""
-
-    exceptions = SimpleNamespace(RayError=RuntimeError)
-
-    def __init__(self, *answer: str) -> None:
-        self.get = lambda reference, timeout: answer
-        self.nodes = lambda: [{"NodeID": "0" * 56, "NodeName": "far", "Alive": True}]
-        bound = SimpleNamespace(remote=lambda: None)
-        self.remote = lambda **_: lambda function: SimpleNamespace(options=lambda **_: bound)
 
 
 def test_another_version_on_a_node_is_an_error_and_other_source_of_this_one_is_shipped(monkeypatch, refused):
     monkeypatch.setattr(shipping, "version", lambda: "2.0")
-    assert shipping.lacking_nodes(OneNode("2.0", shipping.fingerprint())) == []
-    assert shipping.lacking_nodes(OneNode("2.0", "other source")) == ["far"]
-    assert shipping.lacking_nodes(OneNode("", "")) == ["far"]
-    line = refused(shipping.lacking_nodes, OneNode("1.0", "other source"))
+    seen = lambda version, source: [shipping.Node("far", version, source, True)]  # noqa: E731
+    assert shipping.lacking_nodes(seen("2.0", shipping.fingerprint())) == []
+    assert shipping.lacking_nodes(seen("2.0", "other source")) == ["far"]
+    assert shipping.lacking_nodes(seen("", "")) == ["far"]
+    line = refused(shipping.lacking_nodes, seen("1.0", "other source"))
     assert line.startswith("node far of the cluster has deit-pipeline 1.0, this is 2.0")
 
 

@@ -24,6 +24,12 @@ def test_what_is_left_keeps_its_order(tmp_path):
     assert left_to_do(SPECS, {}) == SPECS
 
 
+def test_nothing_is_begun_in_the_folder_that_ray_lends_a_job(tmp_path, refused):
+    lent = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_1"
+    line = refused(begin, Store(str(lent / "runs/deit/shards/train")), {"seed": 1}, {}, "mend")
+    assert "lies in the copy of --working-dir that Ray deletes after the job" in line and not lent.exists()
+
+
 def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused):
     store = Store(str(tmp_path))
     for seed in (1, 2):
