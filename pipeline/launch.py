@@ -18,7 +18,7 @@ import torch
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
-from pipeline.stopping import Stop
+from pipeline.stopping import Stop, own_signals
 from pipeline.work import settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished, last_line
@@ -69,10 +69,7 @@ def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
     bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
     try:
         with bar as progress, Stop(run.cluster.grace_seconds) as stop, Lease(store, step=started) as lease:
-            result = _train(run, _Reporter(progress, lease, started, stop))
-            if stop.asked:
-                raise KeyboardInterrupt
-            return result
+            return _train(run, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
         raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
 
@@ -141,8 +138,8 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
     check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
     stage = Store(run.workspace).at(f"runs/{run.train.name}").absolute
-    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report):
-        trainer = TorchTrainer(
+    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
+        TorchTrainer(
             _in_worker,
             train_loop_config={"run": run, "board": board, "folder": os.getcwd(), "stage": stage},
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
@@ -151,9 +148,7 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             ),
-        )
-        trainer._register_sigint_handler = lambda controller: None  # Ray's own ends the workers under their step
-        trainer.fit()
+        ).fit()
     result: dict[str, Any] = ray.get(board.result.remote())
     return result
 
