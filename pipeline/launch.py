@@ -17,7 +17,7 @@ import torch
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
-from pipeline.stopping import Stop
+from pipeline.stopping import Stop, own_signals
 from pipeline.work import STAGING, Begun, settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished, last_line
@@ -74,10 +74,7 @@ def launch_training(run: RunFile, plan: Plan, begun: Begun, started: int) -> dic
             begun.at_work(plan.steps, step=started) as lease,
         ):
             begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
-            result = _train(run, begun, _Reporter(progress, lease, started, stop))
-            if stop.asked:
-                raise KeyboardInterrupt
-            return result
+            return _train(run, begun, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
         raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
 
@@ -146,8 +143,8 @@ def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, A
     check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
     stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}
-    with scratch_folder(STAGING) as scratch, _reading(ray, board, report):
-        trainer = TorchTrainer(
+    with scratch_folder(STAGING) as scratch, _reading(ray, board, report), own_signals():
+        TorchTrainer(
             _in_worker,
             train_loop_config={"run": run, "board": board, "settle": stage},
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
@@ -156,9 +153,7 @@ def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, A
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             ),
-        )
-        trainer._register_sigint_handler = lambda controller: None  # Ray's own ends the workers under their step
-        trainer.fit()
+        ).fit()
     result: dict[str, Any] = ray.get(board.result.remote())
     return result
 

@@ -118,16 +118,16 @@ def _make(
         return
     more: Any = dict(attempts=cluster.attempts, done=done, failed=failed, watch=lease.watch)
     try:
-        if cluster.address == INLINE:
-            with Stop(cluster.grace_seconds) as stop:
+        with Stop(cluster.grace_seconds) as stop:
+            if cluster.address == INLINE:
                 Loop(InThisProcess(worker), specs, **more).run(stop)
-            return
-        with ray_session(cluster) as ray, Stop(cluster.grace_seconds) as stop:
-            actors = Actors(ray, worker, seats, len(specs))
-            try:
-                Loop(actors, specs, **more).run(stop)
-            finally:
-                actors.close()
+                return
+            with ray_session(cluster) as ray:
+                actors = Actors(ray, worker, seats, len(specs))
+                try:
+                    Loop(actors, specs, **more).run(stop)
+                finally:
+                    actors.close()
     except KeyboardInterrupt:
         raise Unfinished("stopped; what is done is kept, the same command goes on") from None
 

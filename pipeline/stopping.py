@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,8 +17,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
     """Whether the user wants an end; as a context manager, it listens to both signals.
 
+    At its end it raises KeyboardInterrupt if it has heard one, so that nothing else is begun.
+
     Args:
-        grace_seconds: from the first signal until KeyboardInterrupt is raised.
+        grace_seconds: from the first signal until KeyboardInterrupt is raised in the midst.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -40,6 +42,8 @@ class Stop:
         if self._listening:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+        if self.asked and not kind:
+            raise KeyboardInterrupt
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -64,18 +68,18 @@ def _wake_main() -> None:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3.
+    """Keep the handlers of SIGINT and SIGTERM: Ray's own know no exit code 3, and end it, or its workers, midway."""
+    set_handler = signal.signal
 
-    Raises:
-        KeyboardInterrupt: if one of Ray's has heard a signal meanwhile.
-    """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    def keep(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in SIGNALS else set_handler(number, handler)
+
+    signal.signal = keep  # type: ignore[assignment]
     try:
         yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
     finally:
+        signal.signal = set_handler
         if threading.current_thread() is threading.main_thread():
-            signal.alarm(0)  # one of Ray's, in C, also sets one that aborts the process
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.alarm(0)  # Ray has a handler in C besides, which also sets one that aborts the process
+            for number in SIGNALS:
+                signal.signal(number, signal.getsignal(number))

@@ -230,22 +230,27 @@ def test_what_the_user_has_to_mend_is_said_also_where_a_stop_was_asked_for(copie
         launch._attempts(None, copied(), report)
 
 
-def test_a_signal_that_only_ray_has_heard_is_heard():
-    with pytest.raises(KeyboardInterrupt), own_signals():
-        raise SystemExit(15)  # as its handlers do
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nobody_takes_both_signals_away_while_they_are_kept(number):
+    before, other = signal.getsignal(number), signal.getsignal(signal.SIGUSR1)
+    with own_signals():
+        for one in (number, signal.SIGUSR1):
+            signal.signal(one, lambda *_: None)
+        assert signal.getsignal(number) is before and signal.getsignal(signal.SIGUSR1) is not other
+    signal.signal(signal.SIGUSR1, other)
+    assert signal.signal(number, before) is before  # by now it can be set again
 
 
-def test_ray_train_has_its_own_handler_of_ctrl_c_still_where_it_is_put_off():
-    from ray.train.torch import TorchTrainer
+def test_a_signal_after_the_last_part_lets_nothing_else_begin():
+    with pytest.raises(KeyboardInterrupt), Stop(60):
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    assert callable(TorchTrainer._register_sigint_handler)
 
-
-def check_ended(process, folder: Path) -> None:
+def check_ended(process, folder: Path, line: str = STOPPED) -> None:
     """A command that was stopped says so in its last line, exits with 3 and leaves no lease."""
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, ""), err
-    assert err.splitlines()[-1] == f"deit-pipeline: {STOPPED}"
+    assert err.splitlines()[-1] == f"deit-pipeline: {line}"
     assert not list(Path(folder, "leases").glob("*.json"))
 
 
@@ -263,7 +268,7 @@ def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path
     folder = Path(run.workspace, "runs/long")
     process = start(command("train", "--json", run=run, folder=tmp_path))
     try:
-        wait_until(process, lambda: receipts(folder))
+        wait_until(process, lambda: receipts(folder), seconds=300)
         os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
         check_ended(process, folder)
     finally:
@@ -271,7 +276,7 @@ def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path
     step = newest(run.workspace, "long")
     assert 40 < step < 2400
     if "devices" not in cluster:
-        undisturbed = copied(LONG, {"train": {"name": "calm", "max_steps": step, "checkpoint_every": 0}})
+        undisturbed = copied(LONG, {"train": {"name": "calm", "max_steps": step, "checkpoint_every": 9999}})
         stages.train(undisturbed, silent)
         part = f"checkpoints/step-{step:09d}"
         for file in (folder / part).iterdir():
@@ -297,13 +302,21 @@ cli.main()
 """
 
 
-def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path):
+@pytest.mark.parametrize(
+    ("verb", "made", "line"),
+    [
+        ("train", "runs/new", STOPPED),
+        pytest.param("shard", "shards/train", "stopped; what is done is kept, the same command goes on", marks=more),
+    ],
+)
+def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path, verb, made, line):
     run = copied({"train": {"name": "new"}, "cluster": {"address": "local"}})
-    folder = Path(run.workspace, "runs/new")
-    python, option, _, *arguments = command("train", "--json", run=run, folder=tmp_path)
+    folder = Path(run.workspace, made)
+    shutil.rmtree(folder, ignore_errors=True)
+    python, option, _, *arguments = command(verb, "--json", run=run, folder=tmp_path)
     process = start([python, option, AS_SOON_AS_RAY_HAS_ITS_HANDLERS, *arguments])
     try:
-        check_ended(process, folder)
+        check_ended(process, folder, line)
     finally:
         process.kill()
     assert not receipts(folder)
