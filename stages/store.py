@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -41,7 +41,12 @@ MANIFEST = "manifest.json"
 T = TypeVar("T")
 
 _WAITS = (1.0, 3.0)
-"""Seconds between tries of an object store; its client goes on for about six seconds in each by itself."""
+"""Seconds between tries of an object store, in each of which its client goes on by itself."""
+_RETRIES = 8
+"""Of the client, with growing pauses that add up to about six seconds."""
+_SILENT_SECONDS = 10
+"""Without a byte from an object store, until its client asks again. pyarrow's own are 3, and a store that always needs
+longer would never be heard; `request_timeout=SECONDS` among the options of a URI is another number."""
 _REMOTE_BUFFER = 1 << 16
 _OURS = f".{platform.node()}.tmp"
 """How the names of this node's half-written files end."""
@@ -57,8 +62,8 @@ class Store:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
             try:
-                self._fs, self._base = pafs.FileSystem.from_uri(self.uri)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                self._fs, self._base = _file_system(self.uri)
+            except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
                 raise PipelineError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
@@ -80,7 +85,7 @@ class Store:
 
     @property
     def askings(self) -> int:
-        """How often bytes that prove wrong are read: a connection cut within an answer may garble it silently."""
+        """How often what looks wrong is asked for: a connection cut within an answer may garble it silently."""
         return 1 if self.local else 3
 
     @property
@@ -107,7 +112,11 @@ class Store:
 
     def open(self, path: str) -> Any:
         """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
-        return self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+        for _ in range(self.askings):
+            file = self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+            if self.patiently(file.size):  # an answer cut within its head looks like an empty file's
+                break
+        return file
 
     def stream(self, path: str) -> io.BufferedReader:
         """Open a file for buffered reads and seeks; raises FileNotFoundError where there is none."""
@@ -226,7 +235,10 @@ class Store:
     def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         path = f"{self._base}/{folder}".rstrip("/")
         selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-        return self.patiently(lambda: self._fs.get_file_info(selector))
+        for _ in range(self.askings):
+            if found := self.patiently(lambda: self._fs.get_file_info(selector)):
+                return found
+        return []  # believed when said again: an answer cut within its head looks like an empty folder's
 
     def _info(self, path: str) -> pafs.FileInfo:
         return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
@@ -366,6 +378,19 @@ def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
     with content.open("rb") as file:
         digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
         return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
+
+
+def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path in it; one that is patient, where it is S3."""
+    path, options = uri_options(uri)
+    chosen = dict(parse_qsl(options[1:]))
+    seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
+    fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
+    if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
+        build, (settings,) = fs.__reduce__()  # of all options of the URI but those two
+        patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
+        fs = build(settings | patience | {"allow_delayed_open": True})  # a small file is one request in place of three
+    return fs, base
 
 
 @contextlib.contextmanager

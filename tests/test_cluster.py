@@ -64,18 +64,6 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def workers(title: str = "Worker.run") -> list[int]:
-    """Ids of the processes that make a part now."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if title in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return sorted(found)
-
-
 def test_shards_are_made_on_nodes_without_the_package_while_one_is_lost_and_a_worker_killed(nodes, many, tmp_path):
     workspace, calm = many
     folder = workspace / "shards/train"
@@ -83,8 +71,8 @@ def test_shards_are_made_on_nodes_without_the_package_while_one_is_lost_and_a_wo
     wait_until(process, lambda: len(receipts(folder)) >= 5)
     nodes.kill()
     nodes.add()
-    wait_until(process, lambda: (folder / "manifest.json").exists() or workers())
-    for worker in workers()[:1]:
+    wait_until(process, lambda: (folder / "manifest.json").exists() or nodes.workers())
+    for worker in nodes.workers()[:1]:
         os.kill(worker, signal.SIGKILL)
     out, err = ended(process)
     assert json.loads(out)["splits"]["train"]["parts"] == 122
