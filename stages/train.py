@@ -69,7 +69,7 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
         pin=device.type == "cuda",
     )
     ready = trainer.metrics.timed(on_device(batches, device))
-    ending = Ending(started, rank=rank, world=world, device=device)
+    ending = Ending(started, world=world, device=device)
     ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
     while step < plan.steps and not ended:
         trainer.step(next(ready))
@@ -91,18 +91,17 @@ class Ending:
 
     Args:
         step: the first at which all ranks listen.
-        rank: of this process.
         world: number of processes.
         device: of this process, through which they talk.
     """
 
-    def __init__(self, step: int, *, rank: int, world: int, device: torch.device) -> None:
-        self._rank, self._world, self._device = rank, world, device
+    def __init__(self, step: int, *, world: int, device: torch.device) -> None:
+        self._world, self._device = world, device
         self._heard = self._next = step
         self._since = time.perf_counter()
 
     def agreed(self, step: int, asked: bool) -> bool:
-        """Whether all ranks end after `step` steps; every rank says at every step whether it is asked to."""
+        """Whether all ranks end after `step` steps; every rank calls it at every step, and rank 0's `asked` counts."""
         if self._world == 1:
             return asked
         if step < self._next:

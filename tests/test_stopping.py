@@ -145,7 +145,7 @@ def test_ranks_talk_every_two_seconds_and_between_that_a_step_costs_nothing(monk
     clock, talked = [0.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(dist, "broadcast", lambda word, src: talked.append(step))
-    ending = Ending(0, rank=0, world=2, device=CPU)
+    ending = Ending(0, world=2, device=CPU)
     for step in range(talks[-1] + 1):
         assert not ending.agreed(step, False)
         clock[0] += pace
