@@ -128,13 +128,12 @@ def _ask(ray: Any, address: str) -> None:
 
     Ray itself would try both for minutes, and then say only that it cannot connect.
     """
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-
     address = _host_and_port(address)
     if not address:
         return
+    if _lacks_token():
+        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}")
     try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one the client would end the process
         ray._raylet.GcsClient(address=address)
     except ray.exceptions.AuthenticationError:
         raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
@@ -165,6 +164,18 @@ def _compare_tokens(address: str, nodes: list[Node]) -> None:
         )
     if careless:
         _warn(f"{address}: this Ray asks for no token, so whoever reaches it can run code there; see docs/cluster.md")
+
+
+def _lacks_token() -> bool:
+    """Whether this process is to use a token and has none, upon which Ray's client would end it."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+    except AuthenticationError:
+        return True
+    return False
 
 
 def _authenticated() -> bool:

@@ -43,7 +43,7 @@ def look_at_nodes(ray: Any) -> list[Node]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     names = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
-    look = ray.remote(num_cpus=0, max_retries=0)(_looker())
+    look = ray.remote(num_cpus=0, max_retries=0)(_asker())
     asked = [
         (name, look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote())
         for node, name in names.items()
@@ -89,16 +89,14 @@ def fingerprint() -> str:
     return str(_looker()()[1])
 
 
-def _looker() -> Callable[[], tuple[str, str, bool]]:
+def _looker() -> Callable[[], tuple[str, str]]:
     """A function that needs nothing of this package, so that it can be sent where the package is not."""
 
-    def look() -> tuple[str, str, bool]:
+    def look() -> tuple[str, str]:
         import hashlib
         import importlib.metadata
         import importlib.util
         from pathlib import Path
-
-        from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
         try:
             installed = importlib.metadata.version("deit-pipeline")
@@ -108,10 +106,22 @@ def _looker() -> Callable[[], tuple[str, str, bool]]:
         for package in ("pipeline", "stages", "schemas"):
             found = importlib.util.find_spec(package)
             if found is None or not found.origin:
-                return installed, "", is_token_auth_enabled()
+                return installed, ""
             root = Path(found.origin).parent
             for file in sorted(root.rglob("*.py")):
                 digest.update(f"{package}/{file.relative_to(root)}".encode() + b"\0" + file.read_bytes() + b"\0")
-        return installed, digest.hexdigest(), is_token_auth_enabled()
+        return installed, digest.hexdigest()
 
     return look
+
+
+def _asker() -> Callable[[], tuple[str, str, bool]]:
+    """The same for a node, and whether Ray asks for a token there."""
+    look = _looker()
+
+    def ask() -> tuple[str, str, bool]:
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+        return (*look(), bool(is_token_auth_enabled()))
+
+    return ask

@@ -44,8 +44,9 @@ def test_a_command_with_a_token_joins_no_cluster_whose_workers_would_refuse_it(a
 
 
 @pytest.fixture
-def asked():
-    """What becomes of a join, where Ray's own client fails with an error."""
+def asked(monkeypatch):
+    """What becomes of a join, where Ray's own client fails with an error; Ray is not loaded."""
+    monkeypatch.setattr(session, "_lacks_token", lambda: False)
 
     class TokenRefused(RuntimeError):
         pass
@@ -63,6 +64,13 @@ def asked():
 def test_a_token_that_is_not_the_clusters_is_said_before_ray_tries_for_long(asked, refused):
     ask, token_refused = asked
     line = refused(ask, token_refused("InvalidAuthToken"))
+    assert line.startswith("cluster.address = 127.0.0.1:6379: this Ray asks for a token that the command does not have")
+
+
+def test_a_token_that_is_missing_is_said_before_ray_ends_the_process(asked, refused, monkeypatch):
+    ask, _ = asked
+    monkeypatch.setattr(session, "_lacks_token", lambda: True)
+    line = refused(ask, AssertionError("never asked"))
     assert line.startswith("cluster.address = 127.0.0.1:6379: this Ray asks for a token that the command does not have")
 
 
