@@ -11,7 +11,7 @@ from pipeline.progress import Progress, duration, rate
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt, StoredFile
 from stages.metrics import FILE as METRICS
-from stages.store import MANIFEST, PLAN, RECEIPTS, Store, broken_files, read_manifest
+from stages.store import MANIFEST, PLAN, RECEIPTS, Store, broken_files, read_manifest, read_receipt
 
 STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs", "evaluate": "predictions"}
 _READERS = 4
@@ -87,7 +87,7 @@ def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]
     for name in sorted(store.files(RECEIPTS)):
         path = f"{RECEIPTS}/{name}"
         try:
-            receipt = Receipt.from_json(store.read(path), store.name(path))
+            receipt = read_receipt(store, name.removesuffix(".json"))
         except PipelineError as error:
             problems.append({"path": store.name(path), "what": str(error)})
             continue

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt
-from stages.store import RECEIPTS, Store, commit, read_checked
+from stages.store import RECEIPTS, Store, commit, read_checked, read_receipt
 
 FOLDER = "checkpoints"
 _LINES = "metrics.jsonl"
@@ -122,9 +122,9 @@ def _parts(store: Store) -> list[str]:
 def _receipts(store: Store, warn: Callable[[str], None]) -> list[Receipt]:
     """Whole receipts of checkpoints, oldest first."""
     found = []
-    for path in map(_receipt_path, _parts(store)):
+    for part in _parts(store):
         try:
-            found.append(Receipt.from_json(store.read(path), store.name(path)))
+            found.append(read_receipt(store, part))
         except FileNotFoundError:
             return _receipts(store, warn)  # another command let go of it meanwhile, for newer ones
         except PipelineError as error:

@@ -20,7 +20,7 @@ from schemas.receipts import Receipt, StoredFile
 from stages.cache import ShardCache
 from stages.manifests import open_manifest
 from stages.shard import shard_name
-from stages.store import RECEIPTS, Store, read_checked
+from stages.store import RECEIPTS, Store, read_checked, read_receipt
 
 _OPEN_TARS = 32
 
@@ -119,11 +119,11 @@ class Split:
         return StoredFile(**receipt.facts["tar"]) if self._adopted else receipt.file(".tar")
 
     def _read_receipt(self, shard: int) -> Receipt:
-        path = f"{RECEIPTS}/{shard_name(shard)}.json"
         try:
-            return Receipt.from_json(self.store.read(path), self.store.name(path))
+            return read_receipt(self.store, shard_name(shard))
         except FileNotFoundError:
-            raise PipelineError(f"{self.store.name(path)}: is missing; run `deit-pipeline shard` again") from None
+            path = self.store.name(f"{RECEIPTS}/{shard_name(shard)}.json")
+            raise PipelineError(f"{path}: is missing; run `deit-pipeline shard` again") from None
 
     def _caches(self) -> None:
         self._receipt: Callable[[int], Receipt] = lru_cache(256)(self._read_receipt)

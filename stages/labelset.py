@@ -16,12 +16,12 @@ import torch
 
 from schemas.config import RunFile, Teacher
 from schemas.errors import PipelineError
-from schemas.receipts import Receipt, StoredFile, fingerprint, refuse_changes
+from schemas.receipts import StoredFile, fingerprint, refuse_changes
 from stages.dataset import Split
 from stages.labelfile import read_labels
 from stages.losses import SoftLabels
 from stages.shard import shard_name
-from stages.store import PLAN, RECEIPTS, Store, read_checked, read_manifest
+from stages.store import PLAN, RECEIPTS, Store, read_checked, read_manifest, read_receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +215,7 @@ class LabelSet:
         """Take up the parts whose receipts have come since; those of another identity are not of this set."""
         for name in sorted(self.store.files(RECEIPTS).keys() - self._seen):
             self._seen.add(name)
-            path = f"{RECEIPTS}/{name}"
-            receipt = Receipt.from_json(self.store.read(path), self.store.name(path))
+            receipt = read_receipt(self.store, name.removesuffix(".json"))
             if receipt.made_by == self.made_by:
                 self._add(receipt.part, receipt.files[0])
 

@@ -9,8 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from schemas.receipts import read_json
-from stages.store import MANIFEST, Store
+from stages.store import MANIFEST, Store, read_manifest
 
 _OPENING = '"parts":['
 """As `schemas.receipts.canonical_json` spells it; within a string the quotes would be escaped."""
@@ -33,7 +32,7 @@ def open_manifest(store: Store) -> tuple[dict[str, Any], tuple[int, ...]] | None
             rows = tuple(seen.setdefault(part["rows"], part["rows"]) for part in reading.parts())  # few objects
             return json.loads(reading.others), rows
         except ValueError:  # damaged, which is said then, or spelt by another's hand
-            manifest = read_json(store.read(MANIFEST), store.name(MANIFEST))
+            manifest = read_manifest(store) or {}
             return manifest, tuple(part["rows"] for part in manifest.pop("parts"))
 
 

@@ -48,6 +48,7 @@ _SILENT_SECONDS = 10
 """Without a byte from an object store, until its client asks again. pyarrow's own are 3, and a store that always needs
 longer would never be heard; `request_timeout=SECONDS` among the options of a URI is another number."""
 _REMOTE_BUFFER = 1 << 16
+_MARK_BYTES = 16
 _OURS = f".{platform.node()}.tmp"
 """How the names of this node's half-written files end."""
 _OLD_SECONDS = 3600.0
@@ -139,14 +140,22 @@ class Store:
             return self.read_at(file, self.patiently(file.size), 0)
 
     def read_at(self, file: Any, count: int, offset: int) -> bytes:
-        """Bytes of an open file, fewer only at its end: a cut connection can shorten an answer without an error."""
+        """Bytes of an open file, fewer only at its end.
+
+        Across a network a cut connection can shorten an answer without an error, and its client then takes for the
+        rest what its memory held before, another file's bytes maybe. So the end of the memory is marked beforehand.
+        """
         wanted = max(0, min(count, self.patiently(file.size) - offset))
 
         def ask() -> bytes:
-            data = bytes(file.read_at(wanted, offset))
-            if len(data) < wanted:
-                raise OSError(f"an answer was cut off after {len(data)} of {wanted} bytes")
-            return data
+            if self.local:
+                return bytes(file.read_at(wanted, offset))
+            data, mark = bytearray(wanted), os.urandom(min(wanted, _MARK_BYTES))
+            data[wanted - len(mark) :] = mark
+            file.seek(offset)
+            if file.readinto(data) < wanted or (mark and data.endswith(mark)):
+                raise OSError(f"an answer was cut off before its {wanted} bytes")
+            return bytes(data)
 
         return self.patiently(ask)
 
@@ -312,21 +321,31 @@ def valid_receipts(store: Store, folders: tuple[str, ...] = ("",)) -> dict[str, 
     lengths = {
         f"{folder}/{name}".lstrip("/"): length for folder in folders for name, length in store.files(folder).items()
     }
-    names = sorted(name for name in store.files(RECEIPTS) if name.endswith(".json"))
-    read = partial(_read_receipt, store)
+    parts = sorted(name.removesuffix(".json") for name in store.files(RECEIPTS) if name.endswith(".json"))
+    read = partial(read_receipt, store)
     if store.local:
-        receipts: Iterator[Receipt] = map(read, names)
+        receipts: Iterator[Receipt] = map(read, parts)
     else:
         with ThreadPoolExecutor(16) as threads:
-            receipts = threads.map(read, names)
+            receipts = threads.map(read, parts)
     return {one.part: one for one in receipts if all(lengths.get(f.path) == f.bytes for f in one.files)}
 
 
 def read_manifest(store: Store, file: str = MANIFEST) -> dict[str, Any] | None:
     """A stage's manifest (or plan), or None where it is not written yet."""
     with contextlib.suppress(FileNotFoundError):
-        return read_json(store.read(file), store.name(file))
+        return _undamaged(store, lambda: read_json(store.read(file), store.name(file)))
     return None
+
+
+def read_receipt(store: Store, part: str) -> Receipt:
+    """A part's receipt, whatever its files; raises FileNotFoundError where there is none.
+
+    Raises:
+        PipelineError: if it is torn.
+    """
+    path = f"{RECEIPTS}/{part}.json"
+    return _undamaged(store, lambda: Receipt.from_json(store.read(path), store.name(path)))
 
 
 def put_json(store: Store, path: str, value: Any) -> None:
@@ -448,9 +467,16 @@ def _half(temporary: Path, content: bytes | Path) -> Iterator[Any]:
         yield file
 
 
-def _read_receipt(store: Store, name: str) -> Receipt:
-    path = f"{RECEIPTS}/{name}"
-    return Receipt.from_json(store.read(path), store.name(path))
+def _undamaged(store: Store, read: Callable[[], T]) -> T:
+    """Read what has no sum; across a network again, before it is blamed."""
+    for _ in range(store.askings - 1):
+        try:
+            return read()
+        except Unfinished:
+            raise
+        except PipelineError:
+            continue
+    return read()
 
 
 def _first_line(error: BaseException) -> str:

@@ -204,27 +204,34 @@ def test_a_pickled_store_of_a_relative_path_means_the_same_folder_elsewhere(tmp_
 
 
 class CutOff:
-    """An open file whose first answers are shorter than asked for, as through a cut connection."""
+    """An open file whose first answers fill half of what is asked for, or only say so, as through a cut connection."""
 
-    def __init__(self, data: bytes, cuts: int) -> None:
-        self.data, self.cuts = data, cuts
+    def __init__(self, data: bytes, cuts: int, *, owns_up: bool) -> None:
+        self.data, self.cuts, self.owns_up, self.at = data, cuts, owns_up, 0
 
     def size(self) -> int:
         return len(self.data)
 
-    def read_at(self, count: int, offset: int) -> bytes:
+    def seek(self, offset: int) -> None:
+        self.at = offset
+
+    def readinto(self, buffer: bytearray) -> int:
         self.cuts -= 1
-        data = self.data[offset : offset + count]
-        return data[: len(data) // 2] if self.cuts >= 0 else data
+        wanted = len(buffer)
+        count = wanted // 2 if self.cuts >= 0 else wanted
+        buffer[:count] = self.data[self.at : self.at + count]
+        return count if self.owns_up else wanted
 
 
-def test_an_answer_that_is_cut_off_without_an_error_is_asked_for_again(tmp_path, monkeypatch, refused):
+@pytest.mark.parametrize("owns_up", [True, False])
+def test_an_answer_that_is_cut_off_without_an_error_is_asked_for_again(tmp_path, monkeypatch, refused, owns_up):
     monkeypatch.setattr(store_module, "_WAITS", (0.0, 0.0))
-    store = Store(str(tmp_path))
+    store, data = Store(str(tmp_path)), bytes(range(200))
     store.local = False
-    assert store.read_at(CutOff(b"0123456789", 2), 4, 3) == b"3456"
-    assert store.read_at(CutOff(b"0123456789", 2), 40, 8) == b"89"
-    assert "cut off after 2 of 4 bytes" in refused(store.read_at, CutOff(b"0123456789", 3), 4, 3, code=3)
+    assert store.read_at(CutOff(data, 2, owns_up=owns_up), 90, 3) == data[3:93]
+    assert store.read_at(CutOff(data, 2, owns_up=owns_up), 400, 150) == data[150:]
+    assert store.read_at(CutOff(data, 0, owns_up=owns_up), 4, 200) == b""
+    assert "cut off before its 90 bytes" in refused(store.read_at, CutOff(data, 3, owns_up=owns_up), 90, 3, code=3)
 
 
 def test_bytes_that_a_network_garbled_are_read_again_before_they_are_blamed(tmp_path, monkeypatch, refused):
