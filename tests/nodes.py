@@ -84,12 +84,15 @@ def _free_port() -> int:
 
 
 def _serve(cpus: int, folder: str, dashboard: str) -> None:
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
     say = lambda value: print(">", json.dumps(value), flush=True)  # noqa: E731
-    head = {"num_cpus": 0, "include_dashboard": bool(dashboard), "temp_dir": str(Path(folder, "ray"))}
+    own = str(Path(folder, "ray"))
+    head = {"num_cpus": 0, "include_dashboard": bool(dashboard), "temp_dir": own}
     head |= {"dashboard_port": int(dashboard)} if dashboard else {}
     cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": HEALTH})
+    write_ray_address(cluster.address, own)  # as `ray start` does, else a job is told of any cluster on this machine
     say([cluster.address, f"http://127.0.0.1:{dashboard}" if dashboard else ""])
     nodes = []
     for order in sys.stdin:
