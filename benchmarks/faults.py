@@ -2,14 +2,22 @@
 
     python benchmarks/faults.py --rounds 100
 
-A round shards or labels tiny images under one fault, chosen at random and striking when a random number of parts is
-done: a node or a worker killed, the driver killed and followed by one in another folder, two drivers at once, a driver
-stopped by SIGTERM, or an object store that spoils a tenth of all requests. `--log FILE` keeps a line a round, and
-goes on from what it holds, so that rounds can be run in several sittings.
+A round shards, labels or trains tiny images under one fault, which strikes when a random number of parts (or steps) is
+done and a worker is at work on another: a node or a worker is killed; the driver is killed, or stopped by SIGTERM, and
+followed by one in another folder; two drivers work at once; an object store spoils a tenth of all requests; the disk
+of the workspace, or that of TMPDIR, runs full. Stages and faults take turns. Workers pause before each file they put,
+so that a fault finds them in the middle of a part, and keep a ledger of what they begin (`watched.py`). A round is good
+if it ends with the same bytes, no worker that was lost cost more than the part it was at (a training: the steps since
+its checkpoint), and nothing was made again without a reason. `--log FILE` keeps a line a round, and goes on from what
+it holds, so that rounds can be run in several sittings.
+
+Where mounting is not permitted, the disks are not filled.
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -18,144 +26,239 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import boto3  # noqa: E402
+import watched  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
-from nodes import Nodes  # noqa: E402
-from test_cluster import drive, workers  # noqa: E402
-from test_s3 import Proxy  # noqa: E402
+from nodes import Nodes, below, parent  # noqa: E402
+from test_resume import TIMING  # noqa: E402
+from test_s3 import WAYS, Proxy  # noqa: E402
 from world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
 from pipeline import run as stages  # noqa: E402
 from schemas.toml_text import toml_text  # noqa: E402
 from stages.store import Store  # noqa: E402
 
-FAULTS = ("node", "worker", "driver", "stop", "two drivers", "store")
-VERBS = {"shard": "shards/train", "label-teacher": "labels/teacher"}
-_SECONDS = 240
-_KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
+FAULTS = ("node", "worker", "driver", "stop", "two drivers", "store", "disk", "staging")
+VERBS = {"shard": "shards/train", "label-teacher": "labels/teacher", "train": "runs/student"}
+NEEDS = {"shard": (), "label-teacher": ("shards", "runs/teacher"), "train": ("shards", "labels")}
+CELLS = [(verb, fault) for fault in FAULTS for verb in VERBS if (verb, fault) != ("train", "staging")]
+STEPS, EVERY = 20, 4
+"""Steps of a training, and of them from checkpoint to checkpoint."""
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"shards": {"samples_per_shard": 10}, "labels": {"views": 4}, "source": {"val": ""}},
+    {"train": {"max_steps": STEPS, "checkpoint_every": EVERY, "log_every": 3}},
+)
+_SECONDS = 240.0
+_OWN_MOUNTS = "DEIT_FAULTS_OWN_MOUNTS"
+_ENVIRONMENT = {
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}",
+    "AWS_ACCESS_KEY_ID": "x",
+    "AWS_SECRET_ACCESS_KEY": "x",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
 class World:
-    """Images, an undisturbed workspace, a cluster and an object store; `round` runs one round."""
+    """Images, an undisturbed workspace, a cluster and an object store."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, nodes: Nodes, scratch: Path) -> None:
+        self.folder, self.nodes, self.scratch = folder, nodes, scratch
         write_images(folder / "images/train", dict.fromkeys(CLASSES, 60))
-        write_images(folder / "images/val", dict.fromkeys(CLASSES, 3), seed=1)
-        self.settings: tuple[dict[str, Any], ...] = (
-            {"shards": {"samples_per_shard": 4}, "labels": {"views": 4, "passes_per_part": 2}, "source": {"val": ""}},
-            {"cluster": {"cpus": 2, "devices": 2, "attempts": 10}},
-        )
-        calm = run_file(folder / "calm", folder / "images", *self.settings)
-        stages.shard(calm, silent)
-        stages.train(run_file(folder / "calm", folder / "images", *self.settings, TEACHER), silent)
-        stages.label(calm, silent)
+        self.calm = Store(str(folder / "calm"))
+        stages.shard(self.run_file(self.calm.uri), silent)
+        stages.train(run_file(self.calm.uri, folder / "images", TEACHER), silent)
+        stages.label(self.run_file(self.calm.uri), silent)
+        stages.train(self.run_file(self.calm.uri), silent)
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, more for a cut one
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
-        host, port = server.get_host_and_port()
-        self.endpoint = f"{host}:{port}"
+        self.endpoint = "{}:{}".format(*server.get_host_and_port())
         client = boto3.client("s3", endpoint_url=f"http://{self.endpoint}", region_name="us-east-1")
         client.create_bucket(Bucket="faults")
 
-    def _uri(self, name: str, at: str) -> str:
-        return f"s3://faults/{name}?scheme=http&endpoint_override={at}&region=us-east-1"
+    def run_file(self, workspace: str, **cluster: Any) -> Any:
+        """The run file of a workspace."""
+        cache = {"cache": {"folder": str(self.folder / "cache")}}
+        return run_file(workspace, self.folder / "images", *SETTINGS, cache, {"cluster": cluster})
 
-    def _truth(self, verb: str) -> dict[str, bytes]:
-        return kept(Store(str(self.folder / "calm")).at(VERBS[verb]))
+    def uri(self, name: str, at: str) -> str:
+        """A folder of the object store, through the server or a proxy."""
+        return f"s3://faults/{name}?scheme=http&endpoint_override={at}&region=us-east-1&request_timeout=1"
 
-    def round(self, nodes: Nodes, number: int, verb: str, fault: str, chance: random.Random) -> dict[str, Any]:
-        """Run one verb in a workspace of its own under a fault, and compare."""
-        name, proxy = f"round-{number}", Proxy(self.endpoint, 0.1, ("500", "cut before", "cut within"))
-        workspace = self._uri(name, proxy.at) if fault == "store" else str(self.folder / name)
-        run = run_file(workspace, self.folder / "images", *self.settings)
-        (self.folder / f"{name}.toml").write_text(toml_text(run))
-        calm = Store(self._uri(name, self.endpoint) if fault == "store" else workspace)
-        if verb == "label-teacher":
-            for part in ("shards", "runs"):
-                for path, _ in list(Store(str(self.folder / "calm")).files_below(part)):
-                    calm.put(path, (self.folder / "calm" / path).read_bytes())
-        stage, total = calm.at(VERBS[verb]), len(Store(str(self.folder / "calm")).at(VERBS[verb]).files("receipts"))
-        goal = chance.randrange(1, total - 1)
+
+class Round:
+    """One stage in a workspace of its own, under one fault; `play` says how it went."""
+
+    def __init__(self, world: World, number: int, verb: str, fault: str) -> None:
+        self.world, self.verb, self.fault, self.chance = world, verb, fault, random.Random(number)
+        self.folder = world.folder / f"round-{number}"
+        self.workspace = str(self.folder / "workspace")
+        self.total = STEPS if verb == "train" else len(world.calm.at(VERBS[verb]).files("receipts"))
+        self.goal = self.chance.randrange(1, self.total - 3)
+        self.before: set[int] = set()
+        self.spoilt: dict[str, int] = {}
+
+    def play(self) -> dict[str, Any]:
+        """Strike, and compare with the undisturbed run."""
         begin = time.monotonic()
-        again = self._strike(nodes, verb, fault, f"{name}.toml", lambda: len(stage.files("receipts")), goal)
-        found = kept(stage)
-        result = {
-            "verb": verb, "fault": fault, "goal": goal, "parts": total, "again": again,
-            "same": found == self._truth(verb), "seconds": time.monotonic() - begin,
-            "spoilt": sum(proxy.spoilt.values()),
+        (self.folder / "workspace").mkdir(parents=True)
+        with contextlib.ExitStack() as stack:
+            calm = self._set_up(stack)
+            self._strike()
+            made, truth = (kept(store.at(VERBS[self.verb])) for store in (calm, self.world.calm))
+            other = sorted(name for name in {*made, *truth} if made.get(name) != truth.get(name))
+            found = self._count()
+        shutil.rmtree(self.folder)
+        return {
+            "verb": self.verb, "fault": self.fault, "goal": self.goal, "of": self.total, "same": not other,
+            "other": other, **found, "spoilt": self.spoilt, "seconds": round(time.monotonic() - begin, 1),
         }  # fmt: skip
-        proxy.shutdown()
-        proxy.server_close()
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        return result
 
-    def _strike(self, nodes: Nodes, verb: str, fault: str, file: str, done: Callable[[], int], goal: int) -> int:
-        """Run the verb under a fault; how many parts were made again."""
+    def _set_up(self, stack: contextlib.ExitStack) -> Store:
+        """Put what the stage needs into the workspace, which is handed back as one that nothing spoils."""
+        calm = Store(self.workspace)
+        if self.fault == "disk":
+            stack.enter_context(mounted(Path(self.workspace), megabytes=32))
+        if self.fault == "store":
+            proxy = Proxy(self.world.endpoint, 0.1, WAYS)
+            stack.callback(proxy.server_close)
+            stack.callback(proxy.shutdown)
+            self.workspace = self.world.uri(self.folder.name, proxy.at)
+            self.spoilt, calm = proxy.spoilt, Store(self.world.uri(self.folder.name, self.world.endpoint))
+        for path in (path for need in NEEDS[self.verb] for path, _ in self.world.calm.files_below(need)):
+            calm.put(path, self.world.calm.read(path))
+        workers = 1 if self.verb == "train" or self.fault == "two drivers" else 2
+        run = self.world.run_file(self.workspace, cpus=workers, devices=workers)
+        (self.folder / "deit.toml").write_text(toml_text(run))
+        return calm
 
-        def start(folder: Path) -> subprocess.Popen[str]:
-            found: subprocess.Popen[str] = drive(nodes, folder, verb, "-c", str(self.folder / file))
-            return found
+    def _strike(self) -> None:
+        """Run the stage to its end, through the fault."""
+        process = self._start("here")
+        if self.fault == "store":
+            self._end(process, "here")
+        elif self.fault == "two drivers":
+            second = self._start("elsewhere")
+            self._end(process, "here")
+            self._end(second, "elsewhere")
+        else:
+            victim = self._at_work(process)
+            self.before = {one.pid for one in watched.attempts(self.folder)}
+            self._hit(process, victim)
 
-        process = start(self.folder)
-        second = start(self.folder) if fault == "two drivers" else None
-        _wait(process, lambda: done() >= goal)
-        if fault == "node":
-            nodes.kill()
-            nodes.add()
-        elif fault == "worker":
-            for worker in workers()[:1]:
-                os.kill(worker, signal.SIGKILL)
-        elif fault in ("driver", "stop") and process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL) if fault == "driver" else os.kill(process.pid, signal.SIGTERM)
-            process.communicate()
-            before = done()
-            (self.folder / "elsewhere").mkdir(exist_ok=True)
-            process = start(self.folder / "elsewhere")
-            out, _ = _end(process)
-            return _new(out) - (_total(out) - before)
-        _, err = _end(process)
-        if second:
-            _end(second)
-        return err.count("is tried again")
+    def _hit(self, process: BaseProcess, victim: int) -> None:
+        assert process.pid
+        if self.fault == "node":
+            raylet = parent(victim)
+            for pid in (raylet, *below(raylet)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.world.nodes.kill(raylet)
+            self.world.nodes.add()
+            self._end(process, "here")
+        elif self.fault == "worker":
+            os.kill(victim, signal.SIGKILL)
+            self._end(process, "here")
+        elif self.fault in ("driver", "stop"):
+            if self.fault == "driver":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                os.kill(process.pid, signal.SIGTERM)
+            self._end(process, "here", code=3 if self.fault == "stop" else -signal.SIGKILL)
+            self._end(self._start("elsewhere"), "elsewhere")
+        else:
+            with filled(Path(self.workspace) if self.fault == "disk" else self.world.scratch, self.chance):
+                line = self._end(process, "here", code=1).splitlines()[-1]
+                assert line.startswith("deit-pipeline: ") and "No space left on device" in line, line
+            self._end(self._start("elsewhere"), "elsewhere")
+
+    def _start(self, name: str) -> BaseProcess:
+        more = ("-c", str(self.folder / "deit.toml"), "--json", "--address", self.world.nodes.address)
+        return watched.start(self.folder / name, self.verb, *more)
+
+    def _end(self, process: BaseProcess, name: str, code: int = 0) -> str:
+        """Wait until a command ends, as it should; what it wrote to stderr."""
+        process.join(_SECONDS)
+        out, err = watched.said(self.folder / name)
+        if process.exitcode != code or "Traceback" in err:
+            raise RuntimeError(f"{self.verb}, {self.fault}: exit code {process.exitcode}, not {code}\n{out}\n{err}")
+        return err
+
+    def _at_work(self, process: BaseProcess) -> int:
+        """Wait until the fault is due and a worker is at work; its id."""
+        end = time.monotonic() + _SECONDS
+        while process.exitcode is None and time.monotonic() < end:
+            found = watched.attempts(self.folder)
+            busy = [one.pid for one in found if not one.end]
+            if busy and len(found) - len(busy) >= self.goal:
+                return self.chance.choice(busy)
+            time.sleep(0.005)
+        raise RuntimeError(f"{self.verb}, {self.fault}: was never at work\n{watched.said(self.folder / 'here')[1]}")
+
+    def _count(self) -> dict[str, Any]:
+        """Workers that the fault ended, those of them that it caught at work, and what was made again."""
+        found = watched.attempts(self.folder)
+        again = len(found) - len({one.part for one in found})
+        caught = {one.pid for one in found if not one.end}
+        failed = sum(one.end not in ("", "Receipt", "NoneType") for one in found)
+        lost = {"node": 1, "worker": 1}.get(self.fault, len(self.before))
+        if self.verb == "train":
+            processes = len({one.pid for one in found})
+            most, reasons = EVERY * (processes - 1), EVERY * (processes - 1)
+        else:
+            most, reasons = lost + failed, len(caught) + failed
+        if self.fault == "two drivers":
+            most = reasons = self.total
+        return {
+            "lost": lost, "caught": len(caught), "failed": failed, "again": again,
+            "bounded": again <= most, "needless": max(0, again - reasons),
+        }  # fmt: skip
 
 
 def kept(store: Store) -> dict[str, bytes]:
-    """What counts of a stage's folder."""
-    found = {path: store.read(path) for path, _ in store.files_below("")}
-    return {name: data for name, data in found.items() if not Path(name).name.startswith(".")}
+    """What a stage's folder is compared by: all files; of a training, the model, and the metrics without the clock."""
+    if store.uri.partition("?")[0].endswith(VERBS["train"]):
+        found = {name: store.read(name) for name in ("model.safetensors", "model_ema.safetensors", "manifest.json")}
+        lines = [json.loads(line) for line in store.read("metrics.jsonl").splitlines()]
+        told = [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+        return found | {"metrics.jsonl": json.dumps(told, sort_keys=True).encode()}
+    paths = [path for path, _ in store.files_below("") if not Path(path).name.startswith(".")]
+    return {path: store.read(path) for path in paths}
 
 
-def _wait(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
-    end = time.monotonic() + _SECONDS
-    while not seen() and process.poll() is None:
-        if time.monotonic() > end:
-            raise RuntimeError("the command hangs")
-        time.sleep(0.01)
+@contextlib.contextmanager
+def mounted(folder: Path, megabytes: int) -> Iterator[None]:
+    """A disk of its own in a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "deit-faults", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=_SECONDS)
-    if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {err}")
-    return out, err
-
-
-def _new(out: str) -> int:
-    found = json.loads(out)
-    return int(found["new_parts"] if "new_parts" in found else found["splits"]["train"]["new_parts"])
-
-
-def _total(out: str) -> int:
-    found = json.loads(out)
-    return int(found["parts"] if "parts" in found else found["splits"]["train"]["parts"])
+@contextlib.contextmanager
+def filled(disk: Path, chance: random.Random) -> Iterator[None]:
+    """A disk without room, but for a few bytes at random."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    os.truncate(ballast, ballast.stat().st_size - chance.randrange(50_000))
+    try:
+        yield
+    finally:
+        ballast.unlink()
 
 
 def table(rounds: list[dict[str, Any]]) -> str:
@@ -164,15 +267,22 @@ def table(rounds: list[dict[str, Any]]) -> str:
     for one in rounds:
         groups[one["verb"], one["fault"]].append(one)
     lines = [
-        "| stage | fault | rounds | same bytes | parts made again, mean / most | seconds, mean |",
-        "|" + "---|" * 6,
+        "| stage | fault | rounds | same bytes | workers lost | at work | made again, mean / most | needless | s |",
+        "|" + "---|" * 9,
     ]
+    spoilt: Counter[str] = Counter()
     for (verb, fault), those in sorted(groups.items()):
-        again = [one["again"] for one in those]
-        same, seconds = sum(one["same"] for one in those), sum(one["seconds"] for one in those) / len(those)
-        mean = sum(again) / len(again)
-        lines.append(f"| {verb} | {fault} | {len(those)} | {same} | {mean:.1f} / {max(again)} | {seconds:.1f} |")
-    return "\n".join([*lines, f"{len(rounds)} rounds, {sum(one['same'] for one in rounds)} with the same bytes"])
+        total = {key: sum(one[key] for one in those) for key in ("same", "lost", "caught", "again", "needless")}
+        mean, most = total["again"] / len(those), max(one["again"] for one in those)
+        seconds = sum(one["seconds"] for one in those) / len(those)
+        counts = f"{len(those)} | {total['same']} | {total['lost']} | {total['caught']}"
+        lines.append(f"| {verb} | {fault} | {counts} | {mean:.1f} / {most} | {total['needless']} | {seconds:.1f} |")
+        for one in those:
+            spoilt.update(one["spoilt"])
+    seconds = sum(one["seconds"] for one in rounds) / max(1, len(rounds))
+    same, bounded = sum(one["same"] for one in rounds), sum(one["bounded"] for one in rounds)
+    lines += ["", f"{len(rounds)} rounds of {seconds:.1f} s: {same} with the same bytes, {bounded} within the bound"]
+    return "\n".join([*lines, "spoilt requests: " + ", ".join(f"{way} {count}" for way, count in spoilt.items())])
 
 
 def main() -> None:
@@ -181,22 +291,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="rounds in all, those of the log included")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after the round in which this time is over")
     parser.add_argument("--log", default="", help="a file with a line a round")
+    parser.add_argument("--only", default="", help="only rounds of a stage or a fault")
     arguments = parser.parse_args()
     log = Path(arguments.log) if arguments.log else None
     rounds = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    mounts = _mounts()
+    cells = [cell for cell in CELLS if arguments.only in ("", *cell) and (mounts or cell[1] not in ("disk", "staging"))]
     end = time.monotonic() + arguments.seconds
-    os.environ.update(_KEYS)  # of the object store, for nodes and drivers
-    with tempfile.TemporaryDirectory(prefix="deit-faults-") as folder, Nodes() as nodes:
-        world = World(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="deit-faults-") as folder, contextlib.ExitStack() as stack:
+        (scratch := Path(folder, "scratch")).mkdir()
+        if mounts:
+            stack.enter_context(mounted(scratch, megabytes=32))
+        os.environ.update(_ENVIRONMENT)
+        nodes = stack.enter_context(Nodes(PYTHONPATH=_ENVIRONMENT["PYTHONPATH"], TMPDIR=str(scratch)))
+        os.environ.update(nodes.environment)
+        world = World(Path(folder), nodes, scratch)
         while len(rounds) < arguments.rounds and time.monotonic() < end:
-            chance = random.Random(len(rounds))
-            verb, fault = chance.choices(list(VERBS), [4, 1])[0], FAULTS[len(rounds) % len(FAULTS)]
-            rounds.append(world.round(nodes, len(rounds), verb, fault, chance))
-            print(rounds[-1], file=sys.stderr, flush=True)
+            verb, fault = cells[len(rounds) % len(cells)]
+            rounds.append(Round(world, len(rounds), verb, fault).play())
+            print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
             if log:
                 with log.open("a") as file:
                     file.write(json.dumps(rounds[-1]) + "\n")
     print(table(rounds))
+    sys.exit(not all(one["same"] and one["bounded"] for one in rounds))
+
+
+def _mounts() -> bool:
+    """Whether disks can be mounted; where they can, this program is run again in a room of its own for mounts."""
+    if os.environ.get(_OWN_MOUNTS):
+        return True
+    room = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*room, "true"], stderr=subprocess.DEVNULL).returncode:
+        return False
+    os.environ[_OWN_MOUNTS] = "1"
+    os.execvp(room[0], [*room, sys.executable, *sys.argv])
 
 
 if __name__ == "__main__":

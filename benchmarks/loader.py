@@ -84,13 +84,13 @@ def pack(images: str, folder: Path, samples_per_shard: int = 250) -> Split:
     """Shards of an image folder, as the shard stage makes them."""
     listing, store = list_source(images, "train", None), Store(str(folder))
     config = Shards(samples_per_shard=samples_per_shard)
-    parts = []
+    receipts = []
     with tempfile.TemporaryDirectory() as staging:
         for spec in plan_shards(listing, config, shuffle=True):
             made = ShardMaker(listing.source, config)(spec, Path(staging))
-            receipt = commit(store, spec.name, made, "benchmark")
-            parts.append({"rows": receipt.rows, "files": [vars(file) for file in receipt.files]})
-    return Split(store, {"parts": parts, "classes": listing.classes, "content": fingerprint(parts)}, Cache())
+            receipts.append(commit(store, spec.name, made, "benchmark"))
+    about = {"classes": listing.classes, "content": fingerprint([receipt.part for receipt in receipts])}
+    return Split(store, about, tuple(receipt.rows for receipt in receipts), Cache())
 
 
 def measure(images: str, split: Split, workers: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipeline.ray_pool import make_parts  # noqa: E402
 from pipeline.session import INLINE, LOCAL, Seats, ray_session  # noqa: E402
 from pipeline.work import Job, begin, left_to_do  # noqa: E402
 from schemas.config import Cluster  # noqa: E402
-from schemas.receipts import Made, Receipt, StoredFile  # noqa: E402
+from schemas.receipts import Made, Receipt, StoredFile, canonical_json  # noqa: E402
 from stages.replay.order import Stream  # noqa: E402
 from stages.shard import ShardSpec  # noqa: E402
 from stages.store import Store, valid_receipts  # noqa: E402
@@ -63,11 +63,11 @@ def compare(seconds: float, parts: int) -> None:
     def timed(address: str, specs: list[ShardSpec]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
-            begin(store, {}, {}, "")
-            job = Job(store, "me", partial(_maker, work))
+            job = Job(begin(store, {}, {}, ""), partial(_maker, work))
             at = cluster.model_copy(update={"address": address})
             started = time.perf_counter()
-            make_parts(job, specs, cluster=at, seats=Seats(count=1, cpus=1), done=lambda receipt: None)
+            seats = Seats(count=1, cpus=1)
+            make_parts(job, specs, wanted=len(specs), cluster=at, seats=seats, done=lambda receipt: None)
             return time.perf_counter() - started
 
     started = time.perf_counter()
@@ -104,26 +104,56 @@ def resume(count: int) -> None:
 
 
 def plan(shards: int) -> None:
-    """Plan the labels of so many shards, a block of passes each, and find what is left to do beside a done half."""
-    from pipeline.labelling import label_specs  # loads torch, which the others do without
+    """Plan the labels of so many shards of 1,000 images, half of them done, and find the first step over them.
 
-    started = time.perf_counter()
-    specs = label_specs({}, shards, 10, 10)
-    receipt = Receipt(part="", files=(), rows=0, made_by="", facts={})
-    left = left_to_do(specs, dict.fromkeys((spec.name for spec in specs[::2]), receipt))
-    print(f"{len(specs):,} parts planned, {len(left):,} left, in {time.perf_counter() - started:.1f} s")
+    From the shards' manifest on, as the commands do.
+    """
+    from pipeline.labelling import label_specs  # loads torch, as the command does
+    from stages.dataset import Split
+
+    with tempfile.TemporaryDirectory() as folder:
+        size = _many_shards(Path(folder, "shards/train/manifest.json"), shards)
+        started = time.perf_counter()
+        split = Split.open(folder, "train")
+        opened = time.perf_counter() - started
+        specs = label_specs({}, len(split.rows), 10, 10)
+        receipt = Receipt(part="", files=(), rows=0, made_by="", facts={})
+        left = left_to_do(specs, dict.fromkeys((spec.name for spec in specs[::2]), receipt))
+        stream = Stream(split.rows, repeats=3, window=16, recipe_seed=0, seed=0)
+        stream.step(0, 1024)
+        took = time.perf_counter() - started
+    print(f"{len(split):,} images in {shards:,} shards: their manifest of {size / 1e6:.0f} MB read in {opened:.1f} s, "
+          f"{len(specs):,} parts planned, {len(left):,} left, first step found after {took:.1f} s")  # fmt: skip
+
+
+def _many_shards(path: Path, shards: int) -> int:
+    """Write the manifest of so many shards; its length in bytes."""
+    path.parent.mkdir(parents=True)
+    about = canonical_json({"classes": ["a"], "content": "0", "parts": []}).decode().rstrip("}]\n")
+    with path.open("w") as file:
+        file.write(about)
+        for shard in range(shards):
+            name, digest = f"shard-{shard:06d}", f"{shard:064x}"
+            files = [{"path": f"{name}.{kind}", "bytes": 110_000_000, "sha256": digest} for kind in ("tar", "parquet")]
+            part = canonical_json({"part": name, "rows": 1000, "files": files}).decode().rstrip()
+            file.write("," * (shard > 0) + part)
+        file.write("]}\n")
+    return path.stat().st_size
 
 
 def step(shards: int) -> None:
     """Look up steps of a stream over shards of 1,000 images: the first of a pass, and others in it."""
     stream = Stream([1000] * shards, repeats=3, window=16, recipe_seed=0, seed=0)
-    took = []
-    for number in range(21):
+    steps = stream.units_per_pass // 512
+    first: list[float] = []
+    others: list[float] = []
+    for number in range(40):
+        pass_, nth = divmod(number, 4)
         started = time.perf_counter()
-        stream.step(number * 1_000_003 % (stream.units_per_pass // 512), 1024)
-        took.append(1000 * (time.perf_counter() - started))
-    print(f"{shards:,} shards: first look-up of a pass {took[0]:.0f} ms, others {np.median(took[1:]):.1f} ms, "
-          f"slowest {max(took[1:]):.1f} ms")  # fmt: skip
+        stream.step(pass_ * steps + (nth * 1_000_003 + 1) % steps, 1024)
+        (others if nth else first).append(1000 * (time.perf_counter() - started))
+    print(f"{shards:,} shards: first look-up of a pass {np.median(first):.1f} ms, slowest {max(first):.1f}; others "
+          f"{np.median(others):.1f} ms, slowest {max(others):.1f}")  # fmt: skip
 
 
 def main() -> None:

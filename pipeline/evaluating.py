@@ -77,15 +77,15 @@ def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
     folder = f"predictions/{subject.name}.{gallery.title}-{fingerprint(made_from)[:12]}"
     store = Store(run.workspace).at(folder)
     specs = [BlockSpec(block) for block in range(len(gallery.rows))]
-    made_by = begin(store, made_from, pixel_versions(), "delete that folder", wanted=len(specs))
+    begun = begin(store, made_from, pixel_versions(), "delete that folder")
     workers, gpu = device_count(run), device == "cuda"
     seats = Seats(count=workers, cpus=1 + run.train.workers if gpu else 1, gpus=int(gpu))
     alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
-    job = Job(store, made_by, partial(Predictor, run, who, gallery, device))
+    job = Job(begun, partial(Predictor, run, who, gallery, device))
     with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, _ = make_missing(job, specs, cluster=cluster, seats=seats, progress=progress)
-    finish(store, made_from, receipts, stage="evaluate")
+    finish(begun, receipts, stage="evaluate")
     return Asked(subject, Predictions.read(store, receipts), folder)
 
 

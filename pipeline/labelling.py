@@ -13,7 +13,7 @@ from pipeline.launch import device_count, run_device
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
 from pipeline.session import Seats
-from pipeline.work import Job, begin, finish
+from pipeline.work import Begun, Job, begin, finish, whole
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt
@@ -27,6 +27,7 @@ from stages.trust import quantiles
 from stages.weights import outside_data
 
 Say = Callable[[str], None]
+_SUMMARY = ("agreement", "mixed_agreement", "margins", "margin_counts", "near_ties")
 _MIXED = {"own": "the view's own class", "partner": "its partner's", "neither": "neither"}
 
 
@@ -46,24 +47,29 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     made_from = label_identity(run, split)
     for line in _resized(run, made_from):
         say(line)
-    made_by = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
-    receipts, new = _make(run, split, store, made_by)
-    found = _summary(receipts)
-    finish(store, made_from, receipts, stage="label-teacher", views=run.labels.views, **found)
-    decisions = sum(receipt.rows for receipt in receipts)
-    stored = sum(store.files(folder)[name] for folder in ("", "receipts") for name in store.files(folder))
+    begun = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    manifest, new = whole(begun, views=run.labels.views), 0
+    if manifest is None:
+        manifest, new = _make(run, split, begun)
+    return _result(run, split, store, manifest, new, say)
+
+
+def _result(run: RunFile, split: Split, store: Store, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
+    """What there is to say of a whole label set."""
+    decisions = sum(part["rows"] for part in manifest["parts"])
+    stored = sum(length for folder in ("", "receipts") for length in store.files(folder).values())
     say(
         f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
     )
-    say(f"the teacher agrees with the truth on {found['agreement']:.1%} of {len(split)} unmixed centre crops")
-    shares = found["mixed_agreement"]
+    say(f"the teacher agrees with the truth on {manifest['agreement']:.1%} of {len(split)} unmixed centre crops")
+    shares = manifest["mixed_agreement"]
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
-    half, near = found["margins"]["p50"], found["near_ties"]
+    half, near = manifest["margins"]["p50"], manifest["near_ties"]
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     return {
-        "stage": "label-teacher", "decisions": decisions, "parts": len(receipts), "new_parts": new,
+        "stage": "label-teacher", "decisions": decisions, "parts": len(manifest["parts"]), "new_parts": new,
         "views": run.labels.views, "bytes_per_view": stored / decisions,
-    } | found  # fmt: skip
+    } | {name: manifest[name] for name in _SUMMARY}  # fmt: skip
 
 
 def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
@@ -140,16 +146,17 @@ def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
     return teacher.identity() | {"device": run_device(run)}
 
 
-def _make(run: RunFile, split: Split, store: Store, made_by: str) -> tuple[list[Receipt], int]:
-    """Label what is missing; all receipts, and how many are new."""
+def _make(run: RunFile, split: Split, begun: Begun) -> tuple[dict[str, Any], int]:
+    """Label what is missing; the manifest, and how many parts are new."""
     passes = run.labels.views // run.views.repeats
-    done = {name: one for name, one in valid_receipts(store).items() if one.made_by == made_by}
+    done = {name: one for name, one in valid_receipts(begun.store).items() if one.made_by == begun.made_by}
     specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
     gpu = run_device(run) == "cuda"
     seats = Seats(count=device_count(run), cpus=1 + run.labels.workers if gpu else 1, gpus=int(gpu))
-    job = Job(store, made_by, partial(Labeller, run, split, run_device(run)))
+    job = Job(begun, partial(Labeller, run, split, run_device(run)))
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
-        return make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
+        receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
+    return finish(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new
 
 
 def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:

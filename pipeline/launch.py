@@ -7,7 +7,6 @@ whose snapshot is written in place and changes between versions, and its report(
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,15 +17,18 @@ import torch
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
-from pipeline.stopping import own_signals
-from pipeline.work import settle
+from pipeline.stopping import Stop, own_signals
+from pipeline.work import STAGING, Begun, settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished, last_line
+from schemas.secrets import hide_secrets
+from schemas.toml_text import toml_text
+from stages.locks import scratch_folder
 from stages.plan import Plan
-from stages.store import Store
 from stages.train import train
 
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
 
 
 def run_device(run: RunFile) -> str:
@@ -57,54 +59,67 @@ def device_count(run: RunFile) -> int:
     return count
 
 
-def launch_training(run: RunFile, plan: Plan, started: int) -> dict[str, Any]:
+def launch_training(run: RunFile, plan: Plan, begun: Begun, started: int) -> dict[str, Any]:
     """Train on all devices to the plan's last step; see `stages.train.train` for what comes back.
 
     Raises:
         PipelineError: as the training raised it.
         Unfinished: if workers were lost in all attempts without a step forward, or the user stopped the command.
     """
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
     bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
-    with bar as progress, Lease(store, step=started) as lease:
-        report = _Reporter(progress, lease, started)
-        try:
-            if run.cluster.address == INLINE:
-                device = torch.device(run_device(run))
-                return train(run, rank=0, world=1, device=device, report=report)
-            with ray_session(run.cluster) as ray:
-                return _attempts(ray, run, report)
-        except KeyboardInterrupt:
-            raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
+    try:
+        with (
+            bar as progress,
+            Stop(run.cluster.grace_seconds) as stop,
+            begun.at_work(plan.steps, step=started) as lease,
+        ):
+            begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
+            return _train(run, begun, _Reporter(progress, lease, started, stop))
+    except KeyboardInterrupt:
+        raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
+
+
+def _train(run: RunFile, begun: Begun, report: "_Reporter") -> dict[str, Any]:
+    if run.cluster.address == INLINE:
+        return train(run, rank=0, world=1, device=torch.device(run_device(run)), report=report)
+    with ray_session(run.cluster) as ray:
+        return _attempts(ray, run, begun, report)
 
 
 class _Reporter:
-    """Moves the progress to a step, with its loss as the note."""
+    """Moves the progress to a step, with its loss as the note; says whether the user wants an end."""
 
-    def __init__(self, progress: Progress, lease: Lease, started: int) -> None:
-        self._progress, self._lease = progress, lease
+    def __init__(self, progress: Progress, lease: Lease, started: int, stop: Stop) -> None:
+        self._progress, self.lease, self.stop = progress, lease, stop
         self.step = started
 
-    def __call__(self, step: int, metrics: dict[str, Any]) -> None:
-        self._lease.count(max(step - self.step, 0))
+    def __call__(self, step: int, metrics: dict[str, Any]) -> bool:
+        self.lease.count(max(step - self.step, 0))
         self.step = max(step, self.step)
         self._progress.update(step)
         if "loss" in metrics:
             self._progress.note(f"loss {metrics['loss']:.3f}")
+        return self.stop.asked
 
 
-def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
-    """Try until the training ends; attempts are counted anew whenever one got further than the last."""
+def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
+    """Try until the training ends; attempts are counted anew whenever one got further than the last.
+
+    Raises:
+        KeyboardInterrupt: if the user wants an end and no attempt is under way.
+    """
     from ray.train import TrainingFailedError
 
     left, furthest = run.cluster.attempts, 0
-    while True:
+    while not report.stop.asked:
         try:
-            return _fit(ray, run, report)
+            return _fit(ray, run, begun, report)
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, PipelineError) and not isinstance(cause, Unfinished):
                 raise cause from None
+            if report.stop.asked:
+                break
             left = run.cluster.attempts if report.step > furthest else left
             furthest, left = max(report.step, furthest), left - 1
             line = last_line(cause)
@@ -116,9 +131,10 @@ def _attempts(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
             print(
                 f"warning: training is started again from its newest checkpoint ({line})", file=sys.stderr, flush=True
             )
+    raise KeyboardInterrupt
 
 
-def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
+def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -126,15 +142,15 @@ def _fit(ray: Any, run: RunFile, report: _Reporter) -> dict[str, Any]:
     cpus = 1 + run.train.workers if gpu else 1
     check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
-    stage = Store(run.workspace).at(f"runs/{run.train.name}").absolute
-    with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as scratch, _reading(ray, board, report), own_signals():
+    stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}
+    with scratch_folder(STAGING) as scratch, _reading(ray, board, report), own_signals():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": run, "board": board, "folder": os.getcwd(), "stage": stage},
+            train_loop_config={"run": run, "board": board, "settle": stage},
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             ),
         ).fit()
@@ -149,7 +165,7 @@ def _in_worker(config: dict[str, Any]) -> None:
 
     context, board = ray.train.get_context(), config["board"]
     run: RunFile = config["run"]
-    if error := settle(config["folder"], config["stage"]):
+    if error := settle(**config["settle"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank = context.get_world_rank()
     result = train(
@@ -157,23 +173,47 @@ def _in_worker(config: dict[str, Any]) -> None:
         rank=rank,
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        report=lambda step, metrics: board.put.remote(step, metrics),
+        report=_Messenger(ray, board),
     )
     if rank == 0:
         ray.get(board.finish.remote(result))
 
 
+class _Messenger:
+    """Tells the board from rank 0 how far it is, and hears whether the user wants an end.
+
+    No step waits for an answer: while one is on its way, nothing is sent. Before the first step it is waited for.
+    """
+
+    def __init__(self, ray: Any, board: Any) -> None:
+        self._ray, self._board, self._answer = ray, board, None
+        self._ends = False
+
+    def __call__(self, step: int, metrics: dict[str, Any]) -> bool:
+        first = self._answer is None
+        if first:
+            self._answer = self._board.put.remote(step, metrics)
+        if self._ray.wait([self._answer], timeout=_ANSWER_SECONDS if first else 0)[0]:
+            with contextlib.suppress(self._ray.exceptions.RayError):  # a board that is lost ends nothing under way
+                self._ends = self._ray.get(self._answer)
+            self._answer = self._board.put.remote(step, metrics)
+        return self._ends
+
+
 class _Board:
-    """Where rank 0 says how far it is; an actor that costs no CPU."""
+    """Where rank 0 says how far it is and the command whether the user wants an end; an actor that costs no CPU."""
 
     def __init__(self) -> None:
         self._news: tuple[int, dict[str, Any]] = (0, {})
+        self._ends = False
         self._result: dict[str, Any] = {}
 
-    def put(self, step: int, metrics: dict[str, Any]) -> None:
+    def put(self, step: int, metrics: dict[str, Any]) -> bool:
         self._news = step, metrics
+        return self._ends
 
-    def news(self) -> tuple[int, dict[str, Any]]:
+    def news(self, ends: bool) -> tuple[int, dict[str, Any]]:
+        self._ends = ends
         return self._news
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -185,13 +225,13 @@ class _Board:
 
 @contextlib.contextmanager
 def _reading(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
-    """Read the board now and then while the caller blocks."""
+    """Read the board now and then while the caller blocks, and write there what the user wants."""
     over = threading.Event()
 
     def read() -> None:
         while not over.wait(_POLL_SECONDS):
             with contextlib.suppress(ray.exceptions.RayError):
-                step, metrics = ray.get(board.news.remote(), timeout=10)
+                step, metrics = ray.get(board.news.remote(report.stop.asked), timeout=_ANSWER_SECONDS)
                 if step:
                     report(step, metrics)
 

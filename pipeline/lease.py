@@ -1,8 +1,10 @@
 """Leases: which commands are at work on a stage's folder, refreshed while they are.
 
 A lease warns a second driver and lets `status` say, on any machine that sees the storage, what is under way and how
-fast. Nothing depends on it: two drivers make the same bytes twice. A killed command leaves its lease, which
-counts for nothing once it is stale or its process is known to be gone; the next command clears it away.
+fast. Two drivers of one run file make the same bytes twice, and nothing depends on their leases. Two of different run
+files would mix: a command puts its lease, then looks for others' and withdraws where one is from something else, so of
+two that come at one moment at least one does. A killed command leaves its lease, which counts for nothing once it is
+stale or its process is known to be gone; the next command clears it away.
 """
 
 import contextlib
@@ -15,14 +17,14 @@ import uuid
 from types import TracebackType
 from typing import Any, Self
 
-from schemas.errors import PipelineError
+from schemas.errors import Mismatch, PipelineError
 from schemas.receipts import canonical_json, read_json
 from stages.store import Store
 
 LEASES = "leases"
 _REFRESH_SECONDS = 5.0
 _STALE_SECONDS = 60.0
-_FIELDS = {"host", "pid", "started", "refreshed", "new", "running", "training", "at"}
+_FIELDS = {"made_by", "host", "pid", "started", "refreshed", "new", "running", "training", "at"}
 
 
 class Lease:
@@ -30,12 +32,16 @@ class Lease:
 
     Args:
         store: the stage's folder.
+        made_by: fingerprint of what its parts are made from.
         step: where a training starts; None = no training.
+
+    Attributes:
+        path: of its file below the store.
     """
 
-    def __init__(self, store: Store, step: int | None = None) -> None:
-        self._store, self._training, self._first = store, step is not None, step or 0
-        self._path = f"{LEASES}/{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+    def __init__(self, store: Store, made_by: str, step: int | None = None) -> None:
+        self._store, self._made_by, self._training, self._first = store, made_by, step is not None, step or 0
+        self.path = f"{LEASES}/{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._new = 0
         self._running: list[str] = []
         self._over = threading.Event()
@@ -43,12 +49,12 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._started = time.time()
-        for path, lease in _all(self._store):
-            if is_live(lease):
-                print(f"warning: {_about(self._store, lease)}", file=sys.stderr, flush=True)
-            else:
-                self._store.delete(path)
         self._put()
+        try:
+            self._look_at_others()
+        except BaseException:
+            self._delete()
+            raise
         self._thread.start()
         return self
 
@@ -57,8 +63,7 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join()
-        with contextlib.suppress(PipelineError, OSError):  # a store that is gone has its own error
-            self._store.delete(self._path)
+        self._delete()
 
     def count(self, units: int = 1) -> None:
         """Tell of more units that this command has done."""
@@ -68,6 +73,25 @@ class Lease:
         """Tell which parts are under way."""
         self._running = running
 
+    def _look_at_others(self) -> None:
+        for path, lease in _all(self._store):
+            if path == self.path:
+                continue
+            if not is_live(lease):
+                self._store.delete(path)
+            elif lease["made_by"] == self._made_by:
+                more = "both go on, which harms nothing and wastes work"
+                print(f"warning: {_about(self._store, lease)}; {more}", file=sys.stderr, flush=True)
+            else:
+                raise Mismatch(
+                    f"{_about(self._store, lease)}, from something else than this run file says; wait for its end, "
+                    "stop it, or work under another name"
+                )
+
+    def _delete(self) -> None:
+        with contextlib.suppress(PipelineError, OSError):  # a store that is gone has its own error
+            self._store.delete(self.path)
+
     def _refresh(self) -> None:
         while not self._over.wait(_REFRESH_SECONDS):
             with contextlib.suppress(PipelineError, OSError):
@@ -75,6 +99,7 @@ class Lease:
 
     def _put(self) -> None:
         lease = {
+            "made_by": self._made_by,
             "host": platform.node(),
             "pid": os.getpid(),
             "started": self._started,
@@ -84,7 +109,7 @@ class Lease:
             "training": self._training,
             "at": self._first + self._new,
         }
-        self._store.put(self._path, canonical_json(lease))
+        self._store.put(self.path, canonical_json(lease))
 
 
 def live_leases(store: Store) -> list[dict[str, Any]]:
@@ -120,7 +145,4 @@ def _all(store: Store) -> list[tuple[str, dict[str, Any]]]:
 
 def _about(store: Store, lease: dict[str, Any]) -> str:
     ago = max(0.0, time.time() - float(lease["refreshed"]))
-    return (
-        f"{store}: another command is at work here ({lease['host']}, process {lease['pid']}, seen {ago:.0f} s ago); "
-        "both go on, which harms nothing and wastes work"
-    )
+    return f"{store}: another command is at work here ({lease['host']}, process {lease['pid']}, seen {ago:.0f} s ago)"

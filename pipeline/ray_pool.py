@@ -18,7 +18,7 @@ from pipeline.loop import InThisProcess, Loop, Lost, Outcome
 from pipeline.progress import Progress
 from pipeline.session import INLINE, Seats, check_fits, ray_session
 from pipeline.stopping import Stop
-from pipeline.work import Job, Spec, Worker, left_to_do, want
+from pipeline.work import Job, Spec, Worker, left_to_do
 from schemas.config import Cluster
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
@@ -50,36 +50,35 @@ def make_missing(
         PipelineError: as `make_parts`.
     """
     if receipts is None:
-        receipts = valid_receipts(job.store)
-    done = {name: one for name, one in receipts.items() if one.made_by == job.made_by}
+        receipts = valid_receipts(job.begun.store)
+    done = {name: one for name, one in receipts.items() if one.made_by == job.begun.made_by}
     todo = left_to_do(specs, done)
     progress.update(len(specs) - len(todo))
-    if todo:
-        want(job.store, len(specs))
 
     def take(receipt: Receipt) -> None:
         done[receipt.part] = receipt
         progress.advance(1, work=receipt.rows)
 
-    make_parts(job, todo, cluster=cluster, seats=seats, done=take)
+    make_parts(job, todo, wanted=len(specs), cluster=cluster, seats=seats, done=take)
     return [done[spec.name] for spec in specs], len(todo)
 
 
 def make_parts(
-    job: Job, specs: Sequence[Spec], *, cluster: Cluster, seats: Seats, done: Callable[[Receipt], None]
+    job: Job, specs: Sequence[Spec], *, wanted: int, cluster: Cluster, seats: Seats, done: Callable[[Receipt], None]
 ) -> None:
-    """Make and commit parts; `done` is called with each receipt as it comes.
+    """Make and commit parts, of `wanted` that there are to be; `done` is called with each receipt as it comes.
 
     Parts that fail in all their attempts are put aside with their tracebacks while the others are made, and left aside
     by later commands until `cluster.retry_failed`.
 
     Raises:
         PipelineError: a user's error of a part; parts under way are finished first, and what they found is added.
+        Mismatch: if another command makes the folder's parts from something else.
         Unfinished: if parts failed in all their attempts, or the user stopped the command.
     """
     if not specs:
         return
-    failures = Failures(job.store)
+    failures = Failures(job.begun.store)
     known = failures.read()
     aside = {} if cluster.retry_failed else {spec.name: known[spec.name] for spec in specs if spec.name in known}
     if aside:
@@ -90,7 +89,7 @@ def make_parts(
         failures.put(part, fault, cluster.attempts)
         aside[part] = fault.cause
 
-    with Lease(job.store) as lease:
+    with job.begun.at_work(wanted) as lease:
 
         def take(receipt: Receipt) -> None:
             if receipt.part in known:
@@ -98,7 +97,7 @@ def make_parts(
             lease.count()
             done(receipt)
 
-        _make(job, specs, cluster, seats, take, give_up, lease)
+        _make(Worker(job, lease.path), specs, cluster, seats, take, give_up, lease)
     if aside:
         raise Unfinished(
             f"{len(aside)} parts failed ({_quote(aside)}), all others are done; their tracebacks are in {failures}; "
@@ -107,7 +106,7 @@ def make_parts(
 
 
 def _make(
-    job: Job,
+    worker: Worker,
     specs: Sequence[Spec],
     cluster: Cluster,
     seats: Seats,
@@ -119,16 +118,16 @@ def _make(
         return
     more: Any = dict(attempts=cluster.attempts, done=done, failed=failed, watch=lease.watch)
     try:
-        if cluster.address == INLINE:
-            with Stop(cluster.grace_seconds) as stop:
-                Loop(InThisProcess(Worker(job)), specs, **more).run(stop)
-            return
-        with ray_session(cluster) as ray, Stop(cluster.grace_seconds) as stop:
-            actors = Actors(ray, job, seats, len(specs))
-            try:
-                Loop(actors, specs, **more).run(stop)
-            finally:
-                actors.close()
+        with Stop(cluster.grace_seconds) as stop:
+            if cluster.address == INLINE:
+                Loop(InThisProcess(worker), specs, **more).run(stop)
+                return
+            with ray_session(cluster) as ray:
+                actors = Actors(ray, worker, seats, len(specs))
+                try:
+                    Loop(actors, specs, **more).run(stop)
+                finally:
+                    actors.close()
     except KeyboardInterrupt:
         raise Unfinished("stopped; what is done is kept, the same command goes on") from None
 
@@ -143,14 +142,14 @@ class Actors:
 
     Args:
         ray: the module, in a session.
-        job: what is made.
+        worker: what each of them is.
         seats: how many workers, and what each needs.
         parts: how many there are to make.
     """
 
-    def __init__(self, ray: Any, job: Job, seats: Seats, parts: int) -> None:
+    def __init__(self, ray: Any, worker: Worker, seats: Seats, parts: int) -> None:
         check_fits(ray, seats)
-        self._ray, self._worker, self._seats = ray, Worker(job), seats
+        self._ray, self._worker, self._seats = ray, worker, seats
         self._actor = ray.remote(num_cpus=seats.cpus, num_gpus=seats.gpus, max_restarts=0)(Worker)
         self._starting: dict[Any, Any] = {}
         self._held: dict[Any, deque[Any]] = {}
@@ -210,7 +209,7 @@ class Actors:
             self._ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._actor.remote(self._worker.job, self._worker.folder)
+        actor = self._actor.remote(self._worker.job, self._worker.proof, self._worker.folder)
         self._starting[actor.settle.remote()] = actor
 
     def _start_again(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.evaluating import evaluate as evaluate
 from pipeline.labelling import label as label
 from pipeline.sharding import shard as shard
+from pipeline.sharding import sharded
 from pipeline.training import train as train
 from schemas.config import RunFile
 from stages.plan import TAUGHT
@@ -18,12 +19,12 @@ Say = Callable[[str], None]
 
 
 def everything(run: RunFile, say: Say) -> dict[str, Any]:
-    """All stages in order; each is recognised by what it stored where it is done.
+    """All stages in order; each is recognised by its manifest where it is done, and sources are not listed again.
 
     Raises:
         PipelineError: as the stage raised it.
     """
-    results = [shard(run, say)]
+    results = [sharded(run, say) or shard(run, say)]
     if run.train.distillation in TAUGHT:
         results.append(label(run, say))
     results.append(train(run, say))

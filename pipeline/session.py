@@ -7,12 +7,11 @@ try with it for long, and the package is shipped to nodes that do not have it.
 
 import os
 import secrets
-import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,11 +21,12 @@ from pipeline.shipping import PACKAGES, Node, lacking_nodes, look_at_nodes
 from pipeline.stopping import own_signals
 from schemas.config import Cluster
 from schemas.errors import PipelineError
+from stages.locks import scratch_folder
 
 INLINE = "inline"
 LOCAL = "local"
 _KNOCK_SECONDS = 10.0
-_FOLDER = "deit-ray-"
+_FOLDER = ".deit-ray-"
 _LONGEST_FOLDER = 40
 """Characters of the session's folder: Ray puts sockets below it, whose paths have 107 at most."""
 _TOKEN_WANTED = (
@@ -67,16 +67,16 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    folder = _session_folder() if local else None
-    with redirect_stdout(sys.stderr):  # Ray tells of lost nodes on stdout, where --json has its object
+    with (
+        scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder,
+        redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object
+    ):
         try:
             with own_signals():
                 _embed(ray, folder) if folder else _attach(ray, cluster.address)
             yield ray
         finally:
             ray.shutdown()
-            if folder:
-                shutil.rmtree(folder, ignore_errors=True)
             os.environ.clear()
             os.environ.update(before)
 
@@ -209,15 +209,10 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _session_folder() -> Path:
-    """A folder for an embedded Ray's sockets and logs, named by this process; those of killed ones are deleted."""
+def _root() -> Path:
+    """Where an embedded Ray's sockets and logs go."""
     usual = Path(tempfile.gettempdir())
-    root = usual if len(str(usual)) <= _LONGEST_FOLDER - 24 else Path("/tmp")
-    for old in root.glob(f"{_FOLDER}*"):
-        pid = old.name.removeprefix(_FOLDER).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=root))
+    return usual if len(str(usual)) <= _LONGEST_FOLDER - len(_FOLDER) - 8 else Path("/tmp")
 
 
 def _one_line(error: Exception) -> str:

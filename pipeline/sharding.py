@@ -13,21 +13,26 @@ import pyarrow as pa
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
-from pipeline.work import Job, begin, finish
-from schemas.config import RunFile
+from pipeline.work import Begun, Job, begin, finish, whole
+from schemas.config import RunFile, Shards
 from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.receipts import Receipt, StoredFile
+from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
 from stages.shard import ShardMaker, packing_versions, plan_shards
 from stages.sources.find import list_sources
 from stages.sources.listing import Listing
-from stages.store import Store, put_json, put_table
+from stages.store import Store, put_json, put_table, read_manifest
 
 Say = Callable[[str], None]
+_BESIDE = ("_info.json", "wids.json")
+"""What timm and wids read beside shards."""
+_LISTED = "listed.json"
+_MEND = "restore the images and the run file, or delete that folder"
 
 
 def shard(run: RunFile, say: Say) -> dict[str, Any]:
-    """Pack the run file's splits.
+    """Pack the run file's splits; one that is whole, and whose images are those of the source, is left as it is.
 
     Raises:
         PipelineError: if a source is missing, or holds what cannot be packed.
@@ -37,64 +42,104 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     for split, listing in list_sources(run.source).items():
         if listing.refused and run.shards.on_bad_image == "fail":
             raise BadImages(listing.refused)
-        result[split] = _shard_split(run, split, listing, say)
+        store = _store(run, split)
+        settings = _settings(run.shards)
+        made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
+        begun = begin(
+            store, made_from, packing_versions(), "restore the images and the run file, or delete that folder"
+        )
+        manifest, new = whole(begun, beside=_BESIDE if not run.shards.adopt else ()), 0
+        if manifest is None:
+            manifest, new = _pack(run, split, listing, begun)
+        result[split] = _result(run, split, manifest, new, say)
+    root, listed = Store(run.workspace).at("shards"), _listed(run)
+    if read_manifest(root, _LISTED) != listed:
+        put_json(root, _LISTED, listed)
     return {"stage": "shard", "splits": result}
 
 
-def _shard_split(run: RunFile, split: str, listing: Listing, say: Say) -> dict[str, Any]:
-    store = Store(run.workspace).at(f"shards/{split}")
-    settings = run.shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
-    made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-    specs = plan_shards(listing, run.shards, shuffle=split == "train")
-    mend = "restore the images and the run file, or delete that folder"
-    made_by = begin(store, made_from, packing_versions(), mend, wanted=len(specs))
-    job = Job(store, made_by, partial(ShardMaker, listing.source, run.shards))
+def sharded(run: RunFile, say: Say) -> dict[str, Any] | None:
+    """What `shard` returns where it has finished with this run file, without listing the source again; else None.
+
+    Raises:
+        Mismatch: if images were left out that the run file wants no more to be.
+    """
+    if read_manifest(Store(run.workspace).at("shards"), _LISTED) != _listed(run):
+        return None
+    result = {}
+    for split in ("train", "val") if run.source.val else ("train",):
+        store = _store(run, split)
+        made_from = (read_manifest(store) or {}).get("made_from", {})
+        manifest = whole(Begun(store, made_from, {}, ""), beside=_BESIDE if not run.shards.adopt else ())
+        if manifest is None or made_from["shards"] != _settings(run.shards):
+            return None
+        result[split] = _result(run, split, manifest, 0, say)
+    say("the source was not listed again; `deit-pipeline shard` does that")
+    return {"stage": "shard", "splits": result}
+
+
+def _store(run: RunFile, split: str) -> Store:
+    return Store(run.workspace).at(f"shards/{split}")
+
+
+def _settings(shards: Shards) -> dict[str, Any]:
+    return shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
+
+
+def _listed(run: RunFile) -> dict[str, Any]:
+    """The source that a finished command listed, as the run file names it."""
+    named = run.source.model_dump(mode="json")
+    paths = {key: named[key] for key in ("train", "val", "val_labels")}
+    paths = {key: os.path.abspath(path) for key, path in paths.items() if path and "://" not in path}
+    return {"source": {key: hide_secrets(str(value)) for key, value in (named | paths).items()}}
+
+
+def _pack(run: RunFile, split: str, listing: Listing, begun: Begun) -> tuple[dict[str, Any], int]:
+    """Make the shards that are missing, and what others read beside them; the manifest, and how many are new."""
+    store, specs = begun.store, plan_shards(listing, run.shards, shuffle=split == "train")
+    job = Job(begun, partial(ShardMaker, listing.source, run.shards))
     here = run.cluster.address in (INLINE, LOCAL)
     seats = Seats(count=run.cluster.cpus or (os.cpu_count() or 1 if here else 0), cpus=1)
     with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
-    skipped = [*listing.refused, *_skipped(store, receipts, run.shards.on_bad_image)]
-    samples = sum(receipt.rows for receipt in receipts)
+    skipped = [*listing.refused, *(one for receipt in receipts for one in receipt.facts["skipped"])]
+    if not any(receipt.rows for receipt in receipts):
+        raise PipelineError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
     more: dict[str, Any] = {
         "stage": "shard",
         "classes": list(listing.classes),
         "found": len(listing.images) + len(listing.refused),
-        "samples": samples,
+        "samples": sum(receipt.rows for receipt in receipts),
         "skipped": skipped,
         "other_files": listing.other_files,
     }
     if run.shards.adopt:
         more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
     else:
-        put_json(store, "_info.json", _timm_info(split, receipts))
-        put_json(store, "wids.json", _wids_index(split, receipts))
+        for name, about in zip(_BESIDE, (_timm_info(split, receipts), _wids_index(split, receipts)), strict=True):
+            put_json(store, name, about)
     if skipped:
         put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
-    finish(store, made_from, receipts, **more)
-    say(f"{split}: {samples} images in {len(receipts)} shards, {len(skipped)} skipped → {store}")
-    if listing.other_files:
-        say(f"{split}: {listing.other_files} files of {listing.source.root} are no images and were left out")
-    return _sizes(receipts, new) | {"samples": samples, "skipped": len(skipped)}
+    return finish(begun, receipts, **more), new
 
 
-def _skipped(store: Store, receipts: Sequence[Receipt], on_bad_image: str) -> list[dict[str, str]]:
-    """The images that were left out; refused where that is not wanted, or where nothing is left."""
-    skipped = [one for receipt in receipts for one in receipt.facts["skipped"]]
-    if skipped and on_bad_image == "fail":
+def _result(run: RunFile, split: str, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
+    """What there is to say of a whole split; refused where images were left out and that is not wanted."""
+    store, skipped, parts = _store(run, split), manifest["skipped"], manifest["parts"]
+    if skipped and run.shards.on_bad_image == "fail":
         raise Mismatch(
             f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
             'set shards.on_bad_image = "skip", or delete that folder'
         )
-    if not any(receipt.rows for receipt in receipts):
-        raise PipelineError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
-    return skipped
-
-
-def _sizes(receipts: Sequence[Receipt], new: int) -> dict[str, int]:
+    say(f"{split}: {manifest['samples']} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
+    if manifest["other_files"]:
+        say(f"{split}: {manifest['other_files']} files of the source are no images and were left out")
     return {
-        "parts": len(receipts),
+        "parts": len(parts),
         "new_parts": new,
-        "bytes": sum(file.bytes for receipt in receipts for file in receipt.files),
+        "bytes": sum(file["bytes"] for part in parts for file in part["files"]),
+        "samples": manifest["samples"],
+        "skipped": len(skipped),
     }
 
 

@@ -3,14 +3,13 @@
 A cluster's scheduler sends SIGTERM and kills some time later; so what is under way is given that time and not more.
 """
 
-import _thread
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,8 +17,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
     """Whether the user wants an end; as a context manager, it listens to both signals.
 
+    At its end it raises KeyboardInterrupt if it has heard one, so that nothing else is begun.
+
     Args:
-        grace_seconds: from the first signal until KeyboardInterrupt is raised.
+        grace_seconds: from the first signal until KeyboardInterrupt is raised in the midst.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -41,29 +42,44 @@ class Stop:
         if self._listening:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+        if self.asked and not kind:
+            raise KeyboardInterrupt
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._timer = threading.Timer(self._grace, _thread.interrupt_main)
+        self._timer = threading.Timer(self._grace, _wake_main)
         self._timer.daemon = True
         self._timer.start()
         print(
-            f"stopping: parts under way are finished within {self._grace:g} s (cluster.grace_seconds); "
+            f"stopping: what is under way is finished within {self._grace:g} s (cluster.grace_seconds); "
             "again ends at once",
             file=sys.stderr,
             flush=True,
         )
 
 
+def _wake_main() -> None:
+    """Send the main thread a real signal, which also ends its waiting inside C."""
+    if ident := threading.main_thread().ident:
+        signal.pthread_kill(ident, signal.SIGINT)
+
+
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back: Ray leaves its own behind, which know no exit code 3."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Keep the handlers of SIGINT and SIGTERM: Ray's own know no exit code 3, and end it, or its workers, midway."""
+    set_handler = signal.signal
+
+    def keep(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in SIGNALS else set_handler(number, handler)
+
+    signal.signal = keep  # type: ignore[assignment]
     try:
         yield
     finally:
+        signal.signal = set_handler
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.alarm(0)  # Ray has a handler in C besides, which also sets one that aborts the process
+            for number in SIGNALS:
+                signal.signal(number, signal.getsignal(number))

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.launch import device_count, launch_training
-from pipeline.work import begin, want
+from pipeline.work import begin
 from schemas.config import RunFile
-from schemas.secrets import hide_secrets
-from schemas.toml_text import toml_text
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
+from stages.metrics import show
 from stages.plan import plan_training
 from stages.store import Store, read_manifest
 from stages.train import new_student
@@ -29,10 +28,10 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     mend = "use another train.name, or restore the run file"
-    begin(store, plan.made_from, pixel_versions(), mend, wanted=plan.steps)
-    store.put("run.toml", hide_secrets(toml_text(run)).encode())
+    begun = begin(store, plan.made_from, pixel_versions(), mend)
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
+        show(store, tensorboard=run.train.tensorboard)
         say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
         steps = manifest["steps"]
         return {
@@ -42,8 +41,7 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
             "resumed_from_step": steps,
             "loss": manifest["loss"],
         }
-    want(store, plan.steps)
     found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
-    result = launch_training(run, plan, found.step if found else 0)
+    result = launch_training(run, plan, begun, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
     return {"stage": "train", "run": run.train.name} | result

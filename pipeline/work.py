@@ -1,8 +1,9 @@
 """Work: the parts a stage wants, less those that valid receipts prove, is what is left to do.
 
 A stage's folder opens with a plan, which names all that determines its content, so that a changed run file meets
-existing parts with an error and never mixes with them. Its manifest is written last, so its existence means
-that every part it lists is done.
+existing parts with an error and never mixes with them. A plan is put under a lease, and who finds a lease from another
+plan withdraws: so two commands that begin at one moment from different run files do not mix either. The manifest is
+written last, so its existence means that every part it lists is done.
 """
 
 import errno
@@ -10,14 +11,18 @@ import os
 import platform
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.failures import Fault
+from pipeline.lease import Lease
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
+from stages.locks import scratch_folder
 from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
 
 _LENT = "/runtime_resources/working_dir_files/"
@@ -37,19 +42,67 @@ SpecT = TypeVar("SpecT", bound=Spec)
 Maker = Callable[[Any, Path], Made]
 """Makes a part from its spec in a local staging folder."""
 
+STAGING = ".deit-pipeline-staging-"
+"""How the names of folders begin in which parts are made; such folders are nobody else's, and swept."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A stage's folder, and what this command makes its parts from; see `begin`.
+
+    Attributes:
+        store: the folder.
+        made_from: all that determines the content.
+        versions: of libraries; recorded and not compared.
+        mend: what to do where the folder was made from something else.
+    """
+
+    store: Store
+    made_from: dict[str, Any]
+    versions: dict[str, str]
+    mend: str
+
+    @cached_property
+    def made_by(self) -> str:
+        """The fingerprint that receipts carry."""
+        return fingerprint(self.made_from)
+
+    def plan(self) -> dict[str, Any] | None:
+        """The plan that binds: from its first part on, so that what was refused holds nobody who mended the run file.
+
+        Raises:
+            Mismatch: if it is of something else, naming every difference.
+        """
+        plan = read_manifest(self.store, PLAN)
+        if plan is None or not (self.store.files(RECEIPTS) or self.store.exists(MANIFEST)):
+            return None
+        refuse_changes(str(self.store), plan["made_from"], self.made_from, self.mend)
+        return plan
+
+    @contextmanager
+    def at_work(self, wanted: int, step: int | None = None) -> Iterator[Lease]:
+        """Hold a lease, under which the plan is put: `wanted` is how many parts (or steps) there are to be.
+
+        Raises:
+            Mismatch: if the folder was begun from something else, or another command is about to.
+        """
+        with Lease(self.store, self.made_by, step=step) as lease:
+            plan = self.plan() or {"made_from": self.made_from, "versions": self.versions}
+            if read_manifest(self.store, PLAN) != plan | {"wanted": wanted}:
+                put_json(self.store, PLAN, plan | {"wanted": wanted})
+            yield lease
+
 
 @dataclass(frozen=True)
 class Job:
     """One stage's work on one folder.
 
     Attributes:
-        store: the stage's folder.
-        made_by: fingerprint of all that determines the content.
+        begun: the folder.
         maker: builds what makes the parts, once a process; picklable.
     """
 
-    store: Store
-    made_by: str
+    begun: Begun
     maker: Callable[[], Maker]
 
 
@@ -59,24 +112,26 @@ class Worker:
 
     Attributes:
         job: what is made.
+        proof: a file that only the command's own storage has: its lease.
         folder: that of the command; relative paths of the run file are meant from there.
     """
 
     job: Job
+    proof: str
     folder: str = field(default_factory=os.getcwd)
     _maker: Maker | None = field(default=None, init=False)
 
     def settle(self) -> PipelineError | None:
         """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
-        return settle(self.folder, self.job.store.absolute)
+        return settle(self.folder, self.job.begun.store.absolute, self.proof)
 
     def run(self, spec: Spec) -> Receipt | PipelineError | Fault:
         """Make one part and commit it."""
         try:
             self._maker = self._maker or self.job.maker()
-            with tempfile.TemporaryDirectory(prefix="deit-pipeline-") as staging:
-                made = self._maker(spec, Path(staging))
-                return commit(self.job.store, spec.name, made, self.job.made_by)
+            with scratch_folder(STAGING) as staging:
+                made = self._maker(spec, staging)
+                return commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
         except PipelineError as error:  # Unfinished among them: a data process or the store was lost
             return error
         except OSError as error:
@@ -90,23 +145,24 @@ class Worker:
         return Fault(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
 
 
-def settle(folder: str, stage: str) -> PipelineError | None:
+def settle(folder: str, stage: str, proof: str) -> PipelineError | None:
     """Make relative paths mean on another node what they mean for the command.
 
     Args:
         folder: the command's working folder.
-        stage: path or URI of a stage's folder, whose plan the command has put.
+        stage: path or URI of a stage's folder.
+        proof: a file in it that only the command's own storage has.
 
     Returns:
-        The error, if this node does not see the plan.
+        The error, if this node does not see that file.
     """
     if os.path.isdir(folder):
         os.chdir(folder)
     store = Store(stage)
-    if store.exists(PLAN):
+    if store.exists(proof):
         return None
     return PipelineError(
-        f"{store.name(PLAN)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "
+        f"{store.name(proof)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "
         "all nodes share: an absolute path on a shared disk, or a URI"
     )
 
@@ -118,15 +174,8 @@ def _no_room(error: OSError) -> PipelineError:
     )
 
 
-def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str, wanted: int = 0) -> str:
-    """Open a stage's folder: put its plan, or check that the plan there is the same.
-
-    `wanted` is how many parts (or steps, of a training) there are to be, for those who look from elsewhere.
-
-    A plan binds from its first part on: whoever mends the run file after a refusal is not held to what was refused.
-
-    Returns:
-        The fingerprint that receipts will carry.
+def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> Begun:
+    """Come to a stage's folder: sweep it, and see that what is there was made from the same.
 
     Raises:
         PipelineError: if the folder will not outlive the command.
@@ -138,19 +187,26 @@ def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], men
             "nodes share: an absolute path on a shared disk, or a URI"
         )
     store.sweep()
-    plan = read_manifest(store, PLAN)
-    if plan is None or not (store.files(RECEIPTS) or store.exists(MANIFEST)):
-        put_json(store, PLAN, {"made_from": made_from, "versions": versions, "wanted": wanted})
-    else:
-        refuse_changes(str(store), plan["made_from"], made_from, mend)
-    return fingerprint(made_from)
+    begun = Begun(store, made_from, versions, mend)
+    begun.plan()
+    return begun
 
 
-def want(store: Store, wanted: int) -> None:
-    """Say in the plan of a stage's folder how many parts there are to be, where that has changed."""
-    plan = read_manifest(store, PLAN)
-    if plan and plan.get("wanted") != wanted:
-        put_json(store, PLAN, plan | {"wanted": wanted})
+def whole(begun: Begun, beside: Sequence[str] = (), **said: Any) -> dict[str, Any] | None:
+    """The manifest of a stage that is done and still there, by what lists of its folder tell; else None.
+
+    Args:
+        begun: the stage's folder.
+        beside: further files that have to be there.
+        said: further values that the manifest has to have.
+    """
+    manifest = read_manifest(begun.store)
+    if manifest is None or (manifest["made_by"], *map(manifest.get, said)) != (begun.made_by, *said.values()):
+        return None
+    files, receipts = begun.store.files(), begun.store.files(RECEIPTS)
+    lengths = {file["path"]: file["bytes"] for part in manifest["parts"] for file in part["files"]}
+    there = lengths.items() <= files.items() and set(beside) <= files.keys()
+    return manifest if there and {f"{part['part']}.json" for part in manifest["parts"]} <= receipts.keys() else None
 
 
 def left_to_do(wanted: Iterable[SpecT], done: dict[str, Receipt]) -> list[SpecT]:
@@ -158,19 +214,19 @@ def left_to_do(wanted: Iterable[SpecT], done: dict[str, Receipt]) -> list[SpecT]
     return [spec for spec in wanted if spec.name not in done]
 
 
-def finish(store: Store, made_from: dict[str, Any], receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
+def finish(begun: Begun, receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
     """Put the manifest that makes a stage whole, unless it is there already, and return it."""
     parts = [{"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in receipts]
-    versions = (read_manifest(store, PLAN) or {}).get("versions", {})
+    versions = (read_manifest(begun.store, PLAN) or {}).get("versions", {})
     manifest = {
-        "made_from": made_from,
-        "made_by": fingerprint(made_from),
+        "made_from": begun.made_from,
+        "made_by": begun.made_by,
         "versions": versions,
         "content": fingerprint(parts),
         "parts": parts,
         **more,
     }
-    if read_manifest(store) != manifest:
-        put_json(store, MANIFEST, manifest)
-    store.sweep()
+    if read_manifest(begun.store) != manifest:
+        put_json(begun.store, MANIFEST, manifest)
+    begun.store.sweep()
     return manifest

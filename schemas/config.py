@@ -320,7 +320,7 @@ class Cluster(Table):
     attempts: int = Field(3, ge=1, le=100, description="tries of one part before it counts as failed")
     retry_failed: bool = Field(False, description="also try parts again that failed in all attempts of a command")
     grace_seconds: float = Field(
-        60.0, ge=0, le=86_400, description="given to parts under way when the command is stopped"
+        60.0, ge=0, le=86_400, description="given to what is under way when the command is stopped"
     )
 
 

@@ -8,7 +8,7 @@ part write the same bytes.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,15 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage hands back for one part: files (name below the stage's folder → content), rows, counts."""
+    """What a stage hands back for one part: files (name below the stage's folder → content), rows, counts.
+
+    `sha256` has the hex sums of files that were hashed as they were written.
+    """
 
     files: dict[str, bytes | Path]
     rows: int
     facts: dict[str, Any]
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,10 @@ class Receipt:
     rows: int
     made_by: str
     facts: dict[str, Any]
+
+    def file(self, suffix: str) -> StoredFile:
+        """The part's file whose name ends so."""
+        return next(file for file in self.files if file.path.endswith(suffix))
 
     def to_json(self) -> bytes:
         """Canonical bytes, the same on every machine."""

@@ -1,61 +1,98 @@
 """Checkpoints: all that a training needs to go on, committed like any other part.
 
-A checkpoint is three tensor files and a receipt; without its receipt it does not exist, and one whose bytes are not
-its receipt's, or whose receipt is torn, is passed over with a warning. Nothing is pickled. No generator state is
-stored: randomness is addressed by step.
+A checkpoint is three tensor files, the lines of metrics so far, and a receipt; without its receipt it does not exist,
+and one whose bytes are not its receipt's, or whose receipt is torn, is passed over with a warning. Nothing is pickled.
+No generator state is stored: randomness is addressed by step. Another command may train the same run: what it commits
+has the same bytes, and what it lets go of has newer ones after it.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from safetensors.torch import load, save
 from torch import Tensor
 
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt
-from stages.store import RECEIPTS, Store, broken_files, commit, read_checked
+from stages.store import RECEIPTS, Store, commit, read_checked
 
 FOLDER = "checkpoints"
+_LINES = "metrics.jsonl"
 _PART = re.compile(r"step-(\d{9})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after `step` steps: named tensors of the model, of its moving average, and of all else."""
+    """A training after `step` steps: named tensors of the model, of its moving average, and of all else.
+
+    `lines` are those of the metrics, JSON; None in checkpoints of earlier versions.
+    """
 
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     state: dict[str, Tensor]
+    lines: bytes | None = None
 
 
 def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: int) -> None:
     """Commit a checkpoint, then let go of all but the newest `keep`."""
     part = f"step-{checkpoint.step:09d}"
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "state": checkpoint.state}
-    files = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
-    commit(store, part, Made(files=dict(files), rows=checkpoint.step, facts={}), made_by)
+    files: dict[str, bytes | Path] = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
+    if checkpoint.lines is not None:
+        files[_lines_path(part)] = checkpoint.lines
+    commit(store, part, Made(files=files, rows=checkpoint.step, facts={}), made_by)
     kept = [receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]]
     for part in _parts(store):
         if part not in kept:
             store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
     for part in store.folders(FOLDER):
         if part < kept[0]:  # also what a killed process had begun to write; newer ones may be another's at work
-            store.delete_folder(f"{FOLDER}/{part}")
+            with contextlib.suppress(OSError):  # so may this one; what is left of it goes with a later save
+                store.delete_folder(f"{FOLDER}/{part}")
 
 
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; a broken one is named and passed over."""
+    """The newest whole checkpoint, or None; a broken one is named and passed over.
+
+    Raises:
+        Unfinished: if the store is away.
+    """
     for receipt in reversed(_receipts(store, warn)):
-        if faults := [f"{path} {what}" for path, what in broken_files(store, receipt)]:
-            warn(f"{store}: checkpoint {receipt.part} is passed over: {'; '.join(faults)}")
+        try:
+            data = {file.path: read_checked(store, file) for file in receipt.files}
+        except Unfinished:
+            raise
+        except PipelineError as error:
+            if not store.exists(_receipt_path(receipt.part)):  # another command has newer ones by now
+                return newest_checkpoint(store, warn)
+            warn(f"{store}: checkpoint {receipt.part} is passed over: {error}")
             continue
-        files = {file.path: file for file in receipt.files}
-        model, ema, state = (
-            load(read_checked(store, files[_path(receipt.part, name)])) for name in ("model", "ema", "state")
-        )
-        return Checkpoint(step=receipt.rows, model=model, ema=ema, state=state)
+        model, ema, state = (load(data[_path(receipt.part, name)]) for name in ("model", "ema", "state"))
+        return Checkpoint(receipt.rows, model, ema, state, data.get(_lines_path(receipt.part)))
+    return None
+
+
+def newest_lines(store: Store) -> bytes | None:
+    """The lines of metrics in the newest checkpoint, or None where there is none or an earlier version made it.
+
+    Raises:
+        Unfinished: if the store is away.
+    """
+    for receipt in reversed(_receipts(store, lambda line: None)):
+        files = [file for file in receipt.files if file.path == _lines_path(receipt.part)]
+        if not files:
+            return None
+        try:
+            return read_checked(store, files[0])
+        except Unfinished:
+            raise
+        except PipelineError:
+            continue  # it is passed over whole, or another command has newer ones by now
     return None
 
 
@@ -66,6 +103,10 @@ def to_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 def _path(part: str, name: str) -> str:
     return f"{FOLDER}/{part}/{name}.safetensors"
+
+
+def _lines_path(part: str) -> str:
+    return f"{FOLDER}/{part}/{_LINES}"
 
 
 def _receipt_path(part: str) -> str:
@@ -84,6 +125,8 @@ def _receipts(store: Store, warn: Callable[[str], None]) -> list[Receipt]:
     for path in map(_receipt_path, _parts(store)):
         try:
             found.append(Receipt.from_json(store.read(path), store.name(path)))
+        except FileNotFoundError:
+            return _receipts(store, warn)  # another command let go of it meanwhile, for newer ones
         except PipelineError as error:
             warn(f"{error}; until then its checkpoint is passed over")
     return found

@@ -9,25 +9,20 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from schemas.config import Cache
 from schemas.errors import PipelineError
-from schemas.receipts import StoredFile
+from schemas.receipts import Receipt, StoredFile
 from stages.cache import ShardCache
-from stages.store import Store, read_checked, read_manifest
+from stages.manifests import open_manifest
+from stages.shard import shard_name
+from stages.store import RECEIPTS, Store, read_checked
 
 _OPEN_TARS = 32
-
-
-class _Tar(NamedTuple):
-    """A shard's tar: where it lies and what it is."""
-
-    store: Store
-    file: StoredFile
 
 
 @dataclass(frozen=True)
@@ -49,20 +44,17 @@ class Split:
     Args:
         store: of the split's folder.
         manifest: of its shard stage.
+        rows: samples in each shard.
         cache: where shards across a network are kept.
     """
 
-    def __init__(self, store: Store, manifest: dict[str, Any], cache: Cache) -> None:
-        self.store = store
-        self.rows = tuple(int(part["rows"]) for part in manifest["parts"])
+    def __init__(self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], cache: Cache) -> None:
+        self.store, self.rows = store, rows
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.content: str = manifest["content"]
-        self._index_files = [_file(part, ".parquet") for part in manifest["parts"]]
-        adopted = manifest.get("adopted")
-        tars = adopted["tars"] if adopted else [vars(_file(part, ".tar")) for part in manifest["parts"]]
-        where = Store(adopted["root"]) if adopted else store
-        self._tars = [_Tar(where, StoredFile(**tar)) for tar in tars]
-        self._cache = None if where.local else ShardCache(where, cache)
+        self._adopted = "adopted" in manifest
+        self._tars_lie = Store(manifest["adopted"]["root"]) if self._adopted else store
+        self._cache = None if self._tars_lie.local else ShardCache(self._tars_lie, cache)
         self._caches()
 
     @classmethod
@@ -73,10 +65,10 @@ class Split:
             PipelineError: if it is not.
         """
         store = Store(workspace).at(f"shards/{name}")
-        manifest = read_manifest(store)
-        if manifest is None:
+        found = open_manifest(store)
+        if found is None:
             raise PipelineError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
-        return cls(store, manifest, cache or Cache())
+        return cls(store, *found, cache or Cache())
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -87,7 +79,7 @@ class Split:
         return sum(rows // 2 for rows in self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("index", "_tar")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_receipt", "index", "_opened")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -102,9 +94,9 @@ class Split:
         index = self.index(shard)
         offset, size = int(index.offsets[row]), int(index.sizes[row])
         if self._cache is not None:
-            data = self._cache.read(self._tars[shard].file, size, offset)
+            data = self._cache.read(self.tar(shard), size, offset)
         else:
-            data = bytes(self._tar(shard).read_at(size, offset))
+            data = bytes(self._opened(shard).read_at(size, offset))
         if zlib.crc32(data) != int(index.crc32s[row]):
             name = self._tar_name(shard)
             raise PipelineError(
@@ -119,25 +111,36 @@ class Split:
             PipelineError: if the cache cannot hold those that are read now.
         """
         if self._cache is not None:
-            self._cache.expect(*([self._tars[shard].file for shard in shards] for shards in (now, after)))
+            self._cache.expect(*([self.tar(shard) for shard in shards] for shards in (now, after)))
+
+    def tar(self, shard: int) -> StoredFile:
+        """A shard's tar, below where the split's tars lie."""
+        receipt = self._receipt(shard)
+        return StoredFile(**receipt.facts["tar"]) if self._adopted else receipt.file(".tar")
+
+    def _read_receipt(self, shard: int) -> Receipt:
+        path = f"{RECEIPTS}/{shard_name(shard)}.json"
+        try:
+            return Receipt.from_json(self.store.read(path), self.store.name(path))
+        except FileNotFoundError:
+            raise PipelineError(f"{self.store.name(path)}: is missing; run `deit-pipeline shard` again") from None
 
     def _caches(self) -> None:
+        self._receipt: Callable[[int], Receipt] = lru_cache(256)(self._read_receipt)
         self.index: Callable[[int], Index] = lru_cache(256)(self._read_index)
-        self._tar: Callable[[int], Any] = lru_cache(_OPEN_TARS)(self._open_tar)
+        self._opened: Callable[[int], Any] = lru_cache(_OPEN_TARS)(self._open_tar)
 
     def _open_tar(self, shard: int) -> Any:
-        store, file = self._tars[shard]
         try:
-            return store.open(file.path)
+            return self._tars_lie.open(self.tar(shard).path)
         except FileNotFoundError:
             raise PipelineError(f"{self._tar_name(shard)}: is missing; run `deit-pipeline verify`") from None
 
     def _tar_name(self, shard: int) -> str:
-        store, file = self._tars[shard]
-        return store.name(file.path)
+        return self._tars_lie.name(self.tar(shard).path)
 
     def _read_index(self, shard: int) -> Index:
-        table = pq.read_table(io.BytesIO(read_checked(self.store, self._index_files[shard])))
+        table = pq.read_table(io.BytesIO(read_checked(self.store, self._receipt(shard).file(".parquet"))))
         column = {name: table[name] for name in table.column_names}
         return Index(
             offsets=column["offset"].to_numpy(),
@@ -148,7 +151,3 @@ class Split:
             widths=column["width"].to_numpy(),
             names=column["name"].to_pylist(),
         )
-
-
-def _file(part: dict[str, Any], suffix: str) -> StoredFile:
-    return next(StoredFile(**file) for file in part["files"] if file["path"].endswith(suffix))

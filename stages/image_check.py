@@ -2,8 +2,8 @@
 
 Decoding is the check. For the usual JPEG, baseline in one scan, there is a cheaper one with the same verdict: libjpeg
 only ever warns of damage inside the coded pixels, and fails for what its headers and tables say, or because the file
-runs out. So headers and first pixels are decoded, and the coded pixels are walked to the mark of their end. Where the
-walk finds anything else (no end, a second scan, a progressive image), the image is decoded in full.
+runs out. So one pixel is decoded by the image's own tables, and its coded pixels are walked to the mark of their end.
+Where anything else is found (no end, a second scan, a progressive image), the image is decoded in full.
 """
 
 import io
@@ -12,11 +12,16 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-_FIRST_BYTES = 256
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """What ends coded pixels: not a stuffed 255, not a restart, not fill."""
-_BASELINE, _TABLES, _COMMENT = (0xC0, 0xC1), (0xC4, 0xDB, 0xDD), (0xFE,)
-_SCAN, _END = 0xDA, b"\xff\xd9"
+_FRAMES, _TABLES, _COMMENT, _SCAN, _END = (0xC0, 0xC1), (0xC4, 0xDB, 0xDD), 0xFE, 0xDA, b"\xff\xd9"
+_MODES = {1: "L", 3: "L", 4: "CMYK"}
+_SIDE = (8).to_bytes(2)
+_EIGHTH = 8
+_SOME_PIXELS = bytes(4096) + _END
+"""Coded pixels enough for a block of each component, whatever the tables: zeros are a code in all of them."""
+_LARGEST_SIDE = 65_500
+"""libjpeg's own limit in pixels."""
 
 
 def check_image(data: bytes) -> tuple[int, int, str]:
@@ -29,44 +34,82 @@ def check_image(data: bytes) -> tuple[int, int, str]:
     """
     if not data:
         raise ValueError("is empty")
+    if size := _plain_and_whole(data):
+        return *size, ".jpeg"
     try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(io.BytesIO(data))
-        with image:
+        with _opened(data) as image:
             width, height = image.size
-            kind = f".{(image.format or '').lower()}"
-            if kind != ".jpeg" or not _is_plain_and_whole(data):
-                image.draft("RGB", (1, 1))  # a JPEG's every coefficient is still read, its pixels are not all made
-                image.load()
+            image.draft("RGB", (1, 1))  # a JPEG's every coefficient is still read, its pixels are not all made
+            image.load()
+            return height, width, f".{(image.format or '').lower()}"
     except UnidentifiedImageError:
         raise ValueError("is not an image") from None
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(str(error)) from None
-    return height, width, kind
 
 
-def _is_plain_and_whole(data: bytes) -> bool:
-    """Whether a JPEG is baseline in one scan, begins as one that decodes and ends where its coded pixels do."""
-    start = _coded_pixels(data)
-    end = _MARKER.search(data, start) if start else None
-    if end is None or end.group() != _END:
+def _opened(data: bytes) -> Image.Image:
+    with warnings.catch_warnings(action="ignore"):  # EXIF data that is broken is read by nobody
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data))
+
+
+def _plain_and_whole(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that is baseline in one scan, has sound tables and ends where its pixels do."""
+    frame = tables = b""
+    known, at = True, 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        segment = data[at:end]
+        if kind in _TABLES:
+            tables += segment
+        elif kind in _FRAMES and not frame:
+            frame = segment
+        elif kind == _SCAN:
+            mark = _MARKER.search(data, end)
+            whole = mark is not None and mark.group() == _END and _decodes(frame, tables, segment)
+            return _size(data, frame, known) if whole else None
+        elif 0xE0 <= kind <= 0xEF:
+            known = known and _is_well_known(segment)
+        elif kind != _COMMENT:
+            return None
+        at = end
+    return None
+
+
+def _decodes(frame: bytes, tables: bytes, scan: bytes) -> bool:
+    """Whether libjpeg takes the headers of a baseline JPEG, whose only scan is this."""
+    if len(frame) < 11 or frame[9] not in _MODES or frame[4] != 8 or scan[4:5] != frame[9:10]:
         return False
-    with Image.open(io.BytesIO(data[: start + _FIRST_BYTES] + _END)) as head:
-        head.draft("RGB", (1, 1))
-        head.load()  # raises what decoding in full would
+    across, down = ([factor >> 4 for factor in frame[11::3]], [factor & 15 for factor in frame[11::3]])
+    if not all(factor and max(axis) % factor == 0 for axis in (across, down) for factor in axis):
+        return False
+    small = b"".join((b"\xff\xd8", tables, frame[:5], _SIDE, _SIDE, frame[9:], scan, _SOME_PIXELS))
+    try:
+        mode = _MODES[frame[9]]
+        Image.frombytes(mode, (1, 1), small, "jpeg", mode, "", _EIGHTH, 0)
+    except ValueError:
+        return False
     return True
 
 
-def _coded_pixels(data: bytes) -> int:
-    """Where the coded pixels of a baseline JPEG's only scan begin; 0 if it is another, or broken."""
-    at, components = 2, 0
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if kind in _BASELINE and length > 7:
-            components = data[at + 9] if at + 9 < len(data) else 0
-        elif kind == _SCAN:
-            return at + 2 + length if components and data[at + 4 : at + 5] == bytes([components]) else 0
-        elif not (kind in _TABLES or kind in _COMMENT or 0xE0 <= kind <= 0xEF):
-            return 0
-        at += 2 + length
-    return 0
+def _size(data: bytes, frame: bytes, known: bool) -> tuple[int, int] | None:
+    """Height and width, where Pillow, too, makes sense of them and of all other headers."""
+    height, width = int.from_bytes(frame[5:7]), int.from_bytes(frame[7:9])
+    most = Image.MAX_IMAGE_PIXELS or float("inf")
+    if data[:2] != b"\xff\xd8" or not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
+        return None
+    if height * width > most:  # a decompression bomb, as Pillow has it
+        return None
+    if not known:
+        try:
+            _opened(data).close()
+        except (OSError, SyntaxError):
+            return None
+    return height, width
+
+
+def _is_well_known(segment: bytes) -> bool:
+    """Whether this is a JFIF header or a colour profile, of which Pillow expects no more than is there."""
+    jfif, profile = segment[1] == 0xE0 and len(segment) == 18, segment[1] == 0xE2 and len(segment) >= 18
+    return (jfif and segment[4:9] == b"JFIF\0") or (profile and segment[4:16] == b"ICC_PROFILE\0")

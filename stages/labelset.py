@@ -24,7 +24,7 @@ from stages.shard import shard_name
 from stages.store import PLAN, RECEIPTS, Store, read_checked, read_manifest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelSpec:
     """One part of a label set: a shard's passes [first_pass, end_pass)."""
 

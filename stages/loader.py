@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -49,7 +50,7 @@ def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin:
         sampler=order,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin,
         multiprocessing_context=_workshop() if workers else None,
         prefetch_factor=_AHEAD if workers else None,
     )
@@ -219,7 +220,8 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _one_thread(_: int) -> None:
-    """One thread a worker process: its neighbours have the other cores."""
+def _begin(_: int) -> None:
+    """Open a worker process: one thread, since its neighbours have the other cores; Ctrl-C is the command's to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and a part or step may be under way
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -1,11 +1,13 @@
-"""Files under a lock that ends with the process that holds it, however that ends.
+"""Files and folders under a lock that ends with the process that holds it, however that ends.
 
-So a half-written file is known to be left behind: nobody holds it.
+So what is half-written is known to be left behind: nobody holds it.
 """
 
 import contextlib
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,47 @@ def locked(path: Path, *, needed: bool = True) -> Iterator[Any]:
             if _is(path, file):
                 yield file
                 return
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
+    """A temporary folder under a lock, deleted at the end; those that killed processes left are deleted first.
+
+    Args:
+        prefix: how its name begins.
+        root: where it is made; None = where temporary files go.
+    """
+    root = root or Path(tempfile.gettempdir())
+    for old in root.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _held(old):
+            shutil.rmtree(old, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_held(folder))
+            except (FileNotFoundError, BlockingIOError):
+                continue  # another command has found it before it was locked, and takes it away
+            except OSError:
+                pass  # a file system without locks, where nothing is ever swept
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The lock of a folder; raises OSError where another holds it, or it is gone."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(folder.stat(), os.fstat(opened)):
+            raise FileNotFoundError(folder)
+        yield
+    finally:
+        os.close(opened)
 
 
 def remove_if_left(half: Path) -> None:

@@ -1,14 +1,15 @@
 """Metrics of a training: one JSON line every few steps, without gaps or doubles whatever happens.
 
-Sums stay on the device between lines, so a step never waits for them. At a checkpoint the lines so far are put as a
-whole and the sums since the last line travel in the checkpoint; a resumed run drops the lines after its step and
-goes on summing where it was.
+Sums stay on the device between lines, so a step never waits for them. A checkpoint holds the lines so far and the sums
+since the last one, and a resumed run goes on from both. `metrics.jsonl` is the newest checkpoint's lines for people to
+read, with what the clock said of each, which is in no checkpoint: two commands at one run put the same bytes there.
+Rejected: metrics.jsonl as what a run goes on from. Of two commands the slower overwrote the faster one's lines.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from schemas.errors import PipelineError
+from stages.checkpoints import newest_lines
 from stages.store import Store
 from stages.tensorboard import EVENTS_FILE, event_file
 
 FILE = "metrics.jsonl"
+_CLOCK = ("views_per_second", "waiting")
 _NEVER = 2**62
 
 
@@ -112,37 +115,34 @@ class Metrics:
         sums = {f"{self.PREFIX}{name}": value.clone() for name, value in zip(self._sums, values, strict=True)}
         return sums | {f"{self.PREFIX}views": torch.tensor(self._views)}
 
-    def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go back to a checkpoint's step and sums, made by any number of processes: the first takes them all.
+    def lines(self) -> bytes:
+        """The lines so far without what the clock said, for a checkpoint."""
+        return _to_bytes([{key: line[key] for key in line if key not in _CLOCK} for line in self._lines])
+
+    def restore(self, step: int, state: dict[str, Tensor], lines: bytes | None) -> None:
+        """Go back to a checkpoint's step, sums and lines, made by any number of processes: the first takes all sums.
 
         Raises:
-            PipelineError: if the lines so far are damaged.
+            PipelineError: if a checkpoint of an earlier version has no lines, and those put beside are damaged.
         """
-        self._lines = [line for line in self._read() if line["step"] <= step]
+        self._lines = self._lines_of_earlier_version(step) if lines is None else _parse(lines)
         # in one order on all ranks, who add up by place: a tensor file's is another in every process
         named = {name.removeprefix(self.PREFIX): state[name] for name in sorted(state)}
         self._views = int(named.pop("views", torch.tensor(0)))
         self._sums = {name: value.to(self._device) * (self._rank == 0) for name, value in named.items()}
 
-    def _read(self) -> list[dict[str, Any]]:
-        """The lines that are stored."""
+    def _lines_of_earlier_version(self, step: int) -> list[dict[str, Any]]:
+        """Those put for people to read, up to a step."""
         try:
-            lines = [json.loads(line) for line in self._store.read(FILE).splitlines()]
-            if not all(isinstance(line["step"], int) for line in lines):
-                raise TypeError("a line without its step")
-        except FileNotFoundError:
-            return []
-        except (ValueError, TypeError, KeyError) as error:
+            return [line for line in _read(self._store) or () if line["step"] <= step]
+        except ValueError as error:
             raise PipelineError(
                 f"{self._store.name(FILE)}: is damaged ({error}); mend it, or delete it to go on without its lines"
             ) from None
-        return lines
 
-    def flush(self) -> None:
-        """Put all lines so far."""
-        self._store.put(FILE, b"".join(json.dumps(line).encode() + b"\n" for line in self._lines))
-        if self._tensorboard:
-            self._store.put(EVENTS_FILE, event_file(self._lines))
+    def show(self) -> None:
+        """Put the lines for people to read, once a checkpoint has them."""
+        show(self._store, self._lines, tensorboard=self._tensorboard)
 
     def _means(self) -> dict[str, float]:
         return dict(zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True))
@@ -164,3 +164,49 @@ class Metrics:
             f"the loss of step {step} is not finite; {addresses(step)}; the last good checkpoint is kept: lower "
             'train.lr, or set train.precision = "fp32"'
         )
+
+
+def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: bool = False) -> None:
+    """Put the newest checkpoint's lines for people to read, with what the clock said of them where that is known.
+
+    It looks again when it has put them: another command may have committed a newer checkpoint, and put its lines,
+    meanwhile. So whoever puts last puts the newest.
+
+    Args:
+        store: of the run's folder.
+        timed: lines with what the clock said, beside those that are there.
+        tensorboard: put them as TensorBoard's event file as well.
+    """
+    shown = None
+    while (newest := newest_lines(store)) not in (None, shown):
+        shown = newest
+        try:
+            beside = _read(store)
+        except ValueError:
+            beside = None  # damaged; it is put anew
+        with_clock = (line for line in (*(beside or ()), *timed) if line.keys() >= set(_CLOCK))
+        clock = {line["step"]: {key: line[key] for key in _CLOCK} for line in with_clock}
+        lines = [line | clock.get(line["step"], {}) for line in _parse(newest)]
+        if lines != beside:
+            store.put(FILE, _to_bytes(lines))
+            if tensorboard:
+                store.put(EVENTS_FILE, event_file(lines))
+
+
+def _read(store: Store) -> list[dict[str, Any]] | None:
+    """The lines that were put for people to read; raises ValueError if they are damaged."""
+    try:
+        return _parse(store.read(FILE))
+    except FileNotFoundError:
+        return None
+
+
+def _parse(text: bytes) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in text.splitlines()]
+    if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+        raise ValueError("a line without its step")
+    return lines
+
+
+def _to_bytes(lines: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)

@@ -4,8 +4,8 @@ The tar holds, for each sample, the image's bytes, the class index and the origi
 fixed times and owners, so the same images make the same bytes on any machine and in any attempt. Every image is
 checked, so that nothing unreadable is met later, by a teacher or in the tenth epoch.
 
-A tar that is adopted gets an index only, and stays where it is. Rejected: webdataset's TarWriter, which spends more
-time on a header than we do on a member, and does not say where a member's bytes lie.
+A tar that is adopted gets an index only, and stays where it is. Rejected: webdataset's TarWriter, and tarfile's own
+headers, which take more time than a member's bytes; and the former does not say where those lie.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -38,6 +39,8 @@ from stages.store import Store
 
 _SUFFIXES = {".jpeg": "jpg"}
 _QUALITY = 95
+_SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
+"""Fields of a USTAR header."""
 _WITHIN_BLOCKS = 1
 """Address of a shard's own shuffling, where the listing is shuffled by blocks; 0 is the listing's."""
 
@@ -121,27 +124,37 @@ class ShardMaker:
         index = staging / f"{spec.name}.parquet"
         files: dict[str, bytes | Path] = {index.name: index}
         facts: dict[str, Any] = {}
+        sha256: dict[str, str] = {}
         if self._config.adopt:
             rows = [_adopted_row(sample) for sample in samples]
             facts["tar"] = self._identity(self._source.files[spec.shard])
         else:
             files[f"{spec.name}.tar"] = tar = staging / f"{spec.name}.tar"
             with tar.open("wb") as file:
-                rows = write_tar(file, samples, spec.shard)
+                rows, sha256[tar.name] = write_tar(file, samples, spec.shard)
         if skipped and self._config.on_bad_image == "fail":
             raise BadImages(skipped)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), index, compression="zstd")
         facts |= {"samples": len(rows), "skipped": skipped, "found": len(spec.images)}
-        return Made(files=files, rows=len(rows), facts=facts)
+        return Made(files=files, rows=len(rows), facts=facts, sha256=sha256)
 
     def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[Sample]:
-        for found in self._reader.read(spec.images):
-            try:
-                if found.fault:
-                    raise ValueError(found.fault)
-                yield self._sample(found)
-            except ValueError as error:
-                skipped.append({"name": found.name, "reason": str(error)})
+        for row, found in enumerate(self._reader.read(spec.images)):
+            sample, fault = self._judged(found)
+            for _ in range(self._reader.askings - 1):
+                if sample is None:
+                    sample, fault = self._judged(next(self._reader.read(spec.images.slice(row, 1))))
+            if sample:
+                yield sample
+            else:
+                skipped.append({"name": found.name, "reason": fault})
+
+    def _judged(self, found: Found) -> tuple[Sample | None, str]:
+        """The image, or why it is bad."""
+        try:
+            return (None, found.fault) if found.fault else (self._sample(found), "")
+        except ValueError as error:
+            return None, str(error)
 
     def _sample(self, found: Found) -> Sample:
         height, width, kind = check_image(found.data)
@@ -158,18 +171,42 @@ class ShardMaker:
             return {"path": path, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
 
 
-def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> list[dict[str, Any]]:
-    """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`."""
-    rows = []
+def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> tuple[list[dict[str, Any]], str]:
+    """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`, and the tar's sha256."""
+    tar, rows = _Tar(file), []
     for number, sample in enumerate(samples):
         key, found = f"{shard:06d}-{number:07d}", sample.found
         about = json.dumps({"name": found.name}, ensure_ascii=False, separators=(",", ":"))
-        _put_member(file, f"{key}.cls", str(found.class_index).encode())
-        offset = _put_member(file, f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
-        _put_member(file, f"{key}.json", about.encode())
+        tar.put(f"{key}.cls", str(found.class_index).encode())
+        offset = tar.put(f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
+        tar.put(f"{key}.json", about.encode())
         rows.append(_row(sample, key, offset))
-    file.write(bytes(-(file.tell() + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
-    return rows
+    return rows, tar.end()
+
+
+class _Tar:
+    """A tar that is hashed as it is written, while its bytes are at hand."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._length = file, hashlib.sha256(), 0
+
+    def put(self, name: str, data: bytes) -> int:
+        """Write one file; where its bytes begin."""
+        self._write(tar_header(name, len(data)))
+        offset = self._length
+        self._write(data)
+        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def end(self) -> str:
+        """Write what ends a tar; its sha256."""
+        self._write(bytes(-(self._length + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._length += len(data)
 
 
 def packing_versions() -> dict[str, str]:
@@ -187,15 +224,28 @@ def shrink(data: bytes, max_side: int) -> bytes:
     return out.getvalue()
 
 
-def _put_member(file: BinaryIO, name: str, data: bytes) -> int:
-    """Write one file into a tar; where its bytes begin."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o444
-    file.write(info.tobuf(tarfile.USTAR_FORMAT))
-    offset = file.tell()
-    file.write(data)
-    file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-    return offset
+def tar_header(name: str, size: int) -> bytes:
+    """The header that tarfile makes of a plain file, read-only and of no time and no owner, by filling in a form.
+
+    Args:
+        name: ASCII, at most 100 characters.
+        size: in bytes, less than 8 GiB.
+    """
+    filled = bytearray(_form())
+    filled[: len(name)] = name.encode("ascii")
+    filled[_SIZE] = b"%011o\0" % size
+    filled[_CHECKSUM] = b"%06o\0 " % sum(filled)
+    return bytes(filled)
+
+
+@cache
+def _form() -> bytes:
+    """A header without name and size, and with spaces for its checksum, as that is counted."""
+    info = tarfile.TarInfo()
+    info.mode = 0o444
+    blank = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    blank[_CHECKSUM] = b" " * 8
+    return bytes(blank)
 
 
 def _adopted_row(sample: Sample) -> dict[str, Any]:

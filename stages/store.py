@@ -11,10 +11,12 @@ markers without content (they survive a torn file) and one database of what is d
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import mmap
 import os
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -39,8 +41,18 @@ MANIFEST = "manifest.json"
 T = TypeVar("T")
 
 _WAITS = (1.0, 3.0)
-"""Seconds between tries of an object store; its client goes on for about six seconds in each by itself."""
+"""Seconds between tries of an object store, in each of which its client goes on by itself."""
+_RETRIES = 8
+"""Of the client, with growing pauses that add up to about six seconds."""
+_SILENT_SECONDS = 10
+"""Without a byte from an object store, until its client asks again. pyarrow's own are 3, and a store that always needs
+longer would never be heard; `request_timeout=SECONDS` among the options of a URI is another number."""
 _REMOTE_BUFFER = 1 << 16
+_OURS = f".{platform.node()}.tmp"
+"""How the names of this node's half-written files end."""
+_OLD_SECONDS = 3600.0
+_TRIES = 10
+"""Of putting a file, while another command takes its folder away."""
 
 
 class Store:
@@ -50,8 +62,8 @@ class Store:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
             try:
-                self._fs, self._base = pafs.FileSystem.from_uri(self.uri)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                self._fs, self._base = _file_system(self.uri)
+            except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
                 raise PipelineError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
@@ -73,7 +85,7 @@ class Store:
 
     @property
     def askings(self) -> int:
-        """How often bytes that prove wrong are read: a connection cut within an answer may garble it silently."""
+        """How often what looks wrong is asked for: a connection cut within an answer may garble it silently."""
         return 1 if self.local else 3
 
     @property
@@ -100,13 +112,24 @@ class Store:
 
     def open(self, path: str) -> Any:
         """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
-        return self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+        for _ in range(self.askings):
+            file = self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+            if self.patiently(file.size):  # an answer cut within its head looks like an empty file's
+                break
+        return file
 
     def stream(self, path: str) -> io.BufferedReader:
         """Open a file for buffered reads and seeks; raises FileNotFoundError where there is none."""
         if self.local:
             return open(f"{self._base}/{path}", "rb")
-        return io.BufferedReader(_Patient(self, self.open(path)), _REMOTE_BUFFER)
+
+        def ask() -> Any:
+            file = self._fs.open_input_file(f"{self._base}/{path}")
+            if file.size() != self._fs.get_file_info(f"{self._base}/{path}").size:  # a head may be cut in a number
+                raise OSError(f"{path}: two answers disagree about its length")
+            return file
+
+        return io.BufferedReader(_Patient(self, self.patiently(ask)), _REMOTE_BUFFER)
 
     def read(self, path: str) -> bytes:
         """All bytes of a file; raises FileNotFoundError where there is none."""
@@ -165,23 +188,26 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self._fs.delete_dir(f"{self._base}/{folder}")
 
-    def put(self, path: str, content: bytes | Path) -> StoredFile:
-        """Store a whole file under its name, or nothing.
+    def put(self, path: str, content: bytes | Path, sha256: str = "") -> StoredFile:
+        """Store a whole file under its name, or nothing; a local file is moved there, where it lies on the same disk.
+
+        `sha256` is that of the content, where it is known.
 
         Raises:
             PipelineError: if the store cannot take it, a full disk for example.
         """
         target = f"{self._base}/{path}"
-        with _bytes_of(content) as data:
-            try:
-                if self.local:
-                    _put_on_disk(Path(target), data)
-                else:
+        stored = _described(path, content, sha256)
+        try:
+            if self.local:
+                _put_on_disk(Path(target), content)
+            else:
+                with _bytes_of(content) as data:
                     self.patiently(lambda: self._upload(target, data))
-            except OSError as error:
-                cause = error.strerror or _first_line(error)
-                raise PipelineError(f"{self.name(path)}: cannot be written ({cause})") from None
-            return StoredFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        except OSError as error:
+            cause = error.strerror or _first_line(error)
+            raise PipelineError(f"{self.name(path)}: cannot be written ({cause})") from None
+        return stored
 
     def patiently(self, do: Callable[[], T]) -> T:
         """Ask the store for something; where it is across a network, an error is given time to pass.
@@ -209,17 +235,24 @@ class Store:
     def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         path = f"{self._base}/{folder}".rstrip("/")
         selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-        return self.patiently(lambda: self._fs.get_file_info(selector))
+        for _ in range(self.askings):
+            if found := self.patiently(lambda: self._fs.get_file_info(selector)):
+                return found
+        return []  # believed when said again: an answer cut within its head looks like an empty folder's
 
     def _info(self, path: str) -> pafs.FileInfo:
         return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
     def sweep(self) -> None:
-        """Take away the halves that killed writers left; those of writers at work stay."""
+        """Take away the halves that killed writers left; those of writers at work stay.
+
+        Locks of another node may not be seen on this one: what came from there has to be old as well.
+        """
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
                 for half in Path(self._base).rglob(".*.tmp"):
-                    remove_if_left(half)
+                    if half.name.endswith(_OURS) or time.time() - half.stat().st_mtime > _OLD_SECONDS:
+                        remove_if_left(half)
 
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
@@ -265,7 +298,7 @@ def uri_options(value: str) -> tuple[str, str]:
 
 def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:
     """Put a part's files, then the receipt that says so."""
-    files = tuple(store.put(name, content) for name, content in sorted(made.files.items()))
+    files = tuple(store.put(name, content, made.sha256.get(name, "")) for name, content in sorted(made.files.items()))
     receipt = Receipt(part=part, files=files, rows=made.rows, made_by=made_by, facts=made.facts)
     store.put(f"{RECEIPTS}/{part}.json", receipt.to_json())
     return receipt
@@ -338,6 +371,28 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     raise PipelineError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
 
 
+def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
+    """What a receipt says of a file."""
+    if isinstance(content, bytes):
+        return StoredFile(path=path, bytes=len(content), sha256=sha256 or hashlib.sha256(content).hexdigest())
+    with content.open("rb") as file:
+        digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
+
+
+def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path in it; one that is patient, where it is S3."""
+    path, options = uri_options(uri)
+    chosen = dict(parse_qsl(options[1:]))
+    seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
+    fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
+    if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
+        build, (settings,) = fs.__reduce__()  # of all options of the URI but those two
+        patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
+        fs = build(settings | patience | {"allow_delayed_open": True})  # a small file is one request in place of three
+    return fs, base
+
+
 @contextlib.contextmanager
 def _bytes_of(content: bytes | Path) -> Iterator[Any]:
     """A file's bytes without a copy of it in memory."""
@@ -350,12 +405,18 @@ def _bytes_of(content: bytes | Path) -> Iterator[Any]:
             yield mapped
 
 
-def _put_on_disk(target: Path, data: Any) -> None:
+def _put_on_disk(target: Path, content: bytes | Path) -> None:
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # another command takes the folder away
+            return _put_in_folder(target, content)
+    _put_in_folder(target, content)
+
+
+def _put_in_folder(target: Path, content: bytes | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
     try:
-        with locked(temporary, needed=False) as file:
-            file.write(data)
+        with _half(temporary, content) as file:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(target)
@@ -367,6 +428,24 @@ def _put_on_disk(target: Path, data: Any) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _half(temporary: Path, content: bytes | Path) -> Iterator[Any]:
+    """The hidden file with the content, under a lock; a local file is moved there, or copied from another disk."""
+    if isinstance(content, Path):
+        with locked(content, needed=False) as file:
+            try:
+                content.rename(temporary)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                yield file
+                return
+    with locked(temporary, needed=False) as file, _bytes_of(content) as data:
+        file.write(data)
+        yield file
 
 
 def _read_receipt(store: Store, name: str) -> Receipt:

@@ -10,10 +10,12 @@ Legend: B views of a local batch, K classes.
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -36,50 +38,91 @@ from stages.student import Classifier, Heads, build, load_weights
 from stages.weights import MODEL_FILE, find_weights
 
 EMA_FILE = "model_ema.safetensors"
-Report = Callable[[int, dict[str, Any]], None]
+Report = Callable[[int, dict[str, Any]], bool]
+"""Told a step and the newest metrics; whether the user wants an end."""
+_LISTEN_SECONDS = 2.0
 
 
 def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    """Train to the plan's last step, from the newest checkpoint if there is one.
+    """Train to the plan's last step, or until the user wants an end, from the newest checkpoint if there is one.
 
     Args:
         run: the run file.
         rank: of this process among `world`, which torch.distributed already joins.
         world: number of training processes.
         device: of this process.
-        report: called on rank 0 with the step and the newest metrics.
+        report: called on rank 0 before the first step and after each.
 
     Returns:
-        `steps`, `resumed_from_step`, `loss`.
+        `steps`, `resumed_from_step`, `loss`. With fewer steps than planned, the newest checkpoint is at the last one.
 
     Raises:
         PipelineError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
     """
     plan = plan_training(run, world)
     trainer = Trainer(run, plan, rank=rank, world=world, device=device)
-    started = trainer.restore()
+    step = started = trainer.restore()
     batches = load(
         trainer.data,
         workers=run.train.workers,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
     )
-    for step, batch in enumerate(trainer.metrics.timed(on_device(batches, device)), start=started):
-        trainer.step(batch)
-        if rank == 0:
-            report(step + 1, trainer.metrics.last)
-        if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == plan.steps:
-            trainer.save(step + 1)
+    ready = trainer.metrics.timed(on_device(batches, device))
+    ending = Ending(started, world=world, device=device)
+    ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
+    while step < plan.steps and not ended:
+        trainer.step(next(ready))
+        step += 1
+        ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
+        if ended or step % trainer.checkpoint_every == 0 or step == plan.steps:
+            trainer.save(step)
     loss = trainer.metrics.loss()
-    trainer.finish(loss)
-    return {"steps": plan.steps, "resumed_from_step": started, "loss": loss}
+    if step == plan.steps:
+        trainer.finish(loss)
+    return {"steps": step, "resumed_from_step": started, "loss": loss}
+
+
+class Ending:
+    """Brings all ranks to the same last step when rank 0 is asked to end: a checkpoint takes all of them.
+
+    A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step
+    in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
+
+    Args:
+        step: the first at which all ranks listen.
+        world: number of processes.
+        device: of this process, through which they talk.
+    """
+
+    def __init__(self, step: int, *, world: int, device: torch.device) -> None:
+        self._world, self._device = world, device
+        self._heard = self._next = step
+        self._since = time.perf_counter()
+
+    def agreed(self, step: int, asked: bool) -> bool:
+        """Whether all ranks end after `step` steps; every rank calls it at every step, and rank 0's `asked` counts."""
+        if self._world == 1:
+            return asked
+        if step < self._next:
+            return False
+        word = torch.tensor([asked, self._pause(step)], dtype=torch.int64, device=self._device)
+        dist.broadcast(word, src=0)
+        ends, pause = word.tolist()
+        self._heard, self._next, self._since = step, step + pause, time.perf_counter()
+        return bool(ends)
+
+    def _pause(self, step: int) -> int:
+        """Steps that take two seconds at the rate since the last word, and at most twice as many as those were."""
+        steps, seconds = step - self._heard, time.perf_counter() - self._since
+        return max(1, int(steps * _LISTEN_SECONDS / max(seconds, _LISTEN_SECONDS / 2)))
 
 
 class Trainer:
     """Model, optimiser, moving average and meters of one process; `step` by `step`."""
 
     def __init__(self, run: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
-        self.run, self.plan, self.rank, self.device = run, plan, rank, device
+        self.run, self.plan, self.rank, self.world, self.device = run, plan, rank, world, device
         if device.type == "cpu":
             # Not the launcher's number, since bits may depend on it; a core is left to the data.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // world - 1))
@@ -109,13 +152,13 @@ class Trainer:
             self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
         )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
-        self._forward = self._wrapped(world)
+        self._forward = self._wrapped()
 
     def restore(self) -> int:
         """Go back to the newest checkpoint; the number of steps it had taken."""
-        found = newest_checkpoint(self.store, warn=self._warn)
+        found = self._newest()
         if found is None:
-            self.metrics.restore(0, {})
+            self.metrics.restore(0, {}, b"")
             return 0
         if found.step > self.plan.steps:
             raise PipelineError(
@@ -128,8 +171,17 @@ class Trainer:
         state = dict(found.state)
         meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
         tensors_to_state(self.optimizer, self.classifier.model, state)
-        self.metrics.restore(found.step, meters)
+        self.metrics.restore(found.step, meters, found.lines)
+        if self.rank == 0:
+            self.metrics.show()
         return found.step
+
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
+        found = [newest_checkpoint(self.store, warn=_warn) if self.rank == 0 else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, src=0, device=self.device)
+        return found[0]
 
     def step(self, batch: Batch) -> None:
         """One step of the optimiser on one local batch, which lies on the device."""
@@ -160,14 +212,15 @@ class Trainer:
         sums = self.metrics.state()
         if self.rank:
             return
-        self.metrics.flush()
         checkpoint = Checkpoint(
             step=step,
             model=self.classifier.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else {},
             state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
+            lines=self.metrics.lines(),
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
+        self.metrics.show()
 
     def _refuse_bad_weights(self, step: int) -> None:
         """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
@@ -228,9 +281,9 @@ class Trainer:
             logits, soft.logits, soft.classes, soft.log_sum_exp, tau=tau, reduction=reduction
         )
 
-    def _wrapped(self, world: int) -> Callable[[Tensor], Any]:
+    def _wrapped(self) -> Callable[[Tensor], Any]:
         model: nn.Module = self.classifier
-        if world > 1:
+        if self.world > 1:
             # Without distillation a distilled model's second head gets no gradient, as in the authors' code.
             unused = self.classifier.distilled and self.run.train.distillation == "none"
             model = DistributedDataParallel(model, find_unused_parameters=unused)
@@ -260,10 +313,6 @@ class Trainer:
         shards = sorted({unit.shard for unit in units})
         first, last = (f"shard {u.shard}, rows {u.row_a} and {u.row_b}, view {u.view}" for u in (units[0], units[-1]))
         return f"its batch goes from {first} to {last}, over shards {shards}"
-
-    def _warn(self, line: str) -> None:
-        if self.rank == 0:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def new_student(run: RunFile, split: Split) -> Classifier:
@@ -323,6 +372,10 @@ def _built(run: RunFile, split: Classed) -> Classifier:
         drop_rate=run.student.drop_rate,
         extra=run.student.extra,
     )
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _slice(batch: Batch, start: int, end: int) -> Batch:

@@ -7,7 +7,7 @@ import pytest
 from pipeline import ray_pool
 from pipeline.ray_pool import Actors
 from pipeline.session import Seats
-from pipeline.work import Job
+from pipeline.work import Job, Worker, begin
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt
 from stages.shard import ShardSpec
@@ -46,7 +46,7 @@ class Ray:
     def remote(self, **needs):
         return lambda worker: SimpleNamespace(remote=self._actor)
 
-    def _actor(self, job, folder):
+    def _actor(self, job, proof, folder):
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         self.started += 1
         methods = [SimpleNamespace(remote=lambda *_, it=it: Reference(it)) for it in (outcome, MADE)]
@@ -89,7 +89,9 @@ def clock(monkeypatch):
 
 
 def actors(ray: Ray, tmp_path, count: int = 1) -> Actors:
-    return Actors(ray, Job(Store(str(tmp_path)), "me", lambda: None), Seats(count=count, cpus=1), 9)
+    return Actors(
+        ray, Worker(Job(begin(Store(str(tmp_path)), {}, {}, ""), lambda: None), ""), Seats(count=count, cpus=1), 9
+    )
 
 
 def test_a_driver_whose_workers_are_all_idle_sleeps(clock, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ import torch
 from world import flip_byte, silent, stored
 
 from pipeline import run as stages
-from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.checkpoints import Checkpoint, newest_checkpoint, newest_lines, save_checkpoint
 from stages.store import Store
 
 
 def checkpoint(step: int) -> Checkpoint:
     tensors = {"a": torch.full((3,), step), "b": torch.tensor(step * 0.5, dtype=torch.float64)}
-    return Checkpoint(step=step, model=tensors, ema=tensors, state={"step": torch.tensor(step)})
+    return Checkpoint(step=step, model=tensors, ema=tensors, state={"step": torch.tensor(step)}, lines=b"{}\n" * step)
 
 
 def unheard(line: str) -> None:
@@ -38,6 +39,7 @@ def test_the_newest_checkpoint_comes_back_as_it_was(run):
         one, other = getattr(found, part), getattr(checkpoint(9), part)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one)
+    assert found.lines == newest_lines(run) == b"{}\n" * 9
 
 
 def test_where_none_is_there_is_none(tmp_path):
@@ -62,19 +64,19 @@ def test_what_a_killed_process_left_of_a_checkpoint_goes_as_well(run):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda file: flip_byte(file, 60), "has other bytes than its receipt says"),
-        (lambda file: file.write_bytes(file.read_bytes()[:50]), "has 50 bytes, its receipt says"),
+        (lambda file: flip_byte(file, 20), "has other bytes than its receipt says"),
+        (lambda file: file.write_bytes(file.read_bytes()[:20]), "has other bytes than its receipt says"),
         (lambda file: file.unlink(), "is missing"),
     ],
 )
-@pytest.mark.parametrize("table", ["model", "ema", "state"])
-def test_a_broken_one_is_passed_over_with_a_warning_that_names_it(run, damage, says, table):
-    path = f"checkpoints/step-000000009/{table}.safetensors"
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "state.safetensors", "metrics.jsonl"])
+def test_a_broken_one_is_passed_over_with_a_warning_that_names_it(run, damage, says, file):
+    path = f"checkpoints/step-000000009/{file}"
     damage(run.local_path(path))
     heard = []
     assert newest_checkpoint(run, heard.append).step == 6
     assert len(heard) == 1
-    assert heard[0].startswith(f"{run}: checkpoint step-000000009 is passed over: {path} ")
+    assert heard[0].startswith(f"{run}: checkpoint step-000000009 is passed over: {run}/{path}: ")
     assert says in heard[0]
 
 
@@ -122,3 +124,35 @@ def test_a_newer_folder_that_another_process_may_be_writing_stays(run):
     run.put("checkpoints/step-000000015/model.safetensors", b"another's, at work")
     save_checkpoint(run, checkpoint(12), "me", keep=2)
     assert run.folders("checkpoints") == ["step-000000009", "step-000000012", "step-000000015"]
+
+
+@pytest.mark.parametrize("read", ["receipts/step-000000009.json", "checkpoints/step-000000009/state.safetensors"])
+def test_one_that_another_command_lets_go_of_while_it_is_read_gives_way_to_the_newer(run, monkeypatch, read):
+    whole_read = Store.read
+    save_checkpoint(run, checkpoint(9), "me", keep=1)
+
+    def overtaken(store, path):
+        if path == read:
+            monkeypatch.undo()
+            save_checkpoint(run, checkpoint(12), "me", keep=1)
+        return whole_read(store, path)
+
+    monkeypatch.setattr(Store, "read", overtaken)
+    assert newest_checkpoint(run, unheard).step == 12
+
+
+def test_a_folder_that_another_command_is_at_keeps_no_save_from_ending(run, monkeypatch):
+    def busy(store, folder):
+        raise OSError("Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete_folder", busy)
+        save_checkpoint(run, checkpoint(12), "me", keep=2)
+    save_checkpoint(run, checkpoint(15), "me", keep=2)
+    assert run.folders("checkpoints") == ["step-000000012", "step-000000015"]
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_lines(run):
+    save_checkpoint(run, replace(checkpoint(12), lines=None), "me", keep=2)
+    assert newest_checkpoint(run, unheard).lines is None
+    assert newest_lines(run) is None  # rather than those of step 9

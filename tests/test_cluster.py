@@ -64,18 +64,6 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def workers(title: str = "Worker.run") -> list[int]:
-    """Ids of the processes that make a part now."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if title in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return sorted(found)
-
-
 def test_shards_are_made_on_nodes_without_the_package_while_one_is_lost_and_a_worker_killed(nodes, many, tmp_path):
     workspace, calm = many
     folder = workspace / "shards/train"
@@ -83,8 +71,8 @@ def test_shards_are_made_on_nodes_without_the_package_while_one_is_lost_and_a_wo
     wait_until(process, lambda: len(receipts(folder)) >= 5)
     nodes.kill()
     nodes.add()
-    wait_until(process, lambda: (folder / "manifest.json").exists() or workers())
-    for worker in workers()[:1]:
+    wait_until(process, lambda: (folder / "manifest.json").exists() or nodes.workers())
+    for worker in nodes.workers()[:1]:
         os.kill(worker, signal.SIGKILL)
     out, err = ended(process)
     assert json.loads(out)["splits"]["train"]["parts"] == 122
@@ -167,6 +155,23 @@ def test_a_command_stopped_on_a_cluster_finishes_what_is_under_way_and_exits_3(n
     done = len(receipts(folder))
     out, _ = ended(drive(nodes, tmp_path, "shard"))
     assert json.loads(out)["splits"]["train"]["new_parts"] == 122 - done
+
+
+@more
+def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_workers_and_goes_on(nodes, sharded, tmp_path):
+    workspace, _ = sharded
+    folder = workspace / "runs/student"
+    steady = ["train.distillation=none", "train.epochs=400", "train.checkpoint_every=40"]
+    chosen = [word for one in steady for word in ("--set", one)]
+    process = drive(nodes, tmp_path, "train", *chosen)
+    wait_until(process, lambda: receipts(folder))
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = ended(process, 3)
+    assert err.splitlines()[-1] == "deit-pipeline: stopped; the same command goes on from the newest checkpoint"
+    step = int(receipts(folder)[-1].removeprefix("step-").removesuffix(".json"))
+    assert 40 < step < 400 * 30
+    out, _ = ended(drive(nodes, tmp_path, "train", *chosen, "--set", f"train.max_steps={step + 1}"))
+    assert json.loads(out)["resumed_from_step"] == step
 
 
 def test_nobody_joins_without_the_token(nodes, many, tmp_path):

@@ -56,9 +56,7 @@ def test_a_whole_image_of_any_form_is_taken_as_it_is_stored(form):
 
 
 def test_only_baseline_jpegs_in_one_scan_are_spared_the_full_decode():
-    spared = [
-        form for form, (make, kind) in WHOLE.items() if kind == ".jpeg" and image_check._is_plain_and_whole(make())
-    ]
+    spared = [form for form, (make, kind) in WHOLE.items() if kind == ".jpeg" and image_check._plain_and_whole(make())]
     assert sorted(spared) == sorted(form for form in WHOLE if "PNG" not in form and form != "progressive")
 
 

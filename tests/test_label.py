@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from world import TINY_VIT, decisions, flip_byte, run_file, silent, stored
 
+from pipeline import labelling
 from pipeline import run as stages
 from pipeline.labelling import label_specs
 from schemas.tables import HARD
@@ -213,3 +214,10 @@ def test_a_shard_whose_only_image_has_no_partner_gets_an_empty_part(fresh, whole
     assert sorted(receipt.rows for receipt in receipts.values()) == [0] + 30 * [4]
     short = fresh({"shards": {"samples_per_shard": 2}, "labels": {"views": 2}}, {"train": {"max_steps": 2}})
     assert stages.train(short, silent)["steps"] == 2
+
+
+def test_a_whole_label_set_is_recognised_by_its_manifest_and_no_receipt_is_read(copied, monkeypatch):
+    first = stages.label(copied(), silent)
+    monkeypatch.setattr(labelling, "valid_receipts", lambda _: pytest.fail("receipts are read"))
+    assert first["new_parts"] == 0 and stages.label(copied(), silent) == first
+    assert first["decisions"] == len(decisions(copied().workspace))

@@ -15,9 +15,11 @@ from world import silent
 from pipeline import run as stages
 from pipeline.launch import launch_training
 from pipeline.session import ray_session
+from pipeline.work import begin
 from schemas.errors import last_line
 from stages.dataset import Split
 from stages.plan import Plan
+from stages.store import Store
 
 STEADY = {
     "student": {"drop_path": 0.0},
@@ -90,7 +92,8 @@ def test_more_workers_than_the_cluster_can_seat_are_refused_in_one_line(copied, 
     run = copied(many, {"train": {"distillation": "none"}, "views": {"repeats": 2}})
     with ray_session(run.cluster) as ray:
         cpus = ray.cluster_resources()["CPU"]
-        line = refused(launch_training, run, Plan(Split.open(run.workspace, "train"), None, 1, 1, {}), 0)
+        begun = begin(Store(str(Path(run.workspace, "runs/many"))), {}, {}, "")
+        line = refused(launch_training, run, Plan(Split.open(run.workspace, "train"), None, 1, 1, {}), begun, 0)
     assert line.startswith(f"training with 4096 workers needs 4096 CPU, the cluster has {cpus:g}; lower ")
 
 

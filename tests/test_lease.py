@@ -27,13 +27,13 @@ def gone() -> int:
 
 def put(store: Store, **changes) -> None:
     now = time.time()
-    values = {"host": "elsewhere", "pid": 7, "started": now, "refreshed": now, "new": 0, "running": []}
+    values = {"made_by": "me", "host": "elsewhere", "pid": 7, "started": now, "refreshed": now, "new": 0, "running": []}
     values |= {"training": False, "at": 0}
     store.put("leases/other.json", json.dumps(values | changes).encode())
 
 
 def test_a_lease_is_there_while_its_command_works_and_gone_afterwards(store, capsys):
-    with Lease(store) as lease:
+    with Lease(store, "me") as lease:
         lease.count(2)
         (found,) = live_leases(store)
         assert (found["host"], found["pid"]) == (platform.node(), os.getpid())
@@ -42,9 +42,16 @@ def test_a_lease_is_there_while_its_command_works_and_gone_afterwards(store, cap
 
 def test_a_second_driver_is_warned_of_and_its_lease_left_alone(store, capsys):
     put(store)
-    with Lease(store):
+    with Lease(store, "me"):
         assert len(live_leases(store)) == 2
     assert "another command is at work here (elsewhere, process 7, seen 0 s ago)" in capsys.readouterr().err
+    assert list(store.files("leases")) == ["other.json"]
+
+
+def test_a_command_withdraws_from_a_folder_where_another_works_from_something_else(store, refused):
+    put(store, made_by="another")
+    line = refused(Lease(store, "me").__enter__, code=4)
+    assert "another command is at work here (elsewhere, process 7, seen 0 s ago), from something else" in line
     assert list(store.files("leases")) == ["other.json"]
 
 
@@ -52,14 +59,14 @@ def test_a_second_driver_is_warned_of_and_its_lease_left_alone(store, capsys):
 def test_the_lease_of_a_killed_command_is_cleared_away_without_a_word(store, capsys, changes):
     put(store, **changes)
     assert live_leases(store) == []
-    with Lease(store):
+    with Lease(store, "me"):
         pass
     assert store.files("leases") == {} and capsys.readouterr().err == ""
 
 
 def test_a_lease_is_refreshed_with_what_is_under_way(store, monkeypatch):
     monkeypatch.setattr(lease_module, "_REFRESH_SECONDS", 0.01)
-    with Lease(store) as lease:
+    with Lease(store, "me") as lease:
         lease.watch(["shard-000001"])
         lease.count()
         end = time.monotonic() + 30
@@ -70,5 +77,5 @@ def test_a_lease_is_refreshed_with_what_is_under_way(store, monkeypatch):
 
 def test_a_torn_lease_stops_nobody(store):
     store.put("leases/torn.json", b'{"host"')
-    with Lease(store):
+    with Lease(store, "me"):
         assert len(live_leases(store)) == 1

@@ -49,6 +49,14 @@ class Fatal(Numbers):
         return super().__getitem__(number)
 
 
+class Interrupted(Numbers):
+    """Every worker hears Ctrl-C, as all processes of a terminal do."""
+
+    def __getitem__(self, number):
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().__getitem__(number)
+
+
 class Faulty(Numbers):
     """Has a bug."""
 
@@ -66,6 +74,10 @@ def test_items_come_in_order_and_whole(workers):
         assert torch.equal(wide, torch.full((number, 3), number, dtype=torch.uint8))
         assert (empty.dtype, empty.shape) == (torch.int64, (0,))
         assert torch.equal(floats, torch.arange(float(number)))
+
+
+def test_ctrl_c_is_the_commands_to_hear_and_ends_no_worker():
+    assert [number for number, *_ in load(Interrupted(), workers=1, order=range(3))] == [0, 1, 2]
 
 
 def test_an_item_can_be_kept_and_changed_after_its_workers_are_gone():

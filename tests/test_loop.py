@@ -115,18 +115,18 @@ class Signalled(Scripted):
 
 def test_a_signal_ends_the_handing_out_and_lets_the_part_under_way_finish(capsys):
     hands, done, before = Signalled({}), [], signal.getsignal(signal.SIGTERM)
-    with Stop(60) as stop, pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), Stop(60) as stop:
         Loop(hands, SPECS, attempts=1, done=lambda one: done.append(one.part), failed=print).run(stop)
     assert hands.order == [0, 1] and done == ALL[:1]
-    assert "parts under way are finished within 60 s" in capsys.readouterr().err
+    assert "what is under way is finished within 60 s" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_end_of_the_time_of_grace_and_a_second_signal_end_at_once():
-    with Stop(0.01), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), Stop(0.01):
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(30)
-    with Stop(60), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), Stop(60):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(30)

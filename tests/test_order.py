@@ -1,15 +1,19 @@
 """Order: every sample its repeats a pass, the same stream for any cut into steps, ranks and resume points."""
 
+import hashlib
 import pickle
 from collections import Counter
+from itertools import groupby
 
-import numpy as np
 import pytest
 
+from stages.replay import order as order_module
+from stages.replay.draws import Draws
 from stages.replay.order import PairView, Stream, pairing
 
 ROWS = (7, 4, 6, 5, 8, 3, 1, 0)
 PAIRS = sum(rows // 2 for rows in ROWS)
+GOLDEN = "a061f14eb07d9748"
 
 
 def stream(**changes) -> Stream:
@@ -48,11 +52,43 @@ def test_the_repeats_of_a_pair_follow_each_other():
 def test_pairs_of_a_window_are_shuffled_together_and_windows_follow_each_other():
     units = a_pass(stream(window=3, repeats=1), 0)
     shards = [unit.shard for unit in units]
-    order = np.asarray(stream()._pass_order(0)[0])
+    order = stream()._shards(0, 0)[0]
     windows = [set(order[at : at + 3].tolist()) for at in (0, 3, 6)]
     place = [next(nth for nth, window in enumerate(windows) if shard in window) for shard in shards]
     assert place == sorted(place)
     assert shards != sorted(shards, key=shards.index)
+
+
+def test_the_order_of_runs_that_were_begun_stays_what_it_was():
+    units = stream().units(0, 1000)
+    assert hashlib.sha256(repr([tuple(unit) for unit in units]).encode()).hexdigest()[:16] == GOLDEN
+
+
+def test_shards_beyond_a_block_are_permuted_by_blocks_and_seen_as_often(monkeypatch):
+    monkeypatch.setattr(order_module, "_BLOCK", 7)
+    rows = [4 + number % 5 for number in range(50)]
+    one = Stream(rows, repeats=2, window=3, recipe_seed=5, seed=1)
+    for number in (0, 1):
+        units = a_pass(one, number)
+        seen = Counter((unit.shard, row) for unit in units for row in (unit.row_a, unit.row_b))
+        assert set(seen.values()) == {2} and len(seen) == sum(count // 2 * 2 for count in rows)
+        blocks = [block for block, _ in groupby(unit.shard // 6 for unit in units)]  # windows of 3 in blocks of 6
+        assert sorted(blocks) == list(range(9)) != blocks
+    assert a_pass(one, 0) != a_pass(one, 1)
+
+
+def test_finding_a_step_permutes_a_block_and_never_all_shards(monkeypatch):
+    one, longest = Stream([1000] * 100_000, repeats=3, window=16, recipe_seed=0, seed=0), []
+    whole = Draws.permutation
+    monkeypatch.setattr(Draws, "permutation", lambda self, count: (longest.append(count), whole(self, count))[1])
+    one.step(31_000, batch=1024)
+    assert 0 < max(longest) <= 16 * 500 < 100_000
+
+
+def test_the_shards_of_the_window_after_a_passs_last_are_those_of_the_next_passs_first():
+    one, last = stream(), stream().units_per_pass // 8 - 1
+    now, after = one.shards_from(last, batch=16)
+    assert now == one._shards(0, 0)[0][-2:].tolist() and after == one._shards(1, 0)[0][:3].tolist()
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -33,7 +33,15 @@ def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_mis
     for part in parts[2:]:
         store.delete(f"receipts/{part}.json")
     Failures(store).put(parts[2], Fault("ValueError: why", ""), 3)
-    lease = {"host": "elsewhere", "pid": 7, "started": now - 4, "refreshed": now, "new": 2, "running": [parts[3]]}
+    lease = {
+        "made_by": "me",
+        "host": "elsewhere",
+        "pid": 7,
+        "started": now - 4,
+        "refreshed": now,
+        "new": 2,
+        "running": [parts[3]],
+    }
     store.put("leases/one.json", json.dumps(lease | {"training": False, "at": 2}).encode())
     (shown,) = [one for one in status(run.workspace)["stages"] if one["stage"] == "label-teacher"]
     assert shown == {
@@ -49,7 +57,15 @@ def test_status_of_a_training_under_way_counts_steps(copied):
     store = Store(run.workspace).at("runs/student")
     for name in ("manifest.json", "receipts/step-000000012.json"):
         store.delete(name)
-    lease = {"host": "elsewhere", "pid": 7, "started": now - 4, "refreshed": now, "new": 2, "running": []}
+    lease = {
+        "made_by": "me",
+        "host": "elsewhere",
+        "pid": 7,
+        "started": now - 4,
+        "refreshed": now,
+        "new": 2,
+        "running": [],
+    }
     store.put("leases/one.json", json.dumps(lease | {"training": True, "at": 11}).encode())
     (shown,) = [one for one in status(run.workspace)["stages"] if one["name"] == "student"]
     assert (shown["state"], shown["steps"], shown["wanted"], shown["missing"]) == ("running", 11, 12, 1)
@@ -71,13 +87,15 @@ def test_status_of_nothing_is_nothing(tmp_path):
 
 def proven(workspace: str) -> list[str]:
     """All files that verify answers for."""
-    return [name for name in stored(Path(workspace)) if name.endswith((".tar", ".parquet", ".safetensors"))]
+    endings = (".tar", ".parquet", ".safetensors")
+    names = stored(Path(workspace))
+    return [name for name in names if name.endswith(endings) or ("checkpoints/" in name and name.endswith(".jsonl"))]
 
 
 def test_one_flipped_bit_in_any_file_is_found_and_named(copied):
     workspace = copied().workspace
     files = proven(workspace)
-    assert len(files) == 4 * 2 + 6 + (2 * 3 + 2) + (1 * 3 + 2) + 1
+    assert len(files) == 4 * 2 + 6 + (2 * 4 + 2) + (1 * 4 + 2) + 1
     for number, name in enumerate(files):
         file = Path(workspace, name)
         at = number * 977 % file.stat().st_size

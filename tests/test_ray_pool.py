@@ -17,9 +17,9 @@ from world import command, run_file, silent, stored
 
 from pipeline import run as stages
 from pipeline.failures import Failures
-from pipeline.ray_pool import make_parts
+from pipeline.ray_pool import Actors, make_parts
 from pipeline.session import Seats, ray_session
-from pipeline.work import Job, begin
+from pipeline.work import Job, Worker, begin
 from schemas.config import Cluster
 from schemas.errors import PipelineError
 from schemas.receipts import Made
@@ -58,10 +58,9 @@ def fail_once(how, folder: str):
 
 def make_all(tmp_path: Path, how: str, done: list, attempts: int = 2, **settings) -> Store:
     store = Store(str(tmp_path / "parts"))
-    begin(store, {}, {}, "")
     cluster = CLUSTER.model_copy(update={"attempts": attempts} | settings)
-    job = Job(store, "me", partial(fail_once, how, str(tmp_path)))
-    make_parts(job, SPECS, cluster=cluster, seats=Seats(count=2, cpus=1), done=done.append)
+    job = Job(begin(store, {}, {}, ""), partial(fail_once, how, str(tmp_path)))
+    make_parts(job, SPECS, wanted=len(SPECS), cluster=cluster, seats=Seats(count=2, cpus=1), done=done.append)
     return store
 
 
@@ -107,10 +106,17 @@ def test_a_part_that_kills_its_process_is_put_aside_and_the_part_queued_behind_i
     assert sorted(receipt.part for receipt in done) == [spec.name for spec in SPECS if spec.shard != 3]
 
 
-def test_a_node_that_does_not_see_the_storage_is_refused(tmp_path, refused):
-    job = Job(Store(str(tmp_path)), "me", partial(fail_once, "never", str(tmp_path)))
-    line = refused(make_parts, job, SPECS, cluster=CLUSTER, seats=Seats(count=1, cpus=1), done=print)
-    assert line.startswith(f"{tmp_path}/plan.json: node ") and " does not see it" in line
+def test_a_node_that_does_not_see_the_storage_is_refused_even_where_an_old_workspace_lies_at_its_path(
+    ray, tmp_path, refused
+):
+    job = Job(begin(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
+    with job.begun.at_work(len(SPECS)) as lease:
+        Actors(ray, Worker(job, lease.path), Seats(count=1, cpus=1), 1).close()
+    assert (tmp_path / "plan.json").exists()
+    actors = Actors(ray, Worker(job, lease.path), Seats(count=1, cpus=1), 1)
+    line = refused(lambda: [actors.outcomes(1) for _ in range(60)])
+    actors.close()
+    assert line.startswith(f"{tmp_path}/{lease.path}: node ") and " does not see it" in line
 
 
 def test_a_users_error_is_not_tried_again_and_stays_one_line(tmp_path, refused):
@@ -120,9 +126,9 @@ def test_a_users_error_is_not_tried_again_and_stays_one_line(tmp_path, refused):
 
 
 def test_a_worker_that_could_never_start_is_refused_and_not_waited_for(tmp_path, refused):
-    job = Job(Store(str(tmp_path)), "me", partial(fail_once, "never", str(tmp_path)))
+    job = Job(begin(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
     seats = Seats(count=1, cpus=999)
-    line = refused(make_parts, job, SPECS, cluster=CLUSTER, seats=seats, done=print)
+    line = refused(make_parts, job, SPECS, wanted=len(SPECS), cluster=CLUSTER, seats=seats, done=print)
     assert line.startswith("a worker needs 999 CPU, the cluster has ")
 
 

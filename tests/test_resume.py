@@ -31,11 +31,12 @@ def cut_at(monkeypatch, put: int) -> None:
     puts = iter(range(put + 1))
     whole = store._put_on_disk
 
-    def cut(target, data):
+    def cut(target, content):
         if next(puts) < put:
-            return whole(target, data)
+            return whole(target, content)
+        data = content if isinstance(content, bytes) else content.read_bytes()
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.with_name(f".{target.name}.0.tmp").write_bytes(data[: len(data) // 2])
+        target.with_name(f".{target.name}.0{store._OURS}").write_bytes(data[: len(data) // 2])
         raise PowerCut
 
     monkeypatch.setattr(store, "_put_on_disk", cut)
@@ -78,7 +79,7 @@ def test_shards_are_the_same_bytes_wherever_their_making_was_cut_off(fresh, whol
 def test_labels_are_the_same_bytes_wherever_their_making_was_cut_off(copied, whole, monkeypatch):
     folder, truth = Path(copied().workspace, "labels"), stored(Path(whole.workspace, "labels"))
     cuts = interrupt_at_every_write(monkeypatch, copied(), stages.label, folder, truth, dict.__eq__)
-    assert cuts == len(truth) + 2  # a lease; and the plan again, once the parts are counted
+    assert cuts == len(truth) + 1  # a lease
 
 
 def test_weights_and_metrics_are_the_same_bits_wherever_training_was_cut_off(copied, whole, monkeypatch):
@@ -205,6 +206,30 @@ def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(
     assert 3 <= result["resumed_from_step"] < 12
     for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
         assert (folder / name).read_bytes() == Path(whole.workspace, "runs/student", name).read_bytes()
+    assert lines(run.workspace) == lines(whole.workspace)
+
+
+def test_two_trainings_of_one_run_at_once_end_with_the_bits_and_the_metrics_of_one(copied, tmp_path):
+    long = {"train": {"epochs": 20, "reuse_views": True, "log_every": 1}}
+    stages.train(copied(long, {"train": {"name": "undisturbed"}}), silent)
+    run = copied(long, {"train": {"name": "both", "checkpoint_every": 1, "keep_checkpoints": 1}})
+    processes = [start(command("train", run=run, folder=tmp_path)) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert "passed over" not in errors
+    truth, folder = (Path(run.workspace, "runs", name) for name in ("undisturbed", "both"))
+    for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
+        assert (folder / name).read_bytes() == (truth / name).read_bytes()
+    assert lines(run.workspace, "both") == lines(run.workspace, "undisturbed")
+    assert os.listdir(folder / "checkpoints") == ["step-000000060"]
+
+
+def test_lines_that_a_killed_command_took_from_a_finished_run_come_back_with_the_next(copied, whole):
+    run = copied()
+    file = Path(run.workspace, "runs/student/metrics.jsonl")
+    file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
+    stages.train(run, silent)
     assert lines(run.workspace) == lines(whole.workspace)
 
 

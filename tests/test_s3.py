@@ -1,13 +1,16 @@
 """An object store is a store like any other: the same bytes, through errors and cut connections, read through a cache.
 
-A real S3 server (moto) listens on loopback; a proxy before it answers some requests with 500 and cuts others.
+A real S3 server (moto) listens on loopback; a proxy before it spoils some requests: it answers with 500, late or not
+at all, and cuts uploads and answers.
 """
 
 import random
 import socket
 import socketserver
 import threading
+import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -62,14 +65,33 @@ def objects(uri: str) -> dict[str, bytes]:
     return {name: store.read(name) for name in files}
 
 
+WAYS = ("500", "cut before", "cut head", "cut within", "cut upload", "slow", "silent")
+
+
 class Proxy(socketserver.ThreadingTCPServer):
-    """Hands requests on, but spoils some: `faults` says how often, and which way; one connection a request."""
+    """Hands requests on, but spoils a share of them in one of the ways; one connection a request.
+
+    It spoils `most` at most, and only those whose head holds `only`.
+
+    500: an answer of that status, the store not asked. cut before: closed without an answer, the store not asked. cut
+    head: a few bytes of an answer. cut within: half of it. cut upload: half a body reaches the store, then both
+    connections close. slow: asked after `slow` seconds. silent: done, but the client hears nothing until it gives up.
+    """
 
     daemon_threads = allow_reuse_address = True
 
-    def __init__(self, target: str, share: float, ways: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        target: str,
+        share: float,
+        ways: tuple[str, ...],
+        most: int = 1 << 30,
+        only: bytes = b"",
+        slow: float = 0.3,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.target, self.share, self.ways, self.spoilt = target, share, ways, dict.fromkeys(ways, 0)
+        self.target, self.share, self.ways, self.most, self.only, self.slow = target, share, ways, most, only, slow
+        self.spoilt = dict.fromkeys(ways, 0)
         self.random = random.Random(7)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -77,10 +99,13 @@ class Proxy(socketserver.ThreadingTCPServer):
     def at(self) -> str:
         return "{}:{}".format(*self.server_address)
 
-    def fault(self) -> str:
-        if self.random.random() >= self.share:
+    def fault(self, head: bytes, uploads: bool) -> str:
+        chosen = self.random.random() < self.share and self.only in head
+        if not chosen or sum(self.spoilt.values()) >= self.most:
             return ""
         way = self.random.choice(self.ways)
+        if way == "cut upload" and not uploads:
+            return ""
         self.spoilt[way] += 1
         return way
 
@@ -91,20 +116,28 @@ class _Handler(socketserver.StreamRequestHandler):
         if not head:
             return
         fields = dict(self._fields(head))
-        way = self.server.fault()
+        chunked = fields.get(b"transfer-encoding") == b"chunked"
+        length = int(fields.get(b"content-length", 0))
+        way = self.server.fault(head, uploads=length > 0 or chunked)
         if way == "cut before":
             return
         if b"expect" in fields:
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if fields.get(b"transfer-encoding") == b"chunked":
-            body = b"".join(self._chunks())
-        else:
-            body = self.rfile.read(int(fields.get(b"content-length", 0)))
+        if way == "cut upload":
+            self._send(head, self.rfile.readline() if chunked else self.rfile.read(length // 2)).close()
+            return
+        body = b"".join(self._chunks()) if chunked else self.rfile.read(length)
         if way == "500":
             self.wfile.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
-        answer = self._ask(head, body)
-        self.wfile.write(answer[: len(answer) // 2] if way == "cut within" else answer)
+        if way == "slow":
+            time.sleep(self.server.slow)
+        with self._send(head, body) as upstream:
+            answer = b"".join(iter(lambda: upstream.recv(1 << 16), b""))
+        if way == "silent":
+            self.rfile.read(1)  # until the client closes
+            return
+        self.wfile.write(answer[: {"cut head": 60, "cut within": len(answer) // 2}.get(way)])
 
     def _chunks(self):
         """A body that comes in chunks, as it comes."""
@@ -114,12 +147,13 @@ class _Handler(socketserver.StreamRequestHandler):
             size = int(line.split(b";")[0], 16)
             yield line + self.rfile.read(size) + (self.rfile.readline() if size else self._head(self.rfile) or b"\r\n")
 
-    def _ask(self, head: bytes, body: bytes) -> bytes:
+    def _send(self, head: bytes, body: bytes) -> socket.socket:
+        """A connection to the store, with the request or the beginning of one on its way."""
         host, port = self.server.target.split(":")
         lines = [line for line in head.split(b"\r\n") if line.split(b":")[0].lower() not in (b"connection", b"expect")]
-        with socket.create_connection((host, int(port))) as upstream:
-            upstream.sendall(b"\r\n".join([*lines[:-2], b"Connection: close", b"", b""]) + body)
-            return b"".join(iter(lambda: upstream.recv(1 << 16), b""))
+        upstream = socket.create_connection((host, int(port)))
+        upstream.sendall(b"\r\n".join([*lines[:-2], b"Connection: close", b"", b""]) + body)
+        return upstream
 
     @staticmethod
     def _head(file) -> bytes:
@@ -141,14 +175,21 @@ def spoilt(endpoint, monkeypatch):
     proxies = []
     monkeypatch.setattr(store_module, "_WAITS", (0.0,) * 3)
 
-    def build(share: float, *ways: str) -> Proxy:
-        proxies.append(Proxy(endpoint, share, ways))
+    def build(share: float, *ways: str, **more: Any) -> Proxy:
+        proxies.append(Proxy(endpoint, share, ways, **more))
         return proxies[-1]
 
     yield build
     for proxy in proxies:
         proxy.shutdown()
         proxy.server_close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The client tries each request once; we try it once more."""
+    monkeypatch.setattr(store_module, "_RETRIES", 0)
+    monkeypatch.setattr(store_module, "_WAITS", (0.0,))
 
 
 @pytest.fixture(scope="session")
@@ -165,23 +206,65 @@ def test_shards_on_an_object_store_are_the_bytes_of_those_on_a_disk(bucket, imag
     assert verify(uri)["ok"]
 
 
-@pytest.mark.parametrize("way", ["500", "cut before", "cut within"])
-def test_errors_and_cut_connections_change_no_byte(bucket, spoilt, images, truth, way):
-    proxy = spoilt(0.1, way)
-    stages.shard(run_file(bucket("ws", proxy.at), images), silent)
-    assert proxy.spoilt[way] > 2
+@pytest.mark.parametrize("way", WAYS)
+def test_errors_delays_and_cut_connections_change_no_byte(bucket, spoilt, images, truth, way):
+    proxy = spoilt(0.1, way, most=2 if way == "silent" else 99)  # which costs seconds each
+    stages.shard(run_file(bucket("ws", proxy.at) + "&request_timeout=1", images), silent)
+    assert proxy.spoilt[way] >= 2
     assert objects(bucket("ws/shards")) == truth
 
 
-def test_a_store_that_stays_broken_is_one_line_and_the_same_command_goes_on(
-    bucket, spoilt, images, truth, refused, monkeypatch
+@pytest.mark.parametrize("way", ["500", "silent"])
+def test_a_store_that_stays_away_is_one_line_and_the_same_command_goes_on(
+    bucket, spoilt, impatient, images, truth, refused, way
 ):
-    proxy = spoilt(1.0, "500")
-    monkeypatch.setattr(store_module, "_WAITS", ())  # the client's own patience is long enough
-    line = refused(stages.shard, run_file(bucket("ws", proxy.at), images), silent, code=3)
+    proxy = spoilt(1.0, way)
+    line = refused(stages.shard, run_file(bucket("ws", proxy.at) + "&request_timeout=1", images), silent, code=3)
     assert line.endswith("the same command goes on")
     stages.shard(run_file(bucket("ws"), images), silent)
     assert objects(bucket("ws/shards")) == truth
+
+
+def test_parts_whose_uploads_are_cut_are_not_done_and_are_put_again(bucket, spoilt, impatient, images, truth, refused):
+    proxy = spoilt(1.0, "cut upload", only=b".tar")
+    run = run_file(bucket("ws", proxy.at), images, {"cluster": {"attempts": 1}})
+    assert "3 parts could not be made for want of store" in refused(stages.shard, run, silent, code=3)
+    assert proxy.spoilt["cut upload"] >= 3
+    assert valid_receipts(Store(bucket("ws/shards/train"))) == {}
+    assert not [name for name in objects(bucket("ws/shards")) if name.endswith(".tar")]
+    assert stages.shard(run_file(bucket("ws"), images), silent)["splits"]["train"]["new_parts"] == 3
+    assert objects(bucket("ws/shards")) == truth
+
+
+def test_an_upload_that_is_cut_is_put_again_in_full(bucket, spoilt):
+    proxy = spoilt(1.0, "cut upload", most=2)
+    Store(bucket("ws", proxy.at)).put("file", bytes(100_000))
+    assert proxy.spoilt["cut upload"] == 2
+    assert objects(bucket("ws")) == {"file": bytes(100_000)}
+
+
+def test_a_store_that_takes_longer_than_pyarrow_would_wait_is_heard_the_first_time(bucket, spoilt):
+    Store(bucket("ws")).put("file", b"x")
+    proxy = spoilt(1.0, "slow", slow=3.6)
+    assert Store(bucket("ws", proxy.at)).exists("file")
+    assert proxy.spoilt["slow"] == 1
+
+
+def test_an_answer_cut_within_its_head_is_no_empty_file_and_no_empty_folder(bucket, spoilt):
+    Store(bucket("ws")).put("folder/file", b"x")
+    for ask, answer in ((lambda s: s.read("folder/file"), b"x"), (lambda s: s.files("folder"), {"file": 1})):
+        proxy = spoilt(1.0, "cut head", most=1)
+        assert ask(Store(bucket("ws", proxy.at))) == answer
+        assert proxy.spoilt["cut head"] == 1
+
+
+def test_a_uri_says_how_long_a_store_may_be_silent_and_keeps_its_other_options(bucket, refused):
+    told = lambda uri: Store(uri)._fs.__reduce__()[1][0]  # noqa: E731
+    uri = bucket("ws")
+    assert told(uri) == told(f"{uri}&request_timeout=10") and told(f"{uri}&request_timeout=20")["request_timeout"] == 20
+    assert told(f"{uri}&request_timeout=20")["endpoint_override"] == told(uri)["endpoint_override"] != ""
+    assert told(f"{uri}&tls_verify_certificates=false")["request_timeout"] < 0  # pyarrow does not tell that one again
+    assert "cannot be opened" in refused(Store, f"{uri}&request_timeout=soon")
 
 
 def test_sources_may_lie_on_an_object_store(bucket, images, truth, tmp_path):
@@ -205,6 +288,20 @@ def test_sources_may_lie_on_an_object_store(bucket, images, truth, tmp_path):
     for name in places:
         receipts = valid_receipts(Store(str(tmp_path / "ws" / name / "shards/train"))).values()
         assert sum(receipt.rows for receipt in receipts) == 61
+
+
+def test_images_of_a_source_across_a_network_are_read_again_before_they_are_left_out(
+    bucket, spoilt, images, truth, tmp_path
+):
+    for path, data in stored(images).items():
+        Store(bucket("source")).put(path, data)
+    proxy = spoilt(0.15, "cut within")
+    source = {"train": bucket("source/train", proxy.at), "val": bucket("source/val", proxy.at)}
+    run = run_file(tmp_path / "ws", images, {"source": source, "shards": {"on_bad_image": "skip"}})
+    found = stages.shard(run, silent)["splits"]
+    assert proxy.spoilt["cut within"] > 5 and [split["skipped"] for split in found.values()] == [0, 0]
+    tars = {name: data for name, data in stored(tmp_path / "ws/shards").items() if name.endswith(".tar")}
+    assert tars == {name: data for name, data in truth.items() if name.endswith(".tar")}
 
 
 def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, images, tmp_path):
@@ -239,7 +336,7 @@ def remote(whole, bucket, settings: Cache) -> Split:
 
 def test_training_reads_the_same_batches_through_a_cache_that_never_grows_beyond_its_bound(bucket, whole, tmp_path):
     local = Split.open(whole.workspace, "train")
-    bound = sorted(tar.file.bytes for tar in local._tars)[-2:]
+    bound = sorted(local.tar(shard).bytes for shard in range(3))[-2:]
     settings = Cache(folder=str(tmp_path / "cache"), gigabytes=(sum(bound) + 100) / 1e9)
     split = remote(whole, bucket, settings)
     steps = {}
@@ -258,7 +355,7 @@ def test_the_next_window_is_copied_before_it_is_read(bucket, whole, tmp_path):
     split.expect([0], [2])
     split._cache._filler.join(30)
     names = {path.name for path in (tmp_path / "cache").glob("*.tar")}
-    assert names == {f"{split._tars[shard].file.sha256}.tar" for shard in (0, 2)}
+    assert names == {f"{split.tar(shard).sha256}.tar" for shard in (0, 2)}
     Store(bucket("ws/shards/train")).delete("shard-000002.tar")
     assert split.image(2, 0) == Split.open(whole.workspace, "train").image(2, 0)
 
@@ -268,7 +365,7 @@ def test_a_window_that_does_not_fit_is_refused_with_what_to_change(bucket, whole
     line = refused(split.expect, [0, 1, 2], [])
     assert line.startswith("cache.gigabytes = 0.0001: the 3 shards") and "lower train.window" in line
     tiny = ShardCache(Store(bucket("ws/shards/train")), Cache(folder=str(tmp_path), gigabytes=1e-6))
-    assert "one shard takes" in refused(tiny.read, split._tars[0].file, 1, 0)
+    assert "one shard takes" in refused(tiny.read, split.tar(0), 1, 0)
 
 
 def test_a_full_disk_is_one_line(bucket, whole, tmp_path, refused, monkeypatch):

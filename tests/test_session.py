@@ -1,13 +1,14 @@
 """What is said and done around a Ray session, without starting one."""
 
 import multiprocessing
-import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline import session, shipping
+from stages.locks import scratch_folder
 
 
 @pytest.fixture
@@ -111,16 +112,23 @@ def test_another_version_on_a_node_is_an_error_and_other_source_of_this_one_is_s
     assert line.startswith("node far of the cluster has deit-pipeline 1.0, this is 2.0")
 
 
-def test_the_folder_of_a_killed_command_is_cleared_away_and_that_of_a_living_one_is_not():
-    process = multiprocessing.get_context("fork").Process(target=int)
+def test_the_folder_of_a_killed_command_is_cleared_away_and_that_of_a_living_one_is_not(tmp_path):
+    held = multiprocessing.Event()
+    process = multiprocessing.get_context("fork").Process(target=hold_a_folder, args=(tmp_path, held))
     process.start()
+    assert held.wait(30)
+    (of_another,) = tmp_path.iterdir()
+    with scratch_folder(session._FOLDER, tmp_path):
+        assert of_another.is_dir()
+    process.kill()
     process.join()
-    root = session._session_folder().parent
-    dead, alive = root / f"deit-ray-{process.pid}-x", Path(tempfile.mkdtemp(prefix="deit-ray-1-", dir=root))
-    dead.mkdir()
-    mine = session._session_folder()
-    try:
-        assert mine.is_dir() and alive.is_dir() and not dead.exists()
-    finally:
-        for folder in (alive, *root.glob(f"{mine.name[: mine.name.rindex('-')]}-*")):
-            folder.rmdir()
+    assert of_another.is_dir()
+    with scratch_folder(session._FOLDER, tmp_path) as mine:
+        assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold_a_folder(root: Path, held) -> None:
+    with scratch_folder(session._FOLDER, root):
+        held.set()
+        time.sleep(600)

@@ -17,10 +17,12 @@ from timm.data import ImageNetInfo
 from world import CLASSES, command, silent, stored
 
 from pipeline import run as stages
+from pipeline import sharding
 from schemas.config import Shards
+from schemas.errors import PipelineError
 from schemas.tables import INDEX
 from stages.dataset import Split
-from stages.shard import check_image, plan_shards
+from stages.shard import check_image, plan_shards, tar_header
 from stages.sources.find import list_source
 from stages.sources.labels import read_classes
 
@@ -140,13 +142,22 @@ def test_nothing_of_the_machine_enters_a_tar(whole):
     assert len(about) == 1
 
 
+@pytest.mark.parametrize("size", [0, 1, 511, 110_000, 2**33 - 1])
+def test_a_members_header_is_the_one_that_tarfile_makes(size):
+    for name in ("000000-0000000.jpg", "012345-0999999.webp", "x" * 100):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o444
+        assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
 def test_moved_images_and_other_processes_make_the_same_shards(fresh, images, whole, tmp_path):
     shutil.copytree(images, tmp_path / "moved")
     for number, file in enumerate((tmp_path / "moved").rglob("*.*")):
         os.utime(file, (number, number))
     source = {"train": str(tmp_path / "moved/train"), "val": str(tmp_path / "moved/val")}
     stages.shard(fresh({"source": source}, {"cluster": {"cpus": 1}}), silent)
-    assert stored(Path(fresh().workspace, "shards")) == stored(Path(whole.workspace, "shards"))
+    for split in ("train", "val"):
+        assert stored(Path(fresh().workspace, "shards", split)) == stored(Path(whole.workspace, "shards", split))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +220,24 @@ def test_a_source_of_which_nothing_can_be_read_is_refused(fresh, tmp_path, refus
     run = fresh({"source": {"train": str(tmp_path / "bad"), "val": ""}, "shards": {"on_bad_image": "skip"}})
     assert "none of its 1 images can be read" in refused(stages.shard, run, silent)
     assert not Path(run.workspace, "shards/train/manifest.json").exists()
+
+
+def test_run_takes_a_whole_split_as_it_is_and_does_not_list_its_source_again(copied, images, monkeypatch, tmp_path):
+    def listed(_):
+        raise PipelineError("the source is listed")
+
+    stages.shard(copied(), silent)
+    monkeypatch.setattr(sharding, "list_sources", listed)
+    said = []
+    found = sharding.sharded(copied(), said.append)
+    assert {name: split["new_parts"] for name, split in found["splits"].items()} == {"train": 0, "val": 0}
+    assert said[-1] == "the source was not listed again; `deit-pipeline shard` does that"
+    others = [{"source": {"train": str(tmp_path)}}, {"shards": {"seed": 1}}]
+    for change in others:
+        assert sharding.sharded(copied(change), silent) is None
+    Path(copied().workspace, "shards/val/shard-000000.tar").unlink()
+    with pytest.raises(PipelineError, match="the source is listed"):
+        stages.everything(copied(), silent)
 
 
 CHANGES = {

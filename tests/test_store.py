@@ -1,12 +1,16 @@
 """Storage: a file is there whole or not at all, and only a receipt with its files says that a part is done."""
 
+import errno
 import hashlib
+import os
 import pickle
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from world import flip_byte
+from world import flip_byte, stored
 
 from schemas.receipts import Made
 from stages import store as store_module
@@ -44,14 +48,40 @@ def test_a_reader_never_sees_a_partial_file(store):
 
 def test_a_killed_writers_half_is_swept_away_and_a_living_ones_is_not(store):
     store.put("receipts/whole", b"x")
-    dead, living = (Path(store.uri, "receipts", f".part.{name}.tmp") for name in ("dead", "living"))
+    dead, living = (Path(store.uri, "receipts", f".part.{name}{store_module._OURS}") for name in ("dead", "living"))
     dead.write_bytes(b"half")
     with locked(living) as file:
         file.write(b"half")
         store.sweep()
         assert living.exists() and not dead.exists()
     store.sweep()
-    assert sorted(path.name for path in Path(store.uri, "receipts").iterdir()) == ["whole"]
+    assert sorted(path.name for path in dead.parent.iterdir()) == ["whole"]
+
+
+def test_a_half_from_another_node_whose_locks_may_not_be_seen_is_swept_when_it_is_old(store):
+    store.put("receipts/whole", b"x")
+    half = Path(store.uri, "receipts/.part.1.another-node.tmp")
+    half.write_bytes(b"half")
+    store.sweep()
+    assert half.exists()
+    os.utime(half, (0, time.time() - 2 * store_module._OLD_SECONDS))
+    store.sweep()
+    assert not half.exists()
+
+
+def test_a_local_file_is_moved_on_one_disk_and_copied_from_another(store, tmp_path, monkeypatch):
+    (tmp_path / "here").write_bytes(b"content")
+    store.put("moved", tmp_path / "here")
+    assert store.read("moved") == b"content" and not (tmp_path / "here").exists()
+
+    def far(*_) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    (tmp_path / "there").write_bytes(b"content")
+    monkeypatch.setattr(Path, "rename", far)
+    store.put("copied", tmp_path / "there")
+    assert store.read("copied") == b"content" and (tmp_path / "there").exists()
+    assert sorted(store.files()) == ["copied", "moved"]
 
 
 def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatch, refused):
@@ -104,7 +134,7 @@ def test_a_torn_receipt_is_refused_with_its_name_and_the_mend(store, receipt, re
 
 def test_the_receipt_is_put_last(store, monkeypatch):
     order, put = [], Store.put
-    monkeypatch.setattr(Store, "put", lambda self, path, content: order.append(path) or put(self, path, content))
+    monkeypatch.setattr(Store, "put", lambda self, path, *content: order.append(path) or put(self, path, *content))
     commit(store, "part", Made(files={"b": b"1", "a": b"2"}, rows=0, facts={}), "me")
     assert order == ["a", "b", "receipts/part.json"]
 
@@ -206,3 +236,16 @@ def test_bytes_that_a_network_garbled_are_read_again_before_they_are_blamed(tmp_
     assert read_checked(store, file) == b"right"
     answers[:] = [b"wrong"] * 3
     assert "has other bytes" in refused(read_checked, store, file)
+
+
+def test_a_file_is_put_although_another_command_takes_its_folder_away_meanwhile(tmp_path, monkeypatch):
+    rename = Path.replace
+
+    def too_late(half, target):
+        monkeypatch.undo()
+        shutil.rmtree(half.parent)
+        return rename(half, target)
+
+    monkeypatch.setattr(Path, "replace", too_late)
+    Store(str(tmp_path)).put("folder/file", b"whole")
+    assert stored(tmp_path) == {"folder/file": b"whole"}

@@ -3,8 +3,9 @@
 Pass p permutes the shards, takes them in windows, permutes the pairs of a window, and lets every pair
 emit its repeats one after the other: [a₀ b₀ a₁ b₁ …], so that a pair's repeats share one decode. The
 stream's unit is the pair-view, two slots; step s of a global batch B takes units [s·B/2, (s+1)·B/2), rank r the r-th
-equal slice of them. Finding a step costs O(window) beyond a permutation of the shards that is kept for its
-pass. Rejected: a shuffle buffer, whose content depends on where a run began.
+equal slice of them. Beyond 4,096 shards they are permuted in blocks of that many neighbours, and the blocks too, so
+finding a step costs O(window) and never a permutation of a million shards. Rejected: a shuffle buffer, whose content
+depends on where a run began.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ import numpy as np
 
 from stages.replay.draws import Draws, Purpose
 
+_BLOCK = 4096
+"""Shards that are permuted at once, about; four million images of ImageNet's shards."""
+
 
 class PairView(NamedTuple):
     """One view of both members of a pair: two neighbouring slots of the stream."""
@@ -24,6 +28,15 @@ class PairView(NamedTuple):
     view: int
     row_a: int
     row_b: int
+
+
+class _Window(NamedTuple):
+    """Shards whose pairs are shuffled together: its number in the pass, the pairs before it and in it."""
+
+    number: int
+    first: int
+    pairs: int
+    shards: np.ndarray
 
 
 def pairing(seed: int, shard: int, pass_: int, rows: int) -> np.ndarray:
@@ -62,8 +75,12 @@ class Stream:
         self.repeats, self.window, self.passes = repeats, window, passes
         self._recipe_seed = recipe_seed
         self._draws = Draws(seed, Purpose.ORDER)
-        self.units_per_pass = int((self.rows // 2).sum()) * repeats
-        self._pass_order = lru_cache(2)(self._pass_order_uncached)
+        self._block = window * max(1, _BLOCK // window)
+        self._block_starts = np.arange(0, max(len(self.rows), 1), self._block)
+        self._block_pairs = np.add.reduceat(self.rows // 2, self._block_starts)
+        self.units_per_pass = int(self._block_pairs.sum()) * repeats
+        self._blocks = lru_cache(2)(self._blocks_uncached)
+        self._shards = lru_cache(2)(self._shards_uncached)
         self._window_pairs = lru_cache(4)(self._window_pairs_uncached)
 
     def __reduce__(self) -> tuple[Callable[[], "Stream"], tuple[()]]:
@@ -75,10 +92,9 @@ class Stream:
         while len(found) < count:
             pass_, unit = divmod(first + len(found), self.units_per_pass)
             pair, repeat = divmod(unit, self.repeats)
-            _, starts = self._pass_order(pass_)
-            window = int(np.searchsorted(starts, pair, side="right")) - 1
-            pairs = self._window_pairs(pass_, window)
-            found += self._emit(pairs[pair - starts[window] :], pass_, repeat, count - len(found))
+            window = self._window(pass_, pair)
+            pairs = self._window_pairs(pass_, window.first)
+            found += self._emit(pairs[pair - window.first :], pass_, repeat, count - len(found))
         return found
 
     def step(self, step: int, batch: int, rank: int = 0, world: int = 1) -> list[PairView]:
@@ -89,13 +105,9 @@ class Stream:
     def shards_from(self, step: int, batch: int) -> tuple[list[int], list[int]]:
         """The shards of the window that a step begins in, and those of the window after it, in another pass maybe."""
         pass_, unit = divmod(step * (batch // 2), self.units_per_pass)
-        order, starts = self._pass_order(pass_)
-        window = int(np.searchsorted(starts, unit // self.repeats, side="right")) - 1
-        now = order[window * self.window : (window + 1) * self.window]
-        after = order[(window + 1) * self.window : (window + 2) * self.window]
-        if not len(after):
-            after = self._pass_order(pass_ + 1)[0][: self.window]
-        return now.tolist(), after.tolist()
+        now = self._window(pass_, unit // self.repeats)
+        further, pair = divmod(now.first + now.pairs, self.units_per_pass // self.repeats)
+        return now.shards.tolist(), self._window(pass_ + further, pair).shards.tolist()
 
     def _emit(self, pairs: np.ndarray, pass_: int, repeat: int, count: int) -> list[PairView]:
         base = self._shown(pass_) * self.repeats
@@ -110,19 +122,46 @@ class Stream:
     def _shown(self, pass_: int) -> int:
         return pass_ % self.passes if self.passes else pass_
 
-    def _pass_order_uncached(self, pass_: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pass's order of shards, and the number of pairs before each of its windows."""
-        shards = self._draws.at(pass_).permutation(len(self.rows))
-        pairs_before = np.concatenate([[0], np.cumsum(self.rows[shards] // 2)])
-        return shards, pairs_before[: -1 : self.window]
+    def _window(self, pass_: int, pair: int) -> _Window:
+        """The window that holds a pair of a pass."""
+        order, pairs_before, windows_before = self._blocks(pass_)
+        nth = int(np.searchsorted(pairs_before, pair, side="right")) - 1
+        shards, starts = self._shards(pass_, int(order[nth]))
+        within = int(np.searchsorted(starts[:-1], pair - pairs_before[nth], side="right")) - 1
+        return _Window(
+            number=int(windows_before[nth]) + within,
+            first=int(pairs_before[nth] + starts[within]),
+            pairs=int(starts[within + 1] - starts[within]),
+            shards=shards[within * self.window : (within + 1) * self.window],
+        )
 
-    def _window_pairs_uncached(self, pass_: int, window: int) -> np.ndarray:
-        """A window's pairs in their order: (shard, pair, row a, row b), int64 of shape (pairs, 4)."""
-        shards = self._pass_order(pass_)[0][window * self.window : (window + 1) * self.window]
+    def _blocks_uncached(self, pass_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pass's order of blocks, and the numbers of pairs and of windows before each."""
+        order = self._draws.at(pass_, 2).permutation(len(self._block_pairs))
+        sizes = np.diff(self._block_starts, append=len(self.rows))
+        windows = -(-sizes // self.window)
+        return order, _before(self._block_pairs[order])[:-1], _before(windows[order])[:-1]
+
+    def _shards_uncached(self, pass_: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """A block's shards in the pass's order, and the number of the block's pairs before each window and in all."""
+        first = self._block_starts[block]
+        rows = self.rows[first : first + self._block]
+        order = self._draws.at(pass_, 0, block).permutation(len(rows))
+        before = _before(rows[order] // 2)
+        return first + order, np.append(before[: -1 : self.window], before[-1])
+
+    def _window_pairs_uncached(self, pass_: int, first: int) -> np.ndarray:
+        """Of the window that begins with a pair: its pairs in order, (shard, pair, row a, row b), int64 (pairs, 4)."""
+        window = self._window(pass_, first)
         blocks = []
-        for shard in shards.tolist():
+        for shard in window.shards.tolist():
             members = pairing(self._recipe_seed, shard, self._shown(pass_), int(self.rows[shard]))
             number = np.arange(len(members))
             blocks.append(np.column_stack([np.full(len(members), shard), number, members]))
         pairs: np.ndarray = np.concatenate(blocks)
-        return pairs[self._draws.at(pass_, 1, window).permutation(len(pairs))]
+        return pairs[self._draws.at(pass_, 1, window.number).permutation(len(pairs))]
+
+
+def _before(counts: np.ndarray) -> np.ndarray:
+    """How many come before each, and in all."""
+    return np.concatenate([[0], np.cumsum(counts)])

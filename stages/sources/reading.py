@@ -32,6 +32,11 @@ class Reader:
         self._store = Store(source.root)
         self._open: Callable[[int], Any] = lru_cache(_OPEN_FILES)(self._open_file)
 
+    @property
+    def askings(self) -> int:
+        """How often an image is read before it is blamed: what came across a network may be garbled."""
+        return self._store.askings
+
     def read(self, images: pa.Table) -> Iterator[Found]:
         """The images of a part of a listing, in its order; those of Parquet are gathered first.
 
@@ -51,7 +56,10 @@ class Reader:
             yield Found(image["name"], image["class"], data, fault, image["offset"])
 
     def _whole(self, image: dict[str, Any]) -> bytes:
-        return self._store.read(image["name"])
+        data = self._store.read(image["name"])
+        if len(data) != image["size"]:
+            raise ValueError(f"has {len(data)} bytes, and had {image['size']} when it was listed")
+        return data
 
     def _member(self, image: dict[str, Any]) -> bytes:
         handle = self._open(image["file"])
