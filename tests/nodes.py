@@ -111,6 +111,7 @@ def _read(pid: int, file: str) -> str:
 
 
 def _serve(cpus: int, dashboard: str) -> None:
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
     say = lambda value: print(">", json.dumps(value), flush=True)  # noqa: E731
@@ -118,6 +119,7 @@ def _serve(cpus: int, dashboard: str) -> None:
     head = {"num_cpus": 0, "include_dashboard": bool(dashboard), "_system_config": HEALTH}
     head |= {"dashboard_port": int(dashboard)} if dashboard else {}
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    write_ray_address(cluster.address)  # as `ray start` does, else a job is told of any cluster on this machine
     say([cluster.address, f"http://127.0.0.1:{dashboard}" if dashboard else ""])
     nodes = []
     for order in sys.stdin:
