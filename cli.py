@@ -5,11 +5,13 @@ mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resuma
 together.
 """
 
+import errno
 import importlib
 import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -357,7 +359,9 @@ def _errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except OSError as error:  # of a disk: what is at fault is a path, not the code
-        cause = f"{error.filename}: {error.strerror}" if error.filename else last_line(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # met in an open file, which has no name; a store names its
+        path = error.filename or (tempfile.gettempdir() if full else "")
+        cause = f"{path}: {error.strerror}" if path else last_line(error)
         print(f"deit-pipeline: {cause}; mend that, then type the same command again", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
 
