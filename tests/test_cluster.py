@@ -157,7 +157,6 @@ def test_a_command_stopped_on_a_cluster_finishes_what_is_under_way_and_exits_3(n
     assert json.loads(out)["splits"]["train"]["new_parts"] == 122 - done
 
 
-<<<<<<< ours
 @more
 def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_workers_and_goes_on(nodes, sharded, tmp_path):
     workspace, _ = sharded
@@ -173,14 +172,14 @@ def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_worker
     assert 40 < step < 400 * 30
     out, _ = ended(drive(nodes, tmp_path, "train", *chosen, "--set", f"train.max_steps={step + 1}"))
     assert json.loads(out)["resumed_from_step"] == step
-=======
+
+
 def test_a_cluster_tells_its_own_workers_from_others_of_the_same_name(nodes):
     other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "raylet"], stdin=subprocess.PIPE)
     try:
         assert len(nodes.workers("raylet")) >= 3 and other.pid not in nodes.workers("raylet")
     finally:
         other.communicate()
->>>>>>> theirs
 
 
 def test_nobody_joins_without_the_token(nodes, many, tmp_path):
