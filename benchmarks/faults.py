@@ -132,6 +132,7 @@ class Round:
             stack.enter_context(mounted(Path(self.workspace), megabytes=32))
         if self.fault == "store":
             proxy = Proxy(self.world.endpoint, 0.1, WAYS)
+            proxy.random = self.chance
             stack.callback(proxy.server_close)
             stack.callback(proxy.shutdown)
             self.workspace = self.world.uri(self.folder.name, proxy.at)
@@ -178,7 +179,9 @@ class Round:
             self._end(process, "here", code=3 if self.fault == "stop" else -signal.SIGKILL)
             self._end(self._start("elsewhere"), "elsewhere")
         else:
-            with filled(Path(self.workspace) if self.fault == "disk" else self.world.scratch, self.chance):
+            whole = self.fault == "staging"  # where a part's room is free again when it is done
+            disk, room = (self.world.scratch, 0) if whole else (Path(self.workspace), self.chance.randrange(12_000))
+            with filled(disk, room):
                 line = self._end(process, "here", code=1).splitlines()[-1]
                 assert line.startswith("deit-pipeline: ") and "No space left on device" in line, line
             self._end(self._start("elsewhere"), "elsewhere")
@@ -201,17 +204,22 @@ class Round:
         while process.exitcode is None and time.monotonic() < end:
             found = watched.attempts(self.folder)
             busy = [one.pid for one in found if not one.end]
-            if busy and len(found) - len(busy) >= self.goal:
+            if busy and sum(bool(one.end) for one in self._counted(found)) >= self.goal:
                 return self.chance.choice(busy)
             time.sleep(0.005)
         raise RuntimeError(f"{self.verb}, {self.fault}: was never at work\n{watched.said(self.folder / 'here')[1]}")
 
+    def _counted(self, found: list[watched.Attempt]) -> list[watched.Attempt]:
+        """Those of parts; of a training, of steps."""
+        return [one for one in found if self.verb != "train" or one.part.startswith(watched.STEP)]
+
     def _count(self) -> dict[str, Any]:
         """Workers that the fault ended, those of them that it caught at work, and what was made again."""
         found = watched.attempts(self.folder)
-        again = len(found) - len({one.part for one in found})
+        counted = self._counted(found)
+        again = len(counted) - len({one.part for one in counted})
         caught = {one.pid for one in found if not one.end}
-        failed = sum(one.end not in ("", "Receipt", "NoneType") for one in found)
+        failed = sum(one.end not in ("", watched.DONE) for one in found)
         lost = {"node": 1, "worker": 1}.get(self.fault, len(self.before))
         if self.verb == "train":
             processes = len({one.pid for one in found})
@@ -248,13 +256,13 @@ def mounted(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def filled(disk: Path, chance: random.Random) -> Iterator[None]:
-    """A disk without room, but for a few bytes at random."""
+def filled(disk: Path, room: int) -> Iterator[None]:
+    """A disk with so many bytes of room."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 16))
-    os.truncate(ballast, ballast.stat().st_size - chance.randrange(50_000))
+    os.truncate(ballast, ballast.stat().st_size - room)
     try:
         yield
     finally:

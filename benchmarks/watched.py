@@ -1,9 +1,9 @@
 """Commands whose workers take their time and keep a ledger, so that faults strike at work and doubled work is seen.
 
 A command runs in a process of its own, forked from a server that has loaded what drivers load. Before it begins, it
-puts workers in place that note in a file, part by part (or step by step, of a training), what they begin and how that
-ends, and that pause before each file they put; what they make is the product's, byte for byte. The ledger lies beside
-the command's folder, so that commands that follow each other in other folders share it.
+puts workers in place that note in a file, part by part (of a training: steps and checkpoints), what they begin and how
+that ends, and that pause before each file they put; what they make is the product's, byte for byte. The ledger lies
+beside the command's folder, so that commands that follow each other in other folders share it.
 """
 
 import json
@@ -16,18 +16,23 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.failures import Fault
 from pipeline.work import Worker
+from schemas.errors import PipelineError
 from stages.store import Store
 
 PAUSE = 0.05
 """Seconds before a worker puts a file, and before a step of training."""
+DONE = "done"
+STEP = "step-"
+"""How the ledger's names of training steps begin; a training's others are of checkpoints."""
 _LEDGER = "ledger.jsonl"
 _OUT, _ERR = "out.txt", "err.txt"
 _PRELOADED = ["watched", "cli", "ray.train.torch", "pipeline.run"]
 
 
 class Attempt(NamedTuple):
-    """One process's work on one part; `end` is what came of it, "" as long as nothing has."""
+    """One process's work on one part; `end` is DONE or an error's name, "" as long as nothing has come of it."""
 
     part: str
     pid: int
@@ -88,13 +93,19 @@ def _watched_training(config: dict[str, Any]) -> None:
     from pipeline.launch import _in_worker
     from stages.train import Trainer
 
-    step = Trainer.step
+    step, save = Trainer.step, Trainer.save
 
     def slow_step(trainer: Trainer, batch: Any) -> None:
-        time.sleep(PAUSE)
-        _noted(f"step-{batch.step + 1:09d}", lambda: step(trainer, batch))
+        def work() -> None:
+            time.sleep(PAUSE)
+            step(trainer, batch)
 
-    Trainer.step = slow_step  # type: ignore[method-assign, assignment]
+        _noted(f"{STEP}{batch.step + 1:09d}", work)
+
+    def noted_save(trainer: Trainer, number: int) -> None:
+        _noted(f"checkpoint-{number:09d}", lambda: save(trainer, number))
+
+    Trainer.step, Trainer.save = slow_step, noted_save  # type: ignore[method-assign, assignment]
     _slow_down()
     _in_worker(config)
 
@@ -116,8 +127,12 @@ def _noted(part: str, work: Callable[[], Any]) -> Any:
     """Do a piece of work between two lines of the ledger."""
     since = time.time()
     _note(part, since, "")
-    outcome = work()
-    _note(part, since, type(outcome).__name__)
+    try:
+        outcome = work()
+    except BaseException as error:
+        _note(part, since, type(error).__name__)
+        raise
+    _note(part, since, type(outcome).__name__ if isinstance(outcome, PipelineError | Fault) else DONE)
     return outcome
 
 
