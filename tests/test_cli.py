@@ -249,12 +249,19 @@ def test_labels_there_are_not_mixed_with_those_of(done, copied, tmp_path, what):
 
 
 def test_torn_receipts_and_manifests_are_refused_with_their_names(done, tmp_path):
-    for path in ("labels/teacher/manifest.json", "shards/train/receipts/shard-000001.json"):
-        file = tmp_path / "workspace" / path
-        whole_file = file.read_bytes()
-        file.write_bytes(whole_file[:50])
-        assert complaint(1, "run", "-c", done, "--json").startswith(f"{file}: not ")
-        file.write_bytes(whole_file)
+    manifest, receipt = (
+        tmp_path / "workspace" / path
+        for path in ("labels/teacher/manifest.json", "shards/train/receipts/shard-000001.json")
+    )
+    whole_manifest = manifest.read_bytes()
+    manifest.write_bytes(whole_manifest[:50])
+    assert complaint(1, "run", "-c", done, "--json").startswith(f"{manifest}: not ")
+    manifest.write_bytes(whole_manifest)
+    receipt.write_bytes(receipt.read_bytes()[:50])
+    code, out, _ = typed("verify", "-c", done, "--json")
+    assert (code, [problem["path"] for problem in last_json(out)["problems"]][:1]) == (1, [str(receipt)])
+    (tmp_path / "workspace/shards/train/manifest.json").unlink()  # a whole stage's receipts are read when they are used
+    assert complaint(1, "run", "-c", done, "--json").startswith(f"{receipt}: not ")
 
 
 def test_damage_is_named_by_verify_which_exits_1(done, tmp_path):
