@@ -161,7 +161,8 @@ class Round:
     def _hit(self, process: BaseProcess, victim: int) -> None:
         assert process.pid
         if self.fault == "node":
-            raylet = parent(victim)
+            while (raylet := parent(victim)) not in self.world.nodes.workers("raylet/raylet"):
+                victim = self._at_work(process)  # that one has ended by itself; what is struck has to be a node
             for pid in (raylet, *below(raylet)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
