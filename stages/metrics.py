@@ -145,7 +145,8 @@ class Metrics:
         show(self._store, self._lines, tensorboard=self._tensorboard)
 
     def _means(self) -> dict[str, float]:
-        return dict(zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True))
+        means = zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True)
+        return dict(sorted(means))  # in one order, resumed or not: a line's bytes are a checkpoint's
 
     def _over_ranks(self) -> Tensor:
         """The sums of all processes added up, in the order of their names."""

@@ -117,7 +117,8 @@ def _serve(cpus: int, dashboard: str) -> None:
     say = lambda value: print(">", json.dumps(value), flush=True)  # noqa: E731
     Path(os.environ["RAY_TMPDIR"], "ray").mkdir()
     head = {"num_cpus": 0, "include_dashboard": bool(dashboard), "_system_config": HEALTH}
-    head |= {"dashboard_port": int(dashboard)} if dashboard else {}
+    if dashboard:  # and its agent's own port, since another Ray of this machine may have the usual one
+        head |= {"dashboard_port": int(dashboard), "dashboard_agent_listen_port": _free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     write_ray_address(cluster.address)  # as `ray start` does, else a job is told of any cluster on this machine
     say([cluster.address, f"http://127.0.0.1:{dashboard}" if dashboard else ""])
