@@ -208,7 +208,8 @@ def test_shards_on_an_object_store_are_the_bytes_of_those_on_a_disk(bucket, imag
 
 @pytest.mark.parametrize("way", WAYS)
 def test_errors_delays_and_cut_connections_change_no_byte(bucket, spoilt, images, truth, way):
-    proxy = spoilt(0.1, way, most=2 if way == "silent" else 99)  # which costs seconds each
+    share = 0.3 if way == "cut upload" else 0.1  # of all requests, and few of them are uploads
+    proxy = spoilt(share, way, most=2 if way == "silent" else 99)  # which costs seconds each
     stages.shard(run_file(bucket("ws", proxy.at) + "&request_timeout=1", images), silent)
     assert proxy.spoilt[way] >= 2
     assert objects(bucket("ws/shards")) == truth

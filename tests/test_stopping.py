@@ -209,7 +209,7 @@ def test_a_training_that_was_asked_to_stop_is_not_tried_again(copied, monkeypatc
     monkeypatch.setattr(launch, "_fit", fit)
     for _ in range(2):  # under way, and before it is
         with pytest.raises(KeyboardInterrupt):
-            launch._attempts(None, copied(), report)
+            launch._attempts(None, copied(), None, report)
     assert len(tries) == 1 and "started again" not in capsys.readouterr().err
 
 
@@ -227,7 +227,7 @@ def test_what_the_user_has_to_mend_is_said_also_where_a_stop_was_asked_for(copie
 
     monkeypatch.setattr(launch, "_fit", fit)
     with pytest.raises(PipelineError, match="the loss is not finite"):
-        launch._attempts(None, copied(), report)
+        launch._attempts(None, copied(), None, report)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
