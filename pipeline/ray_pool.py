@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipeline.failures import Failures, Fault
@@ -22,7 +23,7 @@ from pipeline.work import Job, Spec, Worker, left_to_do
 from schemas.config import Cluster
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
-from stages.store import valid_receipts
+from stages.store import read_receipt, valid_receipts
 
 _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""
@@ -267,7 +268,17 @@ class Actors:
             if self._held.pop(actor, None) is not None:
                 self._ray.kill(actor)  # it may only be out of reach
                 self._start()
-            return spec, Lost(_last_line(error), own=first and _died_alone(self._ray, error))
+            done = self._committed(spec)  # and lost only the word of it
+            return spec, done or Lost(_last_line(error), own=first and _died_alone(self._ray, error))
+
+    def _committed(self, spec: Spec) -> Receipt | None:
+        """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""
+        begun = self._worker.job.begun
+        with suppress(FileNotFoundError, PipelineError):
+            receipt = read_receipt(begun.store, spec.name)
+            if receipt.made_by == begun.made_by and all(begun.store.exists(file.path) for file in receipt.files):
+                return receipt
+        return None
 
     def _warn_without_workers(self) -> None:
         now = time.monotonic()

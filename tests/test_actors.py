@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import ray_pool
+from pipeline.loop import Lost
 from pipeline.ray_pool import Actors
 from pipeline.session import Seats
 from pipeline.work import Job, Worker, begin
 from schemas.errors import PipelineError
-from schemas.receipts import Receipt
+from schemas.receipts import Made, Receipt
 from stages.shard import ShardSpec
-from stages.store import Store
+from stages.store import Store, commit
 
 SPEC = ShardSpec(0, ())
 MADE = Receipt(part=SPEC.name, files=(), rows=1, made_by="me", facts={})
@@ -137,3 +138,20 @@ def test_a_node_that_refuses_to_work_ends_nothing_while_others_work(clock, tmp_p
     hands.take(SPEC)
     assert hands.outcomes(0.5) == [(SPEC, MADE)]
     assert refused(actors(ray, tmp_path).outcomes, 0.5) == "plan.json: node b does not see it"
+
+
+@pytest.mark.parametrize("made_by", ["ours", "another's"])
+def test_a_part_whose_worker_died_after_its_receipt_was_put_is_not_made_again(clock, tmp_path, made_by):
+    hands = actors(Ray(None), tmp_path)
+    hands.outcomes(0.5)
+    begun = hands._worker.job.begun
+    made = Made(files={"a.txt": b"x"}, rows=1, facts={})
+    receipt = commit(begun.store, SPEC.name, made, begun.made_by if made_by == "ours" else made_by)
+    hands.take(SPEC)
+    (reference,) = hands._begun
+    reference.value = ActorDiedError("killed for its memory")
+    ((spec, outcome),) = hands.outcomes(0.5)
+    assert spec == SPEC
+    assert outcome == receipt if made_by == "ours" else isinstance(outcome, Lost)
+    begun.store.delete("a.txt")
+    assert hands._committed(SPEC) is None
