@@ -23,7 +23,7 @@ from pipeline.work import Job, Spec, Worker, left_to_do
 from schemas.config import Cluster
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
-from stages.store import read_receipt, valid_receipts
+from stages.store import valid_receipt, valid_receipts
 
 _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""
@@ -274,10 +274,9 @@ class Actors:
     def _committed(self, spec: Spec) -> Receipt | None:
         """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""
         begun = self._worker.job.begun
-        with suppress(FileNotFoundError, PipelineError):
-            receipt = read_receipt(begun.store, spec.name)
-            if receipt.made_by == begun.made_by and all(begun.store.exists(file.path) for file in receipt.files):
-                return receipt
+        with suppress(PipelineError):
+            receipt = valid_receipt(begun.store, spec.name)
+            return receipt if receipt and receipt.made_by == begun.made_by else None
         return None
 
     def _warn_without_workers(self) -> None:

@@ -183,9 +183,10 @@ class Store:
         """Whether the store is a folder that is there."""
         return self._info("").type == pafs.FileType.Directory
 
-    def modified(self, path: str) -> float:
-        """When a file was last put, in seconds since 1970."""
-        return float(self._info(path).mtime_ns) / 1e9
+    def length(self, path: str) -> int | None:
+        """A file's length in bytes, or None where there is none."""
+        info = self._info(path)
+        return int(info.size) if info.is_file else None
 
     def delete(self, path: str) -> None:
         """Delete a file, if it is there."""
@@ -329,6 +330,19 @@ def valid_receipts(store: Store, folders: tuple[str, ...] = ("",)) -> dict[str, 
         with ThreadPoolExecutor(16) as threads:
             receipts = threads.map(read, parts)
     return {one.part: one for one in receipts if all(lengths.get(f.path) == f.bytes for f in one.files)}
+
+
+def valid_receipt(store: Store, part: str) -> Receipt | None:
+    """A part's receipt, if its files are all there with their lengths; else None.
+
+    Raises:
+        PipelineError: if it is torn.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        receipt = read_receipt(store, part)
+        if all(store.length(file.path) == file.bytes for file in receipt.files):
+            return receipt
+    return None
 
 
 def read_manifest(store: Store, file: str = MANIFEST) -> dict[str, Any] | None:

@@ -153,5 +153,6 @@ def test_a_part_whose_worker_died_after_its_receipt_was_put_is_not_made_again(cl
     ((spec, outcome),) = hands.outcomes(0.5)
     assert spec == SPEC
     assert outcome == receipt if made_by == "ours" else isinstance(outcome, Lost)
-    begun.store.delete("a.txt")
-    assert hands._committed(SPEC) is None
+    for damage in (lambda: begun.store.put("a.txt", b"torn"), lambda: begun.store.delete("a.txt")):
+        damage()  # the part was to be made again for that, and its old receipt is no proof
+        assert hands._committed(SPEC) is None
