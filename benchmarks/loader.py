@@ -30,13 +30,14 @@ from schemas.config import Cache, Shards
 from schemas.receipts import fingerprint
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from stages.batches import Steps
+from stages.commit import commit
 from stages.dataset import Split
 from stages.loader import load, on_device
 from stages.replay.mix import mix, normalise
 from stages.replay.order import Stream
 from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_source
-from stages.store import Store, commit
+from stages.store import Store
 
 RECIPE = Recipe()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

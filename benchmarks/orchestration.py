@@ -26,9 +26,10 @@ from pipeline.session import INLINE, LOCAL, Seats, ray_session  # noqa: E402
 from pipeline.work import Job, begin, left_to_do  # noqa: E402
 from schemas.config import Cluster  # noqa: E402
 from schemas.receipts import Made, Receipt, StoredFile, canonical_json  # noqa: E402
+from stages.commit import valid_receipts  # noqa: E402
 from stages.replay.order import Stream  # noqa: E402
 from stages.shard import ShardSpec  # noqa: E402
-from stages.store import Store, valid_receipts  # noqa: E402
+from stages.store import Store  # noqa: E402
 
 Maker = Callable[[ShardSpec, Path], Made]
 

@@ -19,9 +19,10 @@ from schemas.config import RunFile
 from schemas.errors import Mismatch, PipelineError
 from stages import disagreement as table_4
 from stages import tokens as section_4
+from stages.commit import put_json
 from stages.crops import centre_crops
 from stages.gallery import Gallery, open_gallery
-from stages.store import Store, put_json
+from stages.store import Store
 from stages.subject import Who, open_subject, stored_run
 
 Say = Callable[[str], None]

@@ -16,8 +16,9 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.presets import PRESETS
 from schemas.receipts import fingerprint, read_json, short
+from stages.commit import read_manifest
 from stages.figures import Series, chart, markdown
-from stages.store import Store, read_manifest
+from stages.store import Store
 from stages.subject import stored_run
 
 Say = Callable[[str], None]

@@ -15,12 +15,13 @@ from pipeline.progress import Progress
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt, refuse_changes
+from stages.commit import PLAN, read_checked, read_manifest, valid_receipts
 from stages.dataset import Split
 from stages.label import Labeller
 from stages.labelfile import read_labels
 from stages.labelset import LabelSpec
 from stages.replay.signature import differs
-from stages.store import PLAN, Store, read_checked, read_manifest, valid_receipts
+from stages.store import Store
 from stages.trust import flips
 
 

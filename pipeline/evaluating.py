@@ -25,10 +25,11 @@ from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
 from schemas.receipts import fingerprint
 from stages.batches import pixel_versions
+from stages.commit import put_json
 from stages.evaluate import HEADS, BlockSpec, Predictions, Predictor, score
 from stages.gallery import Gallery, open_gallery
 from stages.real_labels import real_labels
-from stages.store import Store, put_json
+from stages.store import Store
 from stages.subject import Subject, Who, open_subject
 
 Say = Callable[[str], None]

@@ -13,10 +13,11 @@ from pipeline.run import Say
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.run_file import parse_run
+from stages.commit import read_manifest
 from stages.dataset import Split
 from stages.export import exported, refuse_missing_packages
 from stages.plan import TAUGHT
-from stages.store import Store, read_manifest
+from stages.store import Store
 from stages.student import Classifier
 from stages.train import EMA_FILE, trained_student, weights_sha256
 from stages.weights import MODEL_FILE

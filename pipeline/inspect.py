@@ -10,11 +10,11 @@ from pipeline.launch import run_device
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from stages.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
+from stages.commit import read_manifest
 from stages.dataset import Split
 from stages.inspect import as_json, find_sample, inspect_views, readable
 from stages.labelset import LabelSet
 from stages.sheet import draw_sheet
-from stages.store import read_manifest
 from stages.trust import stability as compare
 
 Say = Callable[[str], None]

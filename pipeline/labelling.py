@@ -18,10 +18,11 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt
 from stages.batches import pixel_versions
+from stages.commit import valid_receipts
 from stages.dataset import Split
 from stages.label import Labeller
 from stages.labelset import LabelSpec
-from stages.store import Store, valid_receipts
+from stages.store import Store
 from stages.teacher import Teacher
 from stages.trust import quantiles
 from stages.weights import outside_data

@@ -19,8 +19,9 @@ from pipeline.launch import run_device
 from schemas import paper
 from schemas.config import Member, RunFile
 from schemas.receipts import read_json
+from stages.commit import put_json
 from stages.figures import Series, chart, markdown
-from stages.store import Store, put_json
+from stages.store import Store
 from stages.throughput import device_name
 from stages.throughput import throughput as measure
 

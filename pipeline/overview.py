@@ -10,8 +10,9 @@ from pipeline.lease import live_leases
 from pipeline.progress import Progress, duration, rate
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt, StoredFile
+from stages.commit import MANIFEST, PLAN, RECEIPTS, broken_files, read_manifest, read_receipt
 from stages.metrics import FILE as METRICS
-from stages.store import MANIFEST, PLAN, RECEIPTS, Store, broken_files, read_manifest, read_receipt
+from stages.store import Store
 
 STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs", "evaluate": "predictions"}
 _READERS = 4

@@ -23,7 +23,7 @@ from pipeline.work import Job, Spec, Worker, left_to_do
 from schemas.config import Cluster
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
-from stages.store import valid_receipt, valid_receipts
+from stages.commit import valid_receipt, valid_receipts
 
 _IN_FLIGHT = 2
 """Parts an actor holds at once: one it works on, one that waits."""

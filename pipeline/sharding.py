@@ -19,10 +19,11 @@ from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.receipts import Receipt, StoredFile
 from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
+from stages.commit import put_json, put_table, read_manifest
 from stages.shard import ShardMaker, packing_versions, plan_shards
 from stages.sources.find import list_sources
 from stages.sources.listing import Listing
-from stages.store import Store, put_json, put_table, read_manifest
+from stages.store import Store
 
 Say = Callable[[str], None]
 _BESIDE = ("_info.json", "wids.json")

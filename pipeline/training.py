@@ -8,9 +8,10 @@ from pipeline.work import begin
 from schemas.config import RunFile
 from stages.batches import pixel_versions
 from stages.checkpoints import newest_checkpoint
+from stages.commit import read_manifest
 from stages.metrics import show
 from stages.plan import plan_training
-from stages.store import Store, read_manifest
+from stages.store import Store
 from stages.train import new_student
 from stages.weights import MODEL_FILE
 

@@ -22,8 +22,9 @@ from pipeline.failures import Fault
 from pipeline.lease import Lease
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
+from stages.commit import MANIFEST, PLAN, RECEIPTS, commit, put_json, read_manifest
 from stages.locks import scratch_folder
-from stages.store import MANIFEST, PLAN, RECEIPTS, Store, commit, put_json, read_manifest
+from stages.store import Store
 
 _LENT = "/runtime_resources/working_dir_files/"
 """In the path of what Ray lends a job: a copy of the folder of `ray job submit --working-dir`, deleted after it."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt
-from stages.store import RECEIPTS, Store, commit, read_checked, read_receipt
+from stages.commit import RECEIPTS, commit, read_checked, read_receipt
+from stages.store import Store
 
 FOLDER = "checkpoints"
 _LINES = "metrics.jsonl"

@@ -18,9 +18,10 @@ from schemas.config import Cache
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt, StoredFile
 from stages.cache import ShardCache
+from stages.commit import RECEIPTS, read_checked, read_receipt
 from stages.manifests import open_manifest
 from stages.shard import shard_name
-from stages.store import RECEIPTS, Store, read_checked, read_receipt
+from stages.store import Store
 
 _OPEN_TARS = 32
 

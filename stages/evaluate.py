@@ -23,9 +23,10 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt
 from schemas.tables import PREDICTIONS
+from stages.commit import read_checked
 from stages.crops import Crops, centre_crops
 from stages.gallery import Gallery
-from stages.store import Store, read_checked
+from stages.store import Store
 from stages.student import Heads
 from stages.subject import Who, open_subject
 

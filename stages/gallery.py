@@ -11,12 +11,13 @@ from typing import NamedTuple, Protocol
 from schemas import config
 from schemas.config import RunFile
 from schemas.errors import Mismatch, PipelineError
+from stages.commit import read_manifest
 from stages.dataset import Split
 from stages.sources.find import list_source
 from stages.sources.labels import read_classes, read_labels
 from stages.sources.listing import Listing
 from stages.sources.reading import Reader
-from stages.store import Store, read_manifest
+from stages.store import Store
 
 _BLOCK = 1000
 

@@ -17,11 +17,12 @@ import torch
 from schemas.config import RunFile, Teacher
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile, fingerprint, refuse_changes
+from stages.commit import PLAN, RECEIPTS, read_checked, read_manifest, read_receipt
 from stages.dataset import Split
 from stages.labelfile import read_labels
 from stages.losses import SoftLabels
 from stages.shard import shard_name
-from stages.store import PLAN, RECEIPTS, Store, read_checked, read_manifest, read_receipt
+from stages.store import Store
 
 
 @dataclass(frozen=True, slots=True)

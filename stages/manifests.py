@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from stages.store import MANIFEST, Store, read_manifest
+from stages.commit import MANIFEST, read_manifest
+from stages.store import Store
 
 _OPENING = '"parts":['
 """As `schemas.receipts.canonical_json` spells it; within a string the quotes would be escaped."""

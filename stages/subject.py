@@ -14,9 +14,10 @@ from torch import Tensor
 from schemas.config import Member, RunFile
 from schemas.errors import PipelineError
 from schemas.run_file import parse_run
+from stages.commit import read_manifest
 from stages.gallery import Gallery
 from stages.replay.mix import normalise
-from stages.store import Store, read_manifest
+from stages.store import Store
 from stages.student import Classifier, Heads, build, load_weights, usual_size
 from stages.teacher import Teacher
 from stages.train import EMA_FILE, trained_student, weights_sha256

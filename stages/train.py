@@ -26,6 +26,7 @@ from schemas.receipts import fingerprint
 from stages import losses
 from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
+from stages.commit import MANIFEST, put_json
 from stages.dataset import Split
 from stages.loader import load, on_device
 from stages.metrics import Metrics
@@ -33,7 +34,7 @@ from stages.optim import build_optimizer, learning_rate, state_to_tensors, tenso
 from stages.plan import TAUGHT, Plan, plan_training
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix, mix, normalise
-from stages.store import MANIFEST, Store, put_json
+from stages.store import Store
 from stages.student import Classifier, Heads, build, load_weights
 from stages.weights import MODEL_FILE, find_weights
 

@@ -11,8 +11,9 @@ from pipeline.session import Seats
 from pipeline.work import Job, Worker, begin
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt
+from stages.commit import commit
 from stages.shard import ShardSpec
-from stages.store import Store, commit
+from stages.store import Store
 
 SPEC = ShardSpec(0, ())
 MADE = Receipt(part=SPEC.name, files=(), rows=1, made_by="me", facts={})

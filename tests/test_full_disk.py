@@ -20,7 +20,8 @@ from test_resume import left, lines
 from world import ROOT, run_file
 
 from schemas.toml_text import toml_text
-from stages.store import Store, broken_files, valid_receipts
+from stages.commit import broken_files, valid_receipts
+from stages.store import Store
 
 ROOM = ["unshare", "--map-root-user", "--mount"]
 STAGES = {

@@ -18,12 +18,13 @@ from pipeline import run as stages
 from pipeline.labelling import label_specs
 from schemas.tables import HARD
 from stages.batches import part_batches
+from stages.commit import valid_receipts
 from stages.dataset import Split
 from stages.label import Labeller
 from stages.labelset import LabelSpec
 from stages.plan import plan_training
 from stages.replay.signature import signed_rows
-from stages.store import Store, valid_receipts
+from stages.store import Store
 from stages.train import Trainer
 
 

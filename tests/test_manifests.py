@@ -6,8 +6,9 @@ import pytest
 
 from schemas.receipts import canonical_json
 from stages import manifests
+from stages.commit import put_json
 from stages.manifests import open_manifest
-from stages.store import Store, put_json
+from stages.store import Store
 
 
 def manifest(count: int) -> dict:

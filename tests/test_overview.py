@@ -9,7 +9,8 @@ from world import flip_byte, stored
 
 from pipeline.failures import Failures, Fault
 from pipeline.overview import about_stage, status, verify
-from stages.store import Store, put_json
+from stages.commit import put_json
+from stages.store import Store
 
 
 def test_status_shows_every_stage_and_how_far_it_is(copied):

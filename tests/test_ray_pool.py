@@ -23,8 +23,9 @@ from pipeline.work import Job, Worker, begin
 from schemas.config import Cluster
 from schemas.errors import PipelineError
 from schemas.receipts import Made
+from stages.commit import valid_receipts
 from stages.shard import ShardSpec
-from stages.store import Store, valid_receipts
+from stages.store import Store
 
 CLUSTER = Cluster(address="local")
 SPECS = [ShardSpec(number, ()) for number in range(6)]

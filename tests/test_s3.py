@@ -23,10 +23,11 @@ from stages import cache as cache_module
 from stages import store as store_module
 from stages.batches import Steps
 from stages.cache import ShardCache
+from stages.commit import read_manifest, valid_receipts
 from stages.dataset import Split
 from stages.labelset import LabelSet
 from stages.replay.order import Stream
-from stages.store import Store, read_manifest, valid_receipts
+from stages.store import Store
 
 pytest.importorskip("moto.server", reason="needs moto[server], which the dev extra brings")
 boto3 = pytest.importorskip("boto3")

@@ -14,8 +14,9 @@ from world import flip_byte, stored
 
 from schemas.receipts import Made
 from stages import store as store_module
+from stages.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
 from stages.locks import locked
-from stages.store import Store, broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
+from stages.store import Store
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from world import TINY_VIT, silent
 from pipeline import run as stages
 from pipeline.labelling import _outside
 from schemas.config import Teacher as Settings
+from stages.commit import valid_receipts
 from stages.replay.mix import Mix, mix, normalise
-from stages.store import Store, valid_receipts
+from stages.store import Store
 from stages.student import Heads
 from stages.teacher import Teacher
 from stages.weights import outside_data

@@ -6,9 +6,10 @@ from pipeline.failures import Fault
 from pipeline.work import STAGING, Job, Worker, begin, finish, left_to_do, whole
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, fingerprint
+from stages.commit import commit, read_manifest
 from stages.locks import scratch_folder
 from stages.shard import ShardSpec
-from stages.store import Store, commit, read_manifest
+from stages.store import Store
 
 SPECS = [ShardSpec(number, ()) for number in range(3)]
 
