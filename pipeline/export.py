@@ -17,10 +17,10 @@ from stages.commit import read_manifest
 from stages.dataset import Split
 from stages.export import exported, refuse_missing_packages
 from stages.plan import TAUGHT
+from stages.run_student import trained_student
 from stages.store import Store
 from stages.student import Classifier
-from stages.train import EMA_FILE, trained_student, weights_sha256
-from stages.weights import MODEL_FILE
+from stages.weights import EMA_FILE, MODEL_FILE, weights_sha256
 
 CARD_FILE = "README.md"
 _UNTRAINED = (

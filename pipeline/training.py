@@ -11,8 +11,8 @@ from stages.checkpoints import newest_checkpoint
 from stages.commit import read_manifest
 from stages.metrics import show
 from stages.plan import plan_training
+from stages.run_student import new_student
 from stages.store import Store
-from stages.train import new_student
 from stages.weights import MODEL_FILE
 
 Say = Callable[[str], None]

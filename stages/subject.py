@@ -17,11 +17,11 @@ from schemas.run_file import parse_run
 from stages.commit import read_manifest
 from stages.gallery import Gallery
 from stages.replay.mix import normalise
+from stages.run_student import trained_student
 from stages.store import Store
 from stages.student import Classifier, Heads, build, load_weights, usual_size
 from stages.teacher import Teacher
-from stages.train import EMA_FILE, trained_student, weights_sha256
-from stages.weights import MODEL_FILE, find_weights, pretrained_weights, weights_digest
+from stages.weights import EMA_FILE, MODEL_FILE, find_weights, pretrained_weights, weights_digest, weights_sha256
 
 
 class Who(NamedTuple):

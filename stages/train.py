@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,18 +27,17 @@ from stages import losses
 from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.commit import MANIFEST, put_json
-from stages.dataset import Split
 from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.plan import TAUGHT, Plan, plan_training
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix, mix, normalise
+from stages.run_student import new_student
 from stages.store import Store
-from stages.student import Classifier, Heads, build, load_weights
-from stages.weights import MODEL_FILE, find_weights
+from stages.student import Heads
+from stages.weights import EMA_FILE, MODEL_FILE
 
-EMA_FILE = "model_ema.safetensors"
 Report = Callable[[int, dict[str, Any]], bool]
 """Told a step and the newest metrics; whether the user wants an end."""
 _LISTEN_SECONDS = 2.0
@@ -314,65 +313,6 @@ class Trainer:
         shards = sorted({unit.shard for unit in units})
         first, last = (f"shard {u.shard}, rows {u.row_a} and {u.row_b}, view {u.view}" for u in (units[0], units[-1]))
         return f"its batch goes from {first} to {last}, over shards {shards}"
-
-
-def new_student(run: RunFile, split: Split) -> Classifier:
-    """The run file's student with its initial weights.
-
-    Raises:
-        PipelineError: if timm does not know it, or the initial checkpoint does not fit.
-    """
-    student = run.student
-    torch.manual_seed(run.train.seed)
-    classifier = _built(run, split)
-    if run.train.distillation == "label" and not classifier.distilled:
-        raise PipelineError(
-            f'train.distillation = "label": {student.model} has no second class token; choose a distilled student'
-        )
-    if student.init_checkpoint:
-        weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
-        source = f"student.init_checkpoint = {student.init_checkpoint}"
-        try:
-            load_weights(classifier, weights, source=source, new_head=student.new_head)
-        except PipelineError as error:
-            more = "" if student.new_head else ", or set student.new_head = true if only the classes are others"
-            raise PipelineError(f"{error}{more}") from None
-    return classifier
-
-
-class Classed(Protocol):
-    """Anything that has class names by index: a split, or images to evaluate on."""
-
-    classes: tuple[str, ...]
-
-
-def trained_student(run: RunFile, split: Classed, file: str) -> Classifier:
-    """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
-
-    Raises:
-        PipelineError: if there are none, or they are another student's.
-    """
-    classifier = _built(run, split)
-    weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
-    load_weights(classifier, weights, source=Store(run.workspace).at(f"runs/{run.train.name}").name(file))
-    return classifier
-
-
-def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
-    """Of a run's weights file, as its manifest has it; None if the run is not whole."""
-    files = manifest["parts"][0]["files"] if manifest else []
-    return next((str(one["sha256"]) for one in files if one["path"] == file), None)
-
-
-def _built(run: RunFile, split: Classed) -> Classifier:
-    return build(
-        run.student.model,
-        num_classes=len(split.classes),
-        img_size=run.student.img_size or run.views.image_size,
-        drop_path=run.student.drop_path,
-        drop_rate=run.student.drop_rate,
-        extra=run.student.extra,
-    )
 
 
 def _warn(line: str) -> None:

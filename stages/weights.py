@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -16,7 +17,8 @@ from stages.store import Store
 from stages.student import read_weights
 
 RUN_PREFIX = "run:"
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
+"""What a run leaves: its model, and the moving average of that."""
 _OUTSIDE = re.compile(
     "in12k|inw?21k|in22k|laion|_ig|ssl|wsl|swag|seer|lvd|jft|clip|openai|webli|datacomp|dfn|merged|m3[08]m|yfcc|cc12m|"
     "sa1b|sat493m|bamboo"
@@ -75,6 +77,12 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
+    """Of a run's weights file, as its manifest has it; None if the run is not whole."""
+    files = manifest["parts"][0]["files"] if manifest else []
+    return next((str(one["sha256"]) for one in files if one["path"] == file), None)
 
 
 @contextlib.contextmanager

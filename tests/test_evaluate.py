@@ -21,9 +21,9 @@ from stages.dataset import Split
 from stages.evaluate import Predictions, predict, score
 from stages.gallery import Sharded, open_gallery
 from stages.replay.mix import normalise
+from stages.run_student import new_student
 from stages.student import Heads, build
 from stages.subject import Who
-from stages.train import new_student
 from stages.weights import find_weights
 
 

@@ -15,7 +15,7 @@ from world import CLASSES, TEACHER, TINY_VIT, run_file, silent
 from pipeline import run as stages
 from pipeline.export import export
 from stages.dataset import Split
-from stages.train import new_student
+from stages.run_student import new_student
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
