@@ -53,7 +53,7 @@ class Lease:
         try:
             self._look_at_others()
         except BaseException:
-            self._delete()
+            _delete(self._store, self.path)
             raise
         self._thread.start()
         return self
@@ -63,7 +63,7 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._delete()
+        _delete(self._store, self.path)
 
     def count(self, units: int = 1) -> None:
         """Tell of more units that this command has done."""
@@ -74,12 +74,10 @@ class Lease:
         self._running = running
 
     def _look_at_others(self) -> None:
-        for path, lease in _all(self._store):
+        for path, lease in sweep_leases(self._store):
             if path == self.path:
                 continue
-            if not is_live(lease):
-                self._store.delete(path)
-            elif lease["made_by"] == self._made_by:
+            if lease["made_by"] == self._made_by:
                 more = "both go on, which harms nothing and wastes work"
                 print(f"warning: {_about(self._store, lease)}; {more}", file=sys.stderr, flush=True)
             else:
@@ -87,10 +85,6 @@ class Lease:
                     f"{_about(self._store, lease)}, from something else than this run file says; wait for its end, "
                     "stop it, or work under another name"
                 )
-
-    def _delete(self) -> None:
-        with contextlib.suppress(PipelineError, OSError):  # a store that is gone has its own error
-            self._store.delete(self.path)
 
     def _refresh(self) -> None:
         while not self._over.wait(_REFRESH_SECONDS):
@@ -112,6 +106,17 @@ class Lease:
         self._store.put(self.path, canonical_json(lease))
 
 
+def sweep_leases(store: Store) -> list[tuple[str, dict[str, Any]]]:
+    """Clear away the leases of commands that are gone; the paths of the others, and what they say."""
+    live = []
+    for path, lease in _all(store):
+        if is_live(lease):
+            live.append((path, lease))
+        else:
+            _delete(store, path)
+    return live
+
+
 def live_leases(store: Store) -> list[dict[str, Any]]:
     """The leases of commands that are at work on a stage's folder now."""
     return [lease for _, lease in _all(store) if is_live(lease)]
@@ -130,6 +135,11 @@ def is_live(lease: dict[str, Any]) -> bool:
     except PermissionError:
         pass  # another user's
     return True
+
+
+def _delete(store: Store, path: str) -> None:
+    with contextlib.suppress(PipelineError, OSError):  # a store that is gone has its own error
+        store.delete(path)
 
 
 def _all(store: Store) -> list[tuple[str, dict[str, Any]]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.failures import Fault
-from pipeline.lease import Lease
+from pipeline.lease import Lease, sweep_leases
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt, fingerprint, refuse_changes
 from stages.commit import MANIFEST, PLAN, RECEIPTS, commit, put_json, read_manifest
@@ -188,6 +188,7 @@ def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], men
             "nodes share: an absolute path on a shared disk, or a URI"
         )
     store.sweep()
+    sweep_leases(store)
     begun = Begun(store, made_from, versions, mend)
     begun.plan()
     return begun

@@ -5,7 +5,7 @@ import tempfile
 from pipeline.failures import Fault
 from pipeline.work import STAGING, Job, Worker, begin, finish, left_to_do, whole
 from schemas.errors import PipelineError, Unfinished
-from schemas.receipts import Made, fingerprint
+from schemas.receipts import Made, canonical_json, fingerprint
 from stages.commit import commit, read_manifest
 from stages.locks import scratch_folder
 from stages.shard import ShardSpec
@@ -40,6 +40,14 @@ def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused
     assert begin(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
     line = refused(begin, store, {"seed": 3}, {}, "do this", code=4)
     assert line == f"{tmp_path} was made differently (seed: 2 -> 3); do this"
+
+
+def test_the_lease_of_a_killed_command_goes_also_where_nothing_is_left_to_do(tmp_path):
+    store = Store(str(tmp_path))
+    lease = {"made_by": "me", "host": "elsewhere", "pid": 7, "started": 0, "refreshed": 0, "new": 0, "running": []}
+    store.put("leases/killed.json", canonical_json(lease | {"training": False, "at": 0}))
+    begin(store, {"seed": 1}, {}, "mend")
+    assert store.files("leases") == {}
 
 
 def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
