@@ -41,6 +41,7 @@ _SUFFIXES = {".jpeg": "jpg"}
 _QUALITY = 95
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 """Fields of a USTAR header."""
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _WITHIN_BLOCKS = 1
 """Address of a shard's own shuffling, where the listing is shuffled by blocks; 0 is the listing's."""
 
@@ -176,37 +177,39 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> tuple[li
     tar, rows = _Tar(file), []
     for number, sample in enumerate(samples):
         key, found = f"{shard:06d}-{number:07d}", sample.found
-        about = json.dumps({"name": found.name}, ensure_ascii=False, separators=(",", ":"))
-        tar.put(f"{key}.cls", str(found.class_index).encode())
-        offset = tar.put(f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}", found.data)
-        tar.put(f"{key}.json", about.encode())
-        rows.append(_row(sample, key, offset))
+        image = f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}"
+        label, about = str(found.class_index).encode(), _to_json({"name": found.name}).encode()
+        tar.write(_member(f"{key}.cls", label) + tar_header(image, len(found.data)))
+        rows.append(_row(sample, key, tar.length))
+        tar.write(found.data)
+        tar.write(_padding(found.data) + _member(f"{key}.json", about))
     return rows, tar.end()
 
 
+def _member(name: str, data: bytes) -> bytes:
+    return tar_header(name, len(data)) + data + _padding(data)
+
+
+def _padding(data: bytes) -> bytes:
+    return bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
 class _Tar:
-    """A tar that is hashed as it is written, while its bytes are at hand."""
+    """A tar that is hashed as it is written, while its bytes are at hand; `length` is what it has of them."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._length = file, hashlib.sha256(), 0
+        self._file, self._digest, self.length = file, hashlib.sha256(), 0
 
-    def put(self, name: str, data: bytes) -> int:
-        """Write one file; where its bytes begin."""
-        self._write(tar_header(name, len(data)))
-        offset = self._length
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
+    def write(self, data: bytes) -> None:
+        """Write what comes next."""
+        self._file.write(data)
+        self._digest.update(data)
+        self.length += len(data)
 
     def end(self) -> str:
         """Write what ends a tar; its sha256."""
-        self._write(bytes(-(self._length + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+        self.write(bytes(-(self.length + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
         return self._digest.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._length += len(data)
 
 
 def packing_versions() -> dict[str, str]:
@@ -231,21 +234,22 @@ def tar_header(name: str, size: int) -> bytes:
         name: ASCII, at most 100 characters.
         size: in bytes, less than 8 GiB.
     """
-    filled = bytearray(_form())
-    filled[: len(name)] = name.encode("ascii")
-    filled[_SIZE] = b"%011o\0" % size
-    filled[_CHECKSUM] = b"%06o\0 " % sum(filled)
+    form, blank = _form()
+    named, sized = name.encode("ascii"), b"%011o\0" % size
+    filled = bytearray(form)
+    filled[: len(named)], filled[_SIZE] = named, sized
+    filled[_CHECKSUM] = b"%06o\0 " % (blank + sum(named) + sum(sized))
     return bytes(filled)
 
 
 @cache
-def _form() -> bytes:
-    """A header without name and size, and with spaces for its checksum, as that is counted."""
+def _form() -> tuple[bytes, int]:
+    """A header without name and size, and its sum, counted with spaces for its checksum."""
     info = tarfile.TarInfo()
     info.mode = 0o444
     blank = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    blank[_CHECKSUM] = b" " * 8
-    return bytes(blank)
+    blank[_SIZE], blank[_CHECKSUM] = bytes(12), b" " * 8
+    return bytes(blank), sum(blank)
 
 
 def _adopted_row(sample: Sample) -> dict[str, Any]:

@@ -123,7 +123,8 @@ class Store:
     def read(self, path: str) -> bytes:
         """All bytes of a file; raises FileNotFoundError where there is none."""
         if self.local:
-            return Path(f"{self._base}/{path}").read_bytes()  # a hundred thousand receipts in seconds
+            with open(f"{self._base}/{path}", "rb", buffering=0) as plain:  # a hundred thousand receipts in seconds
+                return plain.read()
         with self.open(path) as file:
             return self.read_at(file, self.patiently(file.size), 0)
 
