@@ -81,7 +81,7 @@ def init(
         try:
             Path(file).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise PipelineError(f"{file}: cannot be written ({error.strerror})") from None
+            raise PipelineError(f"{file}: cannot be written ({error.strerror}); name another") from None
         print(f"{file}: preset {preset}; name your images in [source], then type: deit-pipeline shard -c {file}")
 
 

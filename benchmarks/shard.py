@@ -157,7 +157,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["writers", "scale"])
     parser.add_argument("archive")
-    parser.add_argument("--copies", type=int, default=40, help="how often each photograph is written")
+    parser.add_argument("--copies", type=int, default=100, help="how often each photograph is written")
     parser.add_argument("--classes", type=int, default=1000, help="of `scale`; each has 1,300 images")
     arguments = parser.parse_args()
     if arguments.what == "writers":

@@ -205,7 +205,7 @@ class Store:
                     self.patiently(lambda: self._upload(target, data))
         except OSError as error:
             cause = error.strerror or _first_line(error)
-            raise PipelineError(f"{self.name(path)}: cannot be written ({cause})") from None
+            raise PipelineError(f"{self.name(path)}: cannot be written ({cause}); {_mend(error)}") from None
         return stored
 
     def patiently(self, do: Callable[[], T]) -> T:
@@ -302,6 +302,12 @@ def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
     with content.open("rb") as file:
         digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
         return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, the same command goes on"
+    return "see that this user may write there, or name another workspace"
 
 
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -94,7 +94,7 @@ def test_init_writes_a_run_file_once(tmp_path):
     assert typed("init", file, "--force")[0] == 0
     assert Path(file).read_text() != before
     assert "deit-x" in complaint(1, "init", str(tmp_path / "x.toml"), "--preset", "deit-x")
-    assert "cannot be written" in complaint(1, "init", str(tmp_path / "no/such/folder/x.toml"))
+    assert "; name another" in complaint(1, "init", str(tmp_path / "no/such/folder/x.toml"))
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["shard", "--nonsense"], ["train", "--config"]])

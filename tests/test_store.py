@@ -93,7 +93,9 @@ def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatc
 
     monkeypatch.setattr("stages.store.os.fsync", full)
     line = refused(store.put, "file", b"new")
-    assert line == f"{store}/file: cannot be written (No space left on device)"
+    assert (
+        line == f"{store}/file: cannot be written (No space left on device); make room there, the same command goes on"
+    )
     assert store.read("file") == b"old"
     assert [path.name for path in store.local_path("").iterdir()] == ["file"]
 
@@ -193,6 +195,7 @@ def test_a_folder_where_a_file_is_cannot_be_written(tmp_path, refused):
     (tmp_path / "file").write_bytes(b"")
     line = refused(Store(str(tmp_path / "file")).put, "a/b", b"x")
     assert line.startswith(f"{Path(tmp_path, 'file')}/a/b: cannot be written (")
+    assert line.endswith("); see that this user may write there, or name another workspace")
 
 
 def test_a_pickled_store_of_a_relative_path_means_the_same_folder_elsewhere(tmp_path, monkeypatch):
