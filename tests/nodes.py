@@ -114,7 +114,9 @@ def _serve(cpus: int, dashboard: str) -> None:
     from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
-    say = lambda value: print(">", json.dumps(value), flush=True)  # noqa: E731
+    def say(value: object) -> None:
+        print(">", json.dumps(value), flush=True)
+
     Path(os.environ["RAY_TMPDIR"], "ray").mkdir()
     head = {"num_cpus": 0, "include_dashboard": bool(dashboard), "_system_config": HEALTH}
     if dashboard:  # and its agent's own port, since another Ray of this machine may have the usual one

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from world import flip_byte, stored
@@ -26,24 +27,22 @@ def test_status_shows_every_stage_and_how_far_it_is(copied):
     assert (shown["train", "student"]["state"], shown["train", "student"]["steps"]) == ("begun", 12)
 
 
+def put_lease(store: Store, **said: Any) -> None:
+    """Of a command elsewhere that has made two parts in four seconds."""
+    now = time.time()
+    made = {"made_by": "me", "host": "elsewhere", "pid": 7, "started": now - 4, "refreshed": now, "new": 2}
+    store.put("leases/one.json", json.dumps(made | said).encode())
+
+
 def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_missing_and_how_fast(copied):
-    run, now = copied(), time.time()
+    run = copied()
     store = Store(run.workspace).at("labels/teacher")
     store.delete("manifest.json")
     parts = sorted(name.removesuffix(".json") for name in store.files("receipts"))
     for part in parts[2:]:
         store.delete(f"receipts/{part}.json")
     Failures(store).put(parts[2], Fault("ValueError: why", ""), 3)
-    lease = {
-        "made_by": "me",
-        "host": "elsewhere",
-        "pid": 7,
-        "started": now - 4,
-        "refreshed": now,
-        "new": 2,
-        "running": [parts[3]],
-    }
-    store.put("leases/one.json", json.dumps(lease | {"training": False, "at": 2}).encode())
+    put_lease(store, running=[parts[3]], training=False, at=2)
     (shown,) = [one for one in status(run.workspace)["stages"] if one["stage"] == "label-teacher"]
     assert shown == {
         "stage": "label-teacher", "name": "teacher", "state": "running", "parts": 2, "wanted": 6, "running": [parts[3]],
@@ -54,20 +53,11 @@ def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_mis
 
 
 def test_status_of_a_training_under_way_counts_steps(copied):
-    run, now = copied(), time.time()
+    run = copied()
     store = Store(run.workspace).at("runs/student")
     for name in ("manifest.json", "receipts/step-000000012.json"):
         store.delete(name)
-    lease = {
-        "made_by": "me",
-        "host": "elsewhere",
-        "pid": 7,
-        "started": now - 4,
-        "refreshed": now,
-        "new": 2,
-        "running": [],
-    }
-    store.put("leases/one.json", json.dumps(lease | {"training": True, "at": 11}).encode())
+    put_lease(store, running=[], training=True, at=11)
     (shown,) = [one for one in status(run.workspace)["stages"] if one["name"] == "student"]
     assert (shown["state"], shown["steps"], shown["wanted"], shown["missing"]) == ("running", 11, 12, 1)
     assert about_stage(shown) == "11 of 12 steps done, 1 missing; 30 steps/min, 2 s left"

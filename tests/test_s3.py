@@ -261,7 +261,9 @@ def test_an_answer_cut_within_its_head_is_no_empty_file_and_no_empty_folder(buck
 
 
 def test_a_uri_says_how_long_a_store_may_be_silent_and_keeps_its_other_options(bucket, refused):
-    told = lambda uri: Store(uri)._fs.__reduce__()[1][0]  # noqa: E731
+    def told(uri: str) -> dict[str, Any]:
+        return Store(uri)._fs.__reduce__()[1][0]
+
     uri = bucket("ws")
     assert told(uri) == told(f"{uri}&request_timeout=10") and told(f"{uri}&request_timeout=20")["request_timeout"] == 20
     assert told(f"{uri}&request_timeout=20")["endpoint_override"] == told(uri)["endpoint_override"] != ""

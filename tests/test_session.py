@@ -104,7 +104,10 @@ def test_a_node_that_cannot_be_shipped_to_is_an_error(attached, refused):
 
 def test_another_version_on_a_node_is_an_error_and_other_source_of_this_one_is_shipped(monkeypatch, refused):
     monkeypatch.setattr(shipping, "version", lambda: "2.0")
-    seen = lambda version, source: [shipping.Node("far", version, source, True)]  # noqa: E731
+
+    def seen(version: str, source: str) -> list[shipping.Node]:
+        return [shipping.Node("far", version, source, True)]
+
     assert shipping.lacking_nodes(seen("2.0", shipping.fingerprint())) == []
     assert shipping.lacking_nodes(seen("2.0", "other source")) == ["far"]
     assert shipping.lacking_nodes(seen("", "")) == ["far"]

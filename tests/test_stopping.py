@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,11 @@ def test_a_signal_while_the_model_is_put_lets_it_be_put_and_no_stage_follows(cop
 NEVER = 1 << 30
 
 
+def asked_at(stop_at: int, step: int, _: object) -> bool:
+    """Whether a training that reports is to end."""
+    return step >= stop_at
+
+
 def of_two(trainings: list, rank: int, meeting: Path, ended) -> None:
     """In a process of its own: one of two ranks that train one run after the other; rank 0 is asked to end at a step.
 
@@ -119,8 +125,7 @@ def of_two(trainings: list, rank: int, meeting: Path, ended) -> None:
     if rank:
         trainer.newest_checkpoint = lambda store, warn: None
     for run, stop_at in trainings:
-        asked = lambda step, _, stop_at=stop_at: step >= stop_at  # noqa: E731
-        result = trainer.train(run, rank=rank, world=2, device=CPU, report=asked)
+        result = trainer.train(run, rank=rank, world=2, device=CPU, report=partial(asked_at, stop_at))
         ended.put((result["resumed_from_step"], result["steps"]))
     dist.destroy_process_group()
 
