@@ -26,6 +26,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def many_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder large enough for a command to be caught in the middle: 244 pictures to train."""
+    root = tmp_path_factory.mktemp("many")
+    for copy in range(4):
+        for file in (images / "train").rglob("*.*"):
+            target = root / "train" / file.parent.name / f"{copy:02d}-{file.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, target)
+    return root
+
+
+@pytest.fixture(scope="session")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
     """A run file whose every stage has run inline and undisturbed; nobody changes its workspace."""
     from pipeline import run as stages

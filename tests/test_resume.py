@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from world import KILLS, command, killed_at_random, run_file, silent, start, stored, wait_until
+from world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
 
 from pipeline import run as stages
 from stages import store
@@ -154,15 +154,9 @@ def receipts(folder: Path | str) -> list[str]:
 
 
 @pytest.fixture
-def many(images, tmp_path):
-    """Run files of a source large enough to be caught in the middle: 244 images, 122 shards."""
-    for copy in range(4):
-        for file in (images / "train").rglob("*.*"):
-            target = tmp_path / "many/train" / file.parent.name / f"{copy:02d}-{file.name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(file, target)
-    pairs = {"shards": {"samples_per_shard": 2}, "source": {"val": ""}}
-    return lambda workspace, *changes: run_file(tmp_path / workspace, tmp_path / "many", pairs, *changes)
+def many(many_images, tmp_path):
+    """Run files that make 122 shards."""
+    return lambda workspace, *changes: run_file(tmp_path / workspace, many_images, PAIRS, *changes)
 
 
 def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run(many, tmp_path):
@@ -178,7 +172,7 @@ def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run
 
 def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path):
     folder = tmp_path / "killed/shards/train"
-    killed_at_random(command("shard", run=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 110)
+    killed_at_random(command("shard", run=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 122)
     assert not (folder / "manifest.json").exists()
     stages.shard(many("killed"), silent)
     stages.shard(many("undisturbed"), silent)

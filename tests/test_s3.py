@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from world import KILLS, command, killed_at_random, run_file, silent, start, stored
+from world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored
 
 from pipeline import run as stages
 from pipeline.overview import verify
@@ -308,13 +308,12 @@ def test_images_of_a_source_across_a_network_are_read_again_before_they_are_left
     assert tars == {name: data for name, data in truth.items() if name.endswith(".tar")}
 
 
-def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, images, tmp_path):
-    run, store = run_file(bucket("ws"), images, {"shards": {"samples_per_shard": 4}}), Store(bucket("ws/shards/train"))
-    killed_at_random(command("shard", run=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 12)
+def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, many_images, tmp_path):
+    run, store = run_file(bucket("ws"), many_images, PAIRS), Store(bucket("ws/shards/train"))
+    killed_at_random(command("shard", run=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 122)
     assert read_manifest(store) is None
     stages.shard(run, silent)
-    undisturbed = run_file(bucket("calm"), images, {"shards": {"samples_per_shard": 4}})
-    stages.shard(undisturbed, silent)
+    stages.shard(run_file(bucket("calm"), many_images, PAIRS), silent)
     assert objects(bucket("ws/shards")) == objects(bucket("calm/shards"))
 
 

@@ -23,6 +23,9 @@ CLASSES = ("blue", "green", "grey", "red")
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 60), "grey": (128, 128, 128), "red": (220, 50, 40)}
 KILLS = int(os.environ.get("DEIT_KILLS", "1"))
 """Random moments at which a command is killed; `DEIT_KILLS=30 pytest -k random` tries more than the suite does."""
+_PART_SECONDS = 0.02
+PAIRS: dict[str, Any] = {"shards": {"samples_per_shard": 2}, "source": {"val": ""}}
+"""Settings with which many images become many shards."""
 TINY_VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 SETTINGS: dict[str, Any] = {
@@ -106,11 +109,17 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def killed_at_random(arguments: list[str], kills: int, done: Callable[[], int], parts: int, seed: int = 0) -> None:
-    """Start a command and end it with SIGKILL once a random number of its parts is done, again and again from there."""
-    for goal in sorted(random.Random(seed).choices(range(parts), k=kills)):
+    """Start a command and end it with SIGKILL while it works, again and again from there, and before `parts` are done.
+
+    Each does at least one part and at random some more, and is killed a random moment after that.
+    """
+    moments = random.Random(seed)
+    for _ in range(kills):
+        goal = done() + moments.randint(1, max(1, parts // kills // 2))
         process = start(arguments)
         try:
             wait_until(process, lambda goal=goal: done() >= goal)
+            time.sleep(moments.uniform(0, _PART_SECONDS))
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
