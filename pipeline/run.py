@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline.evaluating import evaluate as evaluate
 from pipeline.labelling import label as label
-from pipeline.session import one_session
 from pipeline.sharding import shard as shard
 from pipeline.sharding import sharded
 from pipeline.training import train as train
@@ -25,11 +24,10 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: as the stage raised it.
     """
-    with one_session():
-        results = [sharded(run, say) or shard(run, say)]
-        if run.train.distillation in TAUGHT:
-            results.append(label(run, say))
-        results.append(train(run, say))
-        if run.source.val:
-            results.append(evaluate(run, say))
+    results = [sharded(run, say) or shard(run, say)]
+    if run.train.distillation in TAUGHT:
+        results.append(label(run, say))
+    results.append(train(run, say))
+    if run.source.val:
+        results.append(evaluate(run, say))
     return {"stage": "run", "stages": results}

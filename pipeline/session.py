@@ -11,8 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
-from contextvars import ContextVar
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,9 +35,6 @@ _TOKEN_WANTED = (
 )
 _QUIET = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
 
-_held: ContextVar[ExitStack | None] = ContextVar("held", default=None)
-"""What ends the session that all others join."""
-
 
 @dataclass(frozen=True)
 class Seats:
@@ -50,38 +46,12 @@ class Seats:
 
 
 @contextmanager
-def one_session() -> Iterator[None]:
-    """Make one of all sessions within: Ray starts with the first of them, if there is one, and ends here.
-
-    Within another `one_session` it ends there.
-    """
-    if _held.get():
-        yield
-        return
-    with ExitStack() as stack:
-        before = _held.set(stack)
-        try:
-            yield
-        finally:
-            _held.reset(before)
-
-
-@contextmanager
 def ray_session(cluster: Cluster) -> Iterator[Any]:
     """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
 
     Raises:
         PipelineError: if there is no cluster at the address, or it cannot run this package.
     """
-    with ExitStack() as own:
-        ray = (_held.get() or own).enter_context(_running(cluster))
-        with redirect_stdout(sys.stderr):  # Ray tells of lost nodes on stdout, where --json has its object
-            yield ray
-
-
-@contextmanager
-def _running(cluster: Cluster) -> Iterator[Any]:
-    """Ray, which ends with this, unless it was running before."""
     before = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -97,9 +67,12 @@ def _running(cluster: Cluster) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder:
+    with (
+        scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder,
+        redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object
+    ):
         try:
-            with own_signals(), redirect_stdout(sys.stderr):
+            with own_signals():
                 _embed(ray, folder) if folder else _attach(ray, cluster.address)
             yield ray
         finally:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
-from pipeline.session import INLINE, LOCAL, Seats, one_session
+from pipeline.session import INLINE, LOCAL, Seats
 from pipeline.work import Begun, Job, begin, finish, whole
 from schemas.config import RunFile, Shards
 from schemas.errors import BadImages, Mismatch, PipelineError
@@ -39,24 +39,24 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if a source is missing, or holds what cannot be packed.
         Mismatch: if the splits there were made from something else.
     """
-    with one_session():
-        result = {split: _shard(run, split, listing, say) for split, listing in list_sources(run.source).items()}
+    result = {}
+    for split, listing in list_sources(run.source).items():
+        if listing.refused and run.shards.on_bad_image == "fail":
+            raise BadImages(listing.refused)
+        store = _store(run, split)
+        settings = _settings(run.shards)
+        made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
+        begun = begin(
+            store, made_from, packing_versions(), "restore the images and the run file, or delete that folder"
+        )
+        manifest, new = whole(begun, beside=_BESIDE if not run.shards.adopt else ()), 0
+        if manifest is None:
+            manifest, new = _pack(run, split, listing, begun)
+        result[split] = _result(run, split, manifest, new, say)
     root, listed = Store(run.workspace).at("shards"), _listed(run)
     if read_manifest(root, _LISTED) != listed:
         put_json(root, _LISTED, listed)
     return {"stage": "shard", "splits": result}
-
-
-def _shard(run: RunFile, split: str, listing: Listing, say: Say) -> dict[str, Any]:
-    if listing.refused and run.shards.on_bad_image == "fail":
-        raise BadImages(listing.refused)
-    settings = _settings(run.shards)
-    made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-    begun = begin(_store(run, split), made_from, packing_versions(), _MEND)
-    manifest, new = whole(begun, beside=_BESIDE if not run.shards.adopt else ()), 0
-    if manifest is None:
-        manifest, new = _pack(run, split, listing, begun)
-    return _result(run, split, manifest, new, say)
 
 
 def sharded(run: RunFile, say: Say) -> dict[str, Any] | None:

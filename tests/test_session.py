@@ -1,8 +1,6 @@
 """What is said and done around a Ray session, without starting one."""
 
 import multiprocessing
-import os
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import session, shipping
-from schemas.config import Cluster
 from stages.locks import scratch_folder
 
 
@@ -138,24 +135,3 @@ def hold_a_folder(root: Path, held) -> None:
     with scratch_folder(session._FOLDER, root):
         held.set()
         time.sleep(600)
-
-
-def test_sessions_within_one_start_ray_once_and_end_it_together(monkeypatch, capsys):
-    started, up, before = [], [], dict(os.environ)
-    monkeypatch.setitem(
-        sys.modules, "ray", SimpleNamespace(is_initialized=lambda: bool(up), shutdown=lambda: up.clear())
-    )
-    monkeypatch.setattr(session, "_embed", lambda ray, folder: (up.append(folder), started.append(folder)))
-    with session.one_session():
-        assert not up  # nothing needed Ray yet
-        with session.ray_session(Cluster(address="local")):
-            print("of Ray")
-        print("of a stage")
-        with session.one_session(), session.ray_session(Cluster(address="local")):
-            assert len(started) == 1
-        assert up and up[0].is_dir()
-    assert not up and not started[0].exists() and dict(os.environ) == before
-    assert capsys.readouterr() == ("of a stage\n", "of Ray\n")
-    with session.ray_session(Cluster(address="local")):
-        assert len(started) == 2
-    assert not up
