@@ -50,7 +50,7 @@ def writers(archive: str, copies: int) -> None:
             "deit-pipeline, one process": lambda: _ours(root, "inline"),
         }
         run = _run_file(root, "local")
-        with ray_session(run.cluster):  # it is running already in `deit-pipeline run`
+        with ray_session(run.cluster):  # its start takes seconds, of however many images
             best = dict.fromkeys(shown, float("inf"))
             for nth in range(_ROUNDS):
                 for name, write in shown.items():

@@ -46,9 +46,7 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         store = _store(run, split)
         settings = _settings(run.shards)
         made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-        begun = begin(
-            store, made_from, packing_versions(), "restore the images and the run file, or delete that folder"
-        )
+        begun = begin(store, made_from, packing_versions(), _MEND)
         manifest, new = whole(begun, beside=_BESIDE if not run.shards.adopt else ()), 0
         if manifest is None:
             manifest, new = _pack(run, split, listing, begun)
