@@ -39,8 +39,8 @@ import boto3  # noqa: E402
 import watched  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 from nodes import Nodes, below, parent  # noqa: E402
+from proxy import WAYS, Proxy  # noqa: E402
 from test_resume import TIMING  # noqa: E402
-from test_s3 import WAYS, Proxy  # noqa: E402
 from world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
 from pipeline import run as stages  # noqa: E402

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,28 @@ def refused() -> Callable[..., str]:
         return str(caught.value)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """Host and port of a real S3 server (moto) on loopback."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server], which the dev extra brings")
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, request: pytest.FixtureRequest) -> Callable[..., str]:
+    """A bucket of its own for each test; URIs of folders in it, through the server or a proxy."""
+    boto3 = pytest.importorskip("boto3")
+    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
+    name = f"b{abs(hash(request.node.nodeid)):x}"
+    client.create_bucket(Bucket=name)
+    return lambda folder, at=endpoint: f"s3://{name}/{folder}?scheme=http&endpoint_override={at}&region=us-east-1"

@@ -138,21 +138,15 @@ def test_a_training_that_lost_no_process_raises_the_users_error_as_it_is(copied,
     assert refused(stages.train, copied(wild), silent).startswith("the loss of step 1 is not finite")
 
 
-def test_the_whole_way_survives_a_sigkill_in_every_stage_and_equals_the_way_without_ray(whole, images, tmp_path):
-    many = {"train": str(tmp_path / "many"), "val": ""}
+def test_the_whole_way_survives_a_sigkill_in_every_stage_and_equals_the_way_without_ray(whole, many_images, tmp_path):
     settings = {
-        "source": many, "shards": {"samples_per_shard": 4}, "labels": {"views": 4, "passes_per_part": 1},
+        "source": {"val": ""}, "shards": {"samples_per_shard": 4}, "labels": {"views": 4, "passes_per_part": 1},
         "student": {"drop_path": 0.0},  # whose draws are each rank's own
         "train": {"max_steps": 60, "log_every": 10, "checkpoint_every": 6},
     }  # fmt: skip
-    for copy in range(4):
-        for file in (images / "train").rglob("*.*"):
-            target = tmp_path / "many" / file.parent.name / f"{copy}-{file.name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(file, target)
     under_ray = {"cluster": {"address": "local", "devices": 2}}
-    killed = run_file(tmp_path / "killed", images, settings, under_ray)
-    undisturbed = run_file(tmp_path / "undisturbed", images, settings)
+    killed = run_file(tmp_path / "killed", many_images, settings, under_ray)
+    undisturbed = run_file(tmp_path / "undisturbed", many_images, settings)
     for run in (killed, undisturbed):
         shutil.copytree(Path(whole.workspace, "runs/teacher"), Path(run.workspace, "runs/teacher"))
 
