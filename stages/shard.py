@@ -32,8 +32,8 @@ from schemas.receipts import Made
 from schemas.tables import INDEX
 from stages.image_check import check_image
 from stages.replay.draws import Draws, Purpose
-from stages.sources.folder import IMAGE_SUFFIXES
 from stages.sources.listing import Listing, Source
+from stages.sources.names import IMAGE_SUFFIXES
 from stages.sources.reading import Found, Reader
 from stages.store import Store
 
