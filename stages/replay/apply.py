@@ -5,7 +5,6 @@ operations do in arithmetic. Rejected: Pillow for the pixels, which is most of t
 (benchmarks/replay.py), and one warp for two geometric operations, which skips a blur and a border.
 """
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD
+from stages.pixels import open_image, to_rgb
 from stages.replay.colour import COLOUR_OPS
 from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
@@ -36,9 +35,9 @@ def decode(data: bytes) -> np.ndarray:
     try:
         if _is_plain_jpeg(data) and (image := cv2.imdecode(np.frombuffer(data, np.uint8), _IMDECODE)) is not None:
             return np.asarray(image)
-        with Image.open(io.BytesIO(data)) as opened:
-            return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
+        with open_image(data) as opened:
+            return np.array(to_rgb(opened))
+    except Exception as error:  # decoders raise whatever they meet
         raise ValueError(f"not a readable image ({' '.join(str(error).split())})") from None
 
 
