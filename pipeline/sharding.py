@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.progress import Progress
+from pipeline.progress import Progress, note
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
 from pipeline.work import Begun, Job, begin, finish, whole
@@ -43,9 +43,9 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     result = {}
     listings = list_sources(run.source)
     for split, listing in listings.items():
-        _say_what(run, split, listing, say)
+        _note_what(run, split, listing)
     if "val" in listings:
-        warn_of_shared_names(listings["train"].images, listings["val"].images, say)
+        warn_of_shared_names(listings["train"].images, listings["val"].images, note)
     for split, listing in listings.items():
         if listing.refused and run.shards.on_bad_image == "fail":
             raise BadImages(listing.refused)
@@ -60,7 +60,7 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     root, listed = Store(run.workspace).at("shards"), _listed(run)
     finished = read_manifest(root, _LISTED) == listed
     if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
-        warn_of_shared_images(_store(run, "train"), _store(run, "val"), say)
+        warn_of_shared_images(_store(run, "train"), _store(run, "val"), note)
     if not finished:
         put_json(root, _LISTED, listed)
     return {"stage": "shard", "splits": result}
@@ -90,25 +90,28 @@ def _store(run: RunFile, split: str) -> Store:
     return Store(run.workspace).at(f"shards/{split}")
 
 
-def _say_what(run: RunFile, split: str, listing: Listing, say: Say) -> None:
+def _note_what(run: RunFile, split: str, listing: Listing) -> None:
     """Say what a split's source was found to be, before anything is written."""
     where = f"source.{split} = {hide_secrets(getattr(run.source, split))}"
     given = f"source.classes = {run.source.classes}" if split == "train" or run.source.classes else "the train split"
-    say(f"{where}: {listing.reading(given)}")
+    note(f"{where}: {listing.reading(given)}")
     for warning in listing.warnings:
-        say(f"{where}: warning: {warning}")
-    say_left_out(split, listing.left_out, say)
+        note(f"{where}: warning: {warning}")
+    if listing.beside:
+        first = ", ".join(listing.beside[:5]) + (", …" if len(listing.beside) > 5 else "")
+        note(f"{where}: {len(listing.beside)} folders or files beside that are left out: {first}")
+    _note_left_out(split, listing.left_out)
     if listing.refused:
         one = listing.refused[0]
         count = len(listing.refused)
-        say(f"{split}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
+        note(f"{split}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
 
 
-def say_left_out(split: str, left_out: Sequence[LeftOut], say: Say) -> None:
+def _note_left_out(split: str, left_out: Sequence[LeftOut]) -> None:
     """Say how many files of a source are not taken, and why."""
     if left_out:
         reasons = "; ".join(f"{one['count']} {one['reason']}, such as {one['first']}" for one in left_out)
-        say(f"{split}: {sum(one['count'] for one in left_out)} files are left out: {reasons}")
+        note(f"{split}: {sum(one['count'] for one in left_out)} files are left out: {reasons}")
 
 
 def _settings(shards: Shards) -> dict[str, Any]:
@@ -141,8 +144,9 @@ def _pack(run: RunFile, split: str, listing: Listing, begun: Begun) -> tuple[dic
         "samples": sum(receipt.rows for receipt in receipts),
         "skipped": skipped,
         "other_files": listing.other_files,
-        "left_out": list(listing.left_out),
     }
+    if listing.left_out:
+        more["left_out"] = list(listing.left_out)
     if run.shards.adopt:
         more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
     else:

@@ -12,7 +12,7 @@ from stages.sources.class_names import Classes
 from stages.sources.folder import entries, has_images_below, list_folder
 from stages.sources.headers import compression
 from stages.sources.labels import Labels, check_md5, read_classes, read_labels
-from stages.sources.listing import LeftOut, Listing
+from stages.sources.listing import Listing
 from stages.sources.names import is_hidden, suffix_of, why_no_image
 from stages.sources.parquet import list_parquet
 from stages.sources.splits import check_one_split, choose_files
@@ -27,12 +27,12 @@ _FORMS = "give an image folder, a tar, Parquet or {0000..1023}.tar"
 
 
 class Place(NamedTuple):
-    """A source's folder, the archives in it, the folder inside them, and the files beside them that are left out."""
+    """A source's folder, the archives in it, the folder inside them, and what is beside them and left out."""
 
     root: Store
     files: list[str]
     below: str
-    left_out: tuple[LeftOut, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 def list_sources(settings: Settings) -> dict[str, Listing]:
@@ -93,7 +93,7 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
         raise PipelineError(f"{where}: has classes of its own; unset source.val_labels")
     else:
         listing = list_parquet(place.root, place.files, classes, where)
-    return replace(listing, left_out=(*listing.left_out, *place.left_out))
+    return replace(listing, beside=(*listing.beside, *place.beside))
 
 
 def _find(value: str, split: str, classes: Classes, where: str) -> Place:
@@ -116,21 +116,18 @@ def _find(value: str, split: str, classes: Classes, where: str) -> Place:
         _refuse_packed(whole, where)
         return Place(whole, [], "")
     _alike(names, where)
-    left_out = _beside(whole, names, where)
+    beside = _beside(whole, names, where)
     files = choose_files(names, split, known, where)
-    if len(files) < len(names):
-        others = [name for name in names if name not in files]
-        left_out.append({"reason": "file of another split", "count": len(others), "first": others[0]})
-    return Place(whole, files, "", tuple(left_out))
+    return Place(whole, files, "", (*(name for name in names if name not in files), *beside))
 
 
-def _beside(store: Store, names: list[str], where: str) -> list[LeftOut]:
+def _beside(store: Store, names: list[str], where: str) -> list[str]:
     """What a folder holds beside its tars or Parquet files.
 
     Raises:
         PipelineError: if there are images among it, so that it cannot be told which of them the source is.
     """
-    found: dict[str, LeftOut] = {}
+    found = []
     for entry in sorted(entries(store, "")):
         if entry.name in names:
             continue
@@ -139,21 +136,19 @@ def _beside(store: Store, names: list[str], where: str) -> list[LeftOut]:
         )
         if is_images:
             kind = f"the folder {entry.name} with images" if entry.is_folder else f"images such as {entry.name}"
-            base = where.rpartition(" ")[2]
+            base = where.partition(" = ")[2]
             raise PipelineError(
                 f"{where}: holds {len(names)} files such as {names[0]} beside {kind}; name what is meant, such as "
                 f"{base}/*.{suffix_of(names[0])}" + (f" or {base}/{entry.name}" if entry.is_folder else "")
             )
-        reason = f"folder beside .{suffix_of(names[0])} files" if entry.is_folder else why_no_image(entry.name)
-        one = found.setdefault(reason, {"reason": reason, "count": 0, "first": entry.name})
-        one["count"] += 1
-    return list(found.values())
+        found.append(entry.name)
+    return found
 
 
 def _refuse_packed(store: Store, where: str) -> None:
     """Raise PipelineError for a folder without images that holds archives nobody reads, or partitions of Parquet."""
     names = [entry.name for entry in sorted(entries(store, "")) if not is_hidden(entry.name)]
-    base = where.rpartition(" ")[2]
+    base = where.partition(" = ")[2]
     if partition := next((name for name in names if "=" in name and _has_parquet(store, name)), None):
         raise PipelineError(
             f"{where}: is partitioned Parquet ({partition}/…); write the column {partition.partition('=')[0]} into the "

@@ -6,7 +6,7 @@ Every entry is met and counted: an image, a file that is left out, or what is ne
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from schemas.errors import PipelineError
@@ -59,8 +59,6 @@ def list_folder(store: Store, split: str, classes: Classes, labels: Labels | Non
     known = classes if isinstance(classes, tuple) else ()
     place = find_split(DiskTree(store), split, known, where)
     collector = Collector()
-    for folder in place.beside:
-        collector.leave_out("folder beside the split's", folder)
     if place.folder:
         store, where = store.at(place.folder), f"{where}/{place.folder}"
     folders = _walk_classes(store, collector, labels is None, where)
@@ -85,7 +83,8 @@ def list_folder(store: Store, split: str, classes: Classes, labels: Labels | Non
         labels.check_all_seen(where)
     what = "flat images, classes from source.val_labels" if labels is not None else "an image folder, a folder a class"
     source = Source(store.absolute, "files")
-    return collector.listing(source, classes, where, what=_inside(place.folder, what), sort=True)
+    listing = collector.listing(source, classes, where, what=_inside(place.folder, what), sort=True)
+    return replace(listing, beside=place.beside)
 
 
 def entries(store: Store, folder: str, *, follow: bool = True) -> Iterator[Entry]:
@@ -162,7 +161,7 @@ def _walk_classes(store: Store, collector: Collector, are_classes: bool, where: 
         if packed and collector.taken == before:
             raise PipelineError(
                 f"{where}: folder {name} holds no images, but {packed} files of tar or Parquet; name them as the "
-                f"source, such as {where.rpartition(' ')[2]}/{name}"
+                f"source, such as {where.partition(' = ')[2]}/{name}"
             )
     check_no_splits_below(sorted(inner), where)
     return folders

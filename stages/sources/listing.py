@@ -54,6 +54,7 @@ class Listing:
         what: what the source was found to be, and where its classes come from, for people.
         naming: how the classes' names were found; "" = they were given.
         warnings: what may be other than it seems.
+        beside: folders and files that are other sources, such as those of another split.
     """
 
     source: Source
@@ -65,6 +66,7 @@ class Listing:
     what: str
     naming: str
     warnings: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def other_files(self) -> int:

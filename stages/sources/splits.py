@@ -98,7 +98,7 @@ def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Col
         raise PipelineError(
             f"{where}: holds the folders {there}, "
             + (f"of which {' and '.join(found)} could be {split}" if found else f"none of which is {split}")
-            + f"; name one, such as {where.rpartition(' ')[2]}/{join(folder, alike[0])}, or list them in "
+            + f"; name one, such as {where.partition(' = ')[2]}/{join(folder, alike[0])}, or list them in "
             "source.classes, if they are classes"
         )
     return found[0]
@@ -139,7 +139,7 @@ def choose_files(names: Sequence[str], split: str, known: Collection[str], where
         raise PipelineError(
             f"{where}: holds files of the splits {', '.join(sorted(set(groups.values())))}"
             f"{f' and others, such as {example}' if rest else f', none of which is {split}'}; name those of one split "
-            f"with a pattern, such as {where.rpartition(' ')[2]}/{split}-*{example[example.rfind('.') :]}"
+            f"with a pattern, such as {where.partition(' = ')[2]}/{split}-*{example[example.rfind('.') :]}"
         )
     return [name for name in names if groups[name] == group] if len(set(groups.values())) > 1 else list(names)
 

@@ -6,6 +6,7 @@ and once more where those mislead. Nothing in a tar is followed: a link is no im
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def list_tars(
 
     with store.stream(files[0]) as file:
         first = Survey()
-        for member in islice(_inside(members(file, store.name(files[0])), below, None), _PEEK):
+        for member in islice(_inside(members(file, store.name(files[0])), below), _PEEK):
             first.see(member.name)
     guess = Reading("nothing", Place("", ()))
     with suppress(PipelineError):
@@ -70,8 +71,8 @@ def list_tars(
             surveys.append(Survey())
             with store.stream(path) as file:
                 name = store.name(path)
-                seen = surveys[-1].watch(_inside(members(file, name), below, collector))
-                seen = _inside(seen, guess.place.folder, collector)
+                seen = surveys[-1].watch(_inside(members(file, name), below))
+                seen = _in_place(seen, guess.place, collector)
                 walk(_Tar(file, number, name, join(below.strip("/"), guess.place.folder), seen), collector)
         reading = told(surveys)
         if reading == guess or reading.form == "nothing":
@@ -81,9 +82,10 @@ def list_tars(
         labels.check_all_seen(where)
     source = Source(store.absolute, "members", tuple(files))
     samples = reading.form == "samples"
-    return collector.listing(
+    listing = collector.listing(
         source, classes, where, what=_what(reading, len(files), below, labels), sort=not samples, samples=samples
     )
+    return replace(listing, beside=tuple(join(below, folder) for folder in reading.place.beside))
 
 
 def _what(reading: Reading, count: int, below: str, labels: Labels | None) -> str:
@@ -110,18 +112,27 @@ def _walk(reading: Reading, classes: Classes, labels: Labels | None) -> _Walk:
     return lambda tar, into: _walk_nothing(tar, into)
 
 
-def _inside(members: Iterator[Member], folder: str, into: Collector | None) -> Iterator[Member]:
-    """The members in a folder, with names below it; the others are left out."""
-    return _below(members, folder, into) if folder else members
-
-
-def _below(members: Iterator[Member], folder: str, into: Collector | None) -> Iterator[Member]:
+def _inside(members: Iterator[Member], folder: str) -> Iterator[Member]:
+    """The members in a folder that is named as the source, with names below it; the others are no part of it."""
+    if not folder:
+        return members
     prefix = f"{folder.strip('/')}/"
+    inner = (member for member in members if member.name.startswith(prefix))
+    return (member._replace(name=member.name.removeprefix(prefix)) for member in inner)
+
+
+def _in_place(members: Iterator[Member], place: Place, into: Collector) -> Iterator[Member]:
+    """The members in a split's folder, with names below it; those of other splits are other sources."""
+    return _below(members, place, into) if place.folder else members
+
+
+def _below(members: Iterator[Member], place: Place, into: Collector) -> Iterator[Member]:
+    prefix, others = f"{place.folder}/", tuple(f"{folder}/" for folder in place.beside)
     for member in members:
         if member.name.startswith(prefix):
             yield member._replace(name=member.name.removeprefix(prefix))
-        elif into is not None:
-            into.leave_out("file in another folder of the tar", member.name)
+        elif not member.name.startswith(others):
+            into.leave_out(why_no_image(member.name) or "image outside the split's folder", member.name)
 
 
 def _walk_nothing(tar: _Tar, into: Collector) -> None:
@@ -201,11 +212,11 @@ def _take_sample(sample: dict[str, Member], path: str, key: str, tar: _Tar, clas
     images = [one for extension, one in sample.items() if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
     plain = [one for one in images if "." not in _extension(one.name)] or images
     image = plain[0] if len(plain) == 1 else None
-    for extension, member in sample.items():
-        if member in images and member is not image and image is not None:
+    for member in sample.values():
+        if member in images and image is not None and member is not image:
             into.leave_out("another image of a sample", member.name)
-        elif member not in images:
-            into.leave_out(f"field of a sample (.{extension})" if label or images else "no sample", member.name)
+        elif not images and label is None:
+            into.leave_out("no sample", member.name)
     if len(plain) > 1:
         into.refuse(f"{path}{key}", f"has several images ({', '.join(_extension(one.name) for one in plain)})")
     elif image is None or label is None:
