@@ -109,12 +109,12 @@ class Collector:
         """An image that is never read."""
         self.refused.append({"name": printable(name), "reason": reason})
 
-    def leave_out(self, reason: str, name: str, count: int = 1) -> None:
-        """Files that are not taken, of which one is named."""
-        if reason in self._left_out:
-            self._left_out[reason]["count"] += count
-        else:
-            self._left_out[reason] = {"reason": reason, "count": count, "first": printable(name)}
+    def leave_out(self, reason: str, name: str) -> None:
+        """A file that is not taken."""
+        name = printable(name)
+        one = self._left_out.setdefault(reason, {"reason": reason, "count": 0, "first": name})
+        one["count"] += 1
+        one["first"] = min(one["first"], name)  # a disk gives names in any order
 
     def add(
         self, class_name: str | int, name: str, *, file: int = 0, block: int = 0, offset: int = 0, size: int = 0
@@ -185,9 +185,10 @@ class Collector:
             warned.append(
                 f"{len(names) - len(of_number)} of {len(names)} class indices have no images, such as {absent}"
             )
-        left_out = tuple(self._left_out.values())
+        left_out = tuple(one for _, one in sorted(self._left_out.items()))
+        refused = tuple(sorted(self.refused, key=lambda one: one["name"]) if sort else self.refused)
         warned = [warning for warning in warned if warning]
-        return Listing(source, images, names, left_out, tuple(self.refused), samples, what, how, tuple(warned))
+        return Listing(source, images, names, left_out, refused, samples, what, how, tuple(warned))
 
     def _tell_indices(self, classes: Classes, where: str) -> None:
         """Labels that are indices become numbers."""
