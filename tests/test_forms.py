@@ -141,6 +141,12 @@ def a_compressed_tar(out: Path) -> str:
     return f"{compressed_tars(out)}/x.tar.gz"
 
 
+def a_class_tar_that_is_compressed(out: Path) -> str:
+    tar(out / "cat.tar", {"1.jpg": picture()})
+    (out / "dog.tar.gz").write_bytes(b"\x1f\x8b\x08 rubbish")
+    return str(out)
+
+
 def a_file_of_no_kind(out: Path) -> str:
     out.mkdir(exist_ok=True)
     (out / "hosts").write_text("127.0.0.1")
@@ -179,6 +185,7 @@ REFUSED = {
     parquet_one_folder_down: "folder data holds no images, but 1 files of tar or Parquet; name them as the source",
     compressed_tars: "no tar that can be read by offset, but x.tar.gz (1 such); unpack or decompress them",
     a_compressed_tar: "is compressed (gzip) and cannot be read by offset; decompress it first",
+    a_class_tar_that_is_compressed: "holds dog.tar.gz beside cat.tar and is packed; unpack it",
     a_file_of_no_kind: "is a file, and neither a tar nor Parquet by its name",
     keys_twice_in_a_row: "holds a.jpg twice; remove one",
     the_same_class_tar_twice: "holds two tars called n1",
@@ -258,12 +265,26 @@ def third_beside(out: Path) -> str:
     return str(out)
 
 
+def words_in_names(out: Path) -> str:
+    for split in ("train", "test", "pred"):
+        folder(out / f"seg_{split}/seg_{split}")
+    return str(out)
+
+
+def words_and_years_in_a_tar(out: Path) -> str:
+    members = {f"{s}2017/{k}/{n}.jpg": picture(k) for s in ("train", "val") for k in "ab" for n in range(3)}
+    return str(tar(out / "x.tar", members))
+
+
 def class_tars_by_split(out: Path) -> str:
     inner = {kind: tar(out / kind, {f"{n}.jpg": picture(kind) for n in range(3)}).read_bytes() for kind in "ab"}
     return str(tar(out / "x.tar", {f"{split}/{kind}.tar": inner[kind] for split in ("train", "val") for kind in "ab"}))
 
 
-@pytest.mark.parametrize("make", [around, around_in_a_tar, third_beside, class_tars_by_split], ids=lambda m: m.__name__)
+SPLIT = [around, around_in_a_tar, third_beside, words_in_names, words_and_years_in_a_tar, class_tars_by_split]
+
+
+@pytest.mark.parametrize("make", SPLIT, ids=lambda make: make.__name__)
 def test_each_split_is_itself_alone(tmp_path, make):
     source = make(tmp_path)
     for split in ("train", "val"):
@@ -293,6 +314,20 @@ def test_of_files_called_after_splits_in_one_folder_those_of_the_split_are_taken
         listing = listed(tmp_path, split)
         assert all(name.startswith(f"photos-{file}-00000") for name in names(listing)) and len(names(listing)) == 2
         assert len(listing.beside) == 2
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_folders_of_tars_or_parquet_are_split_like_folders_of_images(tmp_path, suffix):
+    for number, split in enumerate(("train", "val")):
+        path = tmp_path / f"default/{split}/0000.{suffix}"
+        tar(path, samples([b"0", b"1"], 10 * number)) if suffix == "tar" else parquet(path, pa.array([0, 1]))
+    listing = listed(tmp_path)
+    assert len(names(listing)) == 2 and listing.what.startswith("in default/train/, 1 ")
+
+
+def test_classes_with_a_splits_word_in_their_names_are_classes(tmp_path):
+    folder(tmp_path / "x", ["test_tube", "train_station", "validation_stamp", "cat"])
+    assert len(listed(tmp_path / "x").classes) == 4
 
 
 def test_a_class_that_is_called_train_among_others_is_a_class(tmp_path):

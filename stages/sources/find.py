@@ -9,19 +9,20 @@ from urllib.parse import unquote
 from schemas.config import Source as Settings
 from schemas.errors import PipelineError
 from stages.sources.class_names import Classes
-from stages.sources.folder import entries, has_images_below, list_folder
+from stages.sources.folder import DiskTree, entries, has_images_below, list_folder
 from stages.sources.headers import compression
 from stages.sources.labels import Labels, check_md5, read_classes, read_labels
 from stages.sources.listing import Listing
 from stages.sources.names import is_hidden, suffix_of, why_no_image
 from stages.sources.parquet import list_parquet
-from stages.sources.splits import check_one_split, choose_files
+from stages.sources.splits import check_one_split, choose_files, find_split
 from stages.sources.tars import list_tars
 from stages.store import Store, split_uri, uri_options
 
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 _KAGGLE_LABELS = "LOC_val_solution.csv"
 _TAR = re.compile(r"(.+?\.tar)(?:/(.*))?", re.IGNORECASE)
+_PACKED = re.compile(r"\.(tar\.(gz|xz|bz2|zst|lz4)|tgz|txz|tbz2?|zip|7z|rar)$", re.IGNORECASE)
 _KINDS = ("tar", "parquet")
 _FORMS = "give an image folder, a tar, Parquet or {0000..1023}.tar"
 
@@ -86,7 +87,11 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
             labels = read_labels(place.root.at(_KAGGLE_LABELS).uri)
         return list_source(kaggle.at(split).uri, split, classes, labels)
     if not place.files:
-        return list_folder(place.root, split, classes, labels, where)
+        inner = find_split(DiskTree(place.root), split, classes if isinstance(classes, tuple) else (), where)
+        if not inner.folder:
+            return list_folder(place.root, classes, labels, where)
+        listing = list_source(place.root.at(inner.folder).uri, split, classes, labels)
+        return replace(listing, what=f"in {inner.folder}/, {listing.what}", beside=(*inner.beside, *listing.beside))
     if suffix_of(place.files[0]) == "tar":
         listing = list_tars(place.root, place.files, place.below, split, classes, labels, where)
     elif labels is not None:
@@ -131,6 +136,11 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
     for entry in sorted(entries(store, "")):
         if entry.name in names:
             continue
+        if not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name):
+            raise PipelineError(
+                f"{where}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "
+                f"meant, such as {where.partition(' = ')[2]}/*.{suffix_of(names[0])}"
+            )
         is_images = not is_hidden(entry.name) and (
             has_images_below(store, entry.name) if entry.is_folder else not why_no_image(entry.name)
         )
@@ -154,7 +164,7 @@ def _refuse_packed(store: Store, where: str) -> None:
             f"{where}: is partitioned Parquet ({partition}/…); write the column {partition.partition('=')[0]} into the "
             "files, and no partitions"
         )
-    packed = [name for name in names if re.search(r"(?i)\.(tar\.\w+|tgz|zip|7z|rar|tar)$", name)]
+    packed = [name for name in names if _PACKED.search(name)]
     if packed and not any(not why_no_image(name) for name in names) and not store.folders():
         raise PipelineError(
             f"{where}: holds no images and no tar that can be read by offset, but {packed[0]} ({len(packed)} such); "

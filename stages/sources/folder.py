@@ -6,7 +6,7 @@ Every entry is met and counted: an image, a file that is left out, or what is ne
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from schemas.errors import PipelineError
@@ -14,7 +14,7 @@ from stages.sources.class_names import Classes
 from stages.sources.labels import Labels
 from stages.sources.listing import Collector, Listing, Source
 from stages.sources.names import is_hidden, suffix_of, why_no_image
-from stages.sources.splits import Shape, check_no_splits_below, find_split, join
+from stages.sources.splits import Shape, check_no_splits_below, join
 from stages.store import Store
 
 _PACKED = ("tar", "parquet")
@@ -48,19 +48,13 @@ class DiskTree:
         return Shape(images, folders)
 
 
-def list_folder(store: Store, split: str, classes: Classes, labels: Labels | None, where: str) -> Listing:
-    """List an image folder, or the part of it that is called after the split.
-
-    A folder without class folders takes its classes from `labels`.
+def list_folder(store: Store, classes: Classes, labels: Labels | None, where: str) -> Listing:
+    """List an image folder; a folder without class folders takes its classes from `labels`.
 
     Raises:
         PipelineError: if there is no image, a class has none, or a class is not in the list.
     """
-    known = classes if isinstance(classes, tuple) else ()
-    place = find_split(DiskTree(store), split, known, where)
     collector = Collector()
-    if place.folder:
-        store, where = store.at(place.folder), f"{where}/{place.folder}"
     folders = _walk_classes(store, collector, labels is None, where)
     if labels is not None and folders:
         raise PipelineError(f"{where}: has class folders, such as {folders[0]}; unset source.val_labels")
@@ -83,8 +77,7 @@ def list_folder(store: Store, split: str, classes: Classes, labels: Labels | Non
         labels.check_all_seen(where)
     what = "flat images, classes from source.val_labels" if labels is not None else "an image folder, a folder a class"
     source = Source(store.absolute, "files")
-    listing = collector.listing(source, classes, where, what=_inside(place.folder, what), sort=True)
-    return replace(listing, beside=place.beside)
+    return collector.listing(source, classes, where, what=what, sort=True)
 
 
 def entries(store: Store, folder: str, *, follow: bool = True) -> Iterator[Entry]:
@@ -189,7 +182,3 @@ def _files_below(store: Store, folder: str) -> Iterator[tuple[str, Entry]]:
             yield from _files_below(store, f"{folder}/{entry.name}")
         else:
             yield f"{folder}/{entry.name}", entry
-
-
-def _inside(folder: str, what: str) -> str:
-    return f"{folder}/: {what}" if folder else what

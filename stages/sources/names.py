@@ -19,6 +19,7 @@ _WANTED = {"train": ("train",), "val": ("val", "test")}
 _HIDDEN = re.compile(
     r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:@eaDir|__MACOSX|#recycle|\$RECYCLE\.BIN|lost\+found|Thumbs\.db|desktop\.ini)(?:/|$))"
 )
+_WORDS = re.compile(rf"(?<![a-z])({'|'.join(sorted(GROUPS, key=len, reverse=True))})(?:_?set)?(?![a-z])")
 _SPLIT_FILE = re.compile(
     rf"(?:^|.*[-._ 0-9])({'|'.join(GROUPS)})"
     r"(?:[-._ ]*(?:[0-9]+|of|part|shards?|images?|data|set|snappy|zstd|gz|c[0-9]+|[0-9a-f]{8,}))*[-._ ]*",
@@ -51,6 +52,12 @@ def group_of_file(path: str) -> str:
     if match := _SPLIT_FILE.fullmatch(base.rpartition(".")[0]):
         return GROUPS[match[1].lower()]
     return next((GROUPS[one.lower()] for one in reversed(folders) if one.lower() in GROUPS), "")
+
+
+def group_of_folder(name: str) -> str:
+    """Which split a folder may be of by a word in its name, `seg_train` or `val2017`; "" = of none, or of several."""
+    found = {GROUPS[word] for word in _WORDS.findall(name.lower())}
+    return found.pop() if len(found) == 1 else ""
 
 
 def wanted_group(groups: Iterable[str], split: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.errors import PipelineError
-from stages.sources.names import GROUPS, group_of_file, wanted_group
+from stages.sources.names import GROUPS, group_of_file, group_of_folder, wanted_group
 
 
 class Shape(NamedTuple):
@@ -88,11 +88,13 @@ def find_split(tree: Tree, split: str, known: Collection[str], where: str) -> Pl
 def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Collection[str], where: str) -> str:
     """The folder that is called after the split, or "" where none is called after any."""
     alike = [name for name in names if name.lower() in GROUPS and name not in known]
+    groups = {name: GROUPS[name.lower()] for name in alike} or _by_words(tree, folder, names, known)
+    alike = list(groups)
     others = [name for name in names if name not in alike]
     if not alike or (len(alike) == 1 and len(others) > 1 and _are_classes(tree, folder, names)):
         return ""
-    group = wanted_group((GROUPS[name.lower()] for name in alike), split)
-    found = [name for name in alike if GROUPS[name.lower()] == group]
+    group = wanted_group(groups.values(), split)
+    found = [name for name in alike if groups[name] == group]
     if len(found) != 1:
         there = ", ".join([*alike, *others][:8])
         raise PipelineError(
@@ -102,6 +104,15 @@ def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Col
             "source.classes, if they are classes"
         )
     return found[0]
+
+
+def _by_words(tree: Tree, folder: str, names: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """Folders with a split's word in their names, and which: those of folders only, or all where no other is there."""
+    groups = {name: group for name in names if name not in known and (group := group_of_folder(name))}
+    if len(groups) == len(names) and len(set(groups.values())) > 1:
+        return groups
+    inner = {name: tree.shape(join(folder, name)) for name in groups}
+    return {name: group for name, group in groups.items() if inner[name] == Shape(images=False, folders=True)}
 
 
 def _are_classes(tree: Tree, folder: str, names: Sequence[str]) -> bool:
