@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.evaluating import Asked, ask, home
 from pipeline.launch import run_device
 from pipeline.progress import Progress
+from pipeline.source_notes import noted
 from schemas.config import RunFile
 from schemas.errors import Mismatch, PipelineError
 from stages import disagreement as table_4
@@ -41,7 +42,7 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
     _refuse_models(run, "--disagreement")
     if settings.baseline:
         _refuse_taught(run, settings.baseline)
-    gallery = open_gallery(run)
+    gallery = noted(open_gallery(run), run.evaluate.source)
     asked = {"student": ask(run, Who(run=run.train.name), gallery)}
     if "distillation" not in asked["student"].found.top:
         table_4.deciders(asked["student"].found, asked["student"].found, None)  # says so before others are asked
@@ -73,7 +74,7 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no images or no such run, or the model has no distillation token.
     """
     _refuse_models(run, "--tokens")
-    gallery = open_gallery(run)
+    gallery = noted(open_gallery(run), run.evaluate.source)
     subject = open_subject(run, Who(run=run.train.name), gallery, torch.device(run_device(run)))
     with Progress(f"tokens {subject.name}", total=sum(gallery.rows), unit="images") as progress:
 

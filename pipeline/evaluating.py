@@ -21,6 +21,7 @@ from pipeline.launch import device_count, run_device
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
+from pipeline.source_notes import noted
 from pipeline.work import Job, begin, finish
 from schemas.config import RunFile
 from schemas.receipts import fingerprint
@@ -53,7 +54,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no images, no run or no such model, or its weights do not fit.
         Mismatch: if classes are not those of the images, or of ImageNet where its labels are asked for.
     """
-    gallery = open_gallery(run)
+    gallery = noted(open_gallery(run), run.evaluate.source)
     wanted = [Who(member=member) for member in run.evaluate.members] or [Who(run=run.train.name)]
     results = [_measured(run, who, gallery, say) for who in wanted]
     return results[0] | ({"others": results[1:]} if len(results) > 1 else {})

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.progress import Progress, note
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
+from pipeline.source_notes import note_source
 from pipeline.work import Begun, Job, begin, finish, whole
 from schemas.config import RunFile, Shards
 from schemas.errors import BadImages, Mismatch, PipelineError
@@ -23,7 +24,7 @@ from stages.commit import put_json, put_table, read_manifest
 from stages.shard import ShardMaker, packing_versions, plan_shards
 from stages.shared import warn_of_shared_images, warn_of_shared_names
 from stages.sources.find import list_sources
-from stages.sources.listing import LeftOut, Listing
+from stages.sources.listing import Listing
 from stages.store import Store
 
 Say = Callable[[str], None]
@@ -43,7 +44,10 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     result = {}
     listings = list_sources(run.source)
     for split, listing in listings.items():
-        _note_what(run, split, listing)
+        given = (
+            f"source.classes = {run.source.classes}" if split == "train" or run.source.classes else "the train split"
+        )
+        note_source(f"source.{split} = {getattr(run.source, split)}", listing, given)
     if "val" in listings:
         warn_of_shared_names(listings["train"].images, listings["val"].images, note)
     for split, listing in listings.items():
@@ -88,30 +92,6 @@ def sharded(run: RunFile, say: Say) -> dict[str, Any] | None:
 
 def _store(run: RunFile, split: str) -> Store:
     return Store(run.workspace).at(f"shards/{split}")
-
-
-def _note_what(run: RunFile, split: str, listing: Listing) -> None:
-    """Say what a split's source was found to be, before anything is written."""
-    where = f"source.{split} = {hide_secrets(getattr(run.source, split))}"
-    given = f"source.classes = {run.source.classes}" if split == "train" or run.source.classes else "the train split"
-    note(f"{where}: {listing.reading(given)}")
-    for warning in listing.warnings:
-        note(f"{where}: warning: {warning}")
-    if listing.beside:
-        first = ", ".join(listing.beside[:5]) + (", …" if len(listing.beside) > 5 else "")
-        note(f"{where}: {len(listing.beside)} folders or files beside that are left out: {first}")
-    _note_left_out(split, listing.left_out)
-    if listing.refused:
-        one = listing.refused[0]
-        count = len(listing.refused)
-        note(f"{split}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
-
-
-def _note_left_out(split: str, left_out: Sequence[LeftOut]) -> None:
-    """Say how many files of a source are not taken, and why."""
-    if left_out:
-        reasons = "; ".join(f"{one['count']} {one['reason']}, such as {one['first']}" for one in left_out)
-        note(f"{split}: {sum(one['count'] for one in left_out)} files are left out: {reasons}")
 
 
 def _settings(shards: Shards) -> dict[str, Any]:

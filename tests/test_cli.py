@@ -306,6 +306,14 @@ def test_a_path_is_the_same_as_an_option_and_as_an_override(done, tmp_path):
         assert complaint(1, "evaluate", "-c", done, "--set", f"evaluate.source={path}") == line
 
 
+def test_a_source_to_evaluate_on_is_called_what_it_is(done, images):
+    code, _, err = typed("evaluate", "-c", done, "--source", str(images))
+    where = f"evaluate.source = {images}"
+    assert code == 0
+    assert f"{where}: in val/, an image folder, a folder a class, 4 names from the train split or source.classes" in err
+    assert f"{where}: 1 folders or files beside that are left out: train" in err
+
+
 def test_an_override_that_is_not_utf_8_is_refused_in_a_line(done):
     assert "is not UTF-8 text" in complaint(1, "shard", "-c", done, "--set", "source.train=/tmp/\udce9")
 

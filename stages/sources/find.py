@@ -91,7 +91,9 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
         if not inner.folder:
             return list_folder(place.root, classes, labels, where)
         listing = list_source(place.root.at(inner.folder).uri, split, classes, labels)
-        return replace(listing, what=f"in {inner.folder}/, {listing.what}", beside=(*inner.beside, *listing.beside))
+        flat = sorted(entry.name for entry in entries(place.root, "") if not entry.is_folder)
+        beside = (*inner.beside, *(name for name in flat if not why_no_image(name)), *listing.beside)
+        return replace(listing, what=f"in {inner.folder}/, {listing.what}", beside=beside)
     if suffix_of(place.files[0]) == "tar":
         listing = list_tars(place.root, place.files, place.below, split, classes, labels, where)
     elif labels is not None:

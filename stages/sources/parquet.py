@@ -162,8 +162,8 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
         image, has_path = fields.get("bytes", pa.null()), "path" in fields
     if not _is_bytes(image) or not (pa.types.is_integer(_plain(label)) or _is_text(label)):
         raise PipelineError(
-            f"{where}: needs a column image (bytes, or a struct with them) and a column label (number or string), "
-            f"has {', '.join(kinds)}"
+            f"{where}: needs a column image (bytes, or a struct with them) and a column label (whole number or string)"
+            f"{f', not {label},' if 'label' in kinds else ','} has {', '.join(kinds)}"
         )
     return ["label", "image.path"] if has_path else ["label"]
 
