@@ -147,6 +147,12 @@ def a_class_tar_that_is_compressed(out: Path) -> str:
     return str(out)
 
 
+def a_class_tar_that_is_gone(out: Path) -> str:
+    tar(out / "cat.tar", {"1.jpg": picture()})
+    (out / "dog.tar").symlink_to("nowhere.tar")
+    return str(out)
+
+
 def a_file_of_no_kind(out: Path) -> str:
     out.mkdir(exist_ok=True)
     (out / "hosts").write_text("127.0.0.1")
@@ -186,6 +192,7 @@ REFUSED = {
     compressed_tars: "no tar that can be read by offset, but x.tar.gz (1 such); unpack or decompress them",
     a_compressed_tar: "is compressed (gzip) and cannot be read by offset; decompress it first",
     a_class_tar_that_is_compressed: "holds dog.tar.gz beside cat.tar and is packed; unpack it",
+    a_class_tar_that_is_gone: "dog.tar is a link to nothing",
     a_file_of_no_kind: "is a file, and neither a tar nor Parquet by its name",
     keys_twice_in_a_row: "holds a.jpg twice; remove one",
     the_same_class_tar_twice: "holds two tars called n1",

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from world import CLASSES
 
 from schemas.config import Source as Settings
 from stages.sources.find import list_sources
+from stages.sources.labels import read_labels
 from stages.sources.matlab import read_structs
 from stages.sources.reading import Reader
 
@@ -119,3 +122,30 @@ def test_labels_for_images_that_have_classes_are_refused(images, tmp_path, refus
         assert "unset source.val_labels" in refused(list_sources, settings)
     alone = Settings(train=str(images / "train"), val_labels=given)
     assert "source.val is not; set both or neither" in refused(list_sources, alone)
+
+
+def test_a_devkit_that_unpacks_without_end_is_refused(tmp_path, refused):
+    variable = zlib.compress(bytes(200 << 20))
+    data = bytes(126) + b"IM" + struct.pack("<II", 15, len(variable)) + variable
+    with pytest.raises(ValueError, match="far longer than the devkit's"):
+        read_structs(data, "synsets")
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(200 << 20)))
+    assert "is too long for the devkit" in refused(read_labels, str(tmp_path / "ILSVRC2012_devkit_t12.tar.gz"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("x,\n", "x has no class"), ("x,1.5\n", "is a number"), ("x,a\nx,b\n", "x has two classes, a and b"),
+        (f"x,{'y' * 200_000}\n", "field larger"), ("", "no rows"),
+    ],
+)  # fmt: skip
+def test_a_solution_that_does_not_say_one_class_an_image_is_refused(tmp_path, refused, rows, says):
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
+    line = refused(read_labels, str(tmp_path / "LOC_val_solution.csv"))
+    assert line.startswith("source.val_labels = ") and says in line
+
+
+def test_a_solution_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "LOC_val_solution.csv").write_bytes(b"\xef\xbb\xbfImageId,PredictionString\nx,n01 1 2 3 4\n")
+    assert read_labels(str(tmp_path / "LOC_val_solution.csv")).take("x.jpg") == "n01"

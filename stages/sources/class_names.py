@@ -37,12 +37,26 @@ def label_text(data: bytes) -> str:
         raise ValueError("is not UTF-8 text") from None
 
 
-def check_label(text: str, classes: Classes) -> None:
-    """Raise ValueError, saying what is wrong, if a text is neither a class's name nor its index."""
+class LabelCheck:
+    """Checks the labels of a source; each text is looked at once.
+
+    Args:
+        classes: class names by index; what they list is a name, whatever it looks like.
+    """
+
+    def __init__(self, classes: Classes = None) -> None:
+        self._good = set(classes) - {""} if isinstance(classes, tuple) else set[str]()
+
+    def __call__(self, text: str) -> None:
+        """Raise ValueError, saying what is wrong, if a text is neither a class's name nor its index."""
+        if text not in self._good:
+            _check(text)
+            self._good.add(text)
+
+
+def _check(text: str) -> None:
     if not text:
         raise ValueError("is empty")
-    if classes and text in classes:
-        return
     if len(text.encode("utf-8", "replace")) > LONGEST_LABEL:
         raise ValueError(f"is longer than {LONGEST_LABEL} bytes")
     if not text.isprintable():

@@ -138,6 +138,8 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
     for entry in sorted(entries(store, "")):
         if entry.name in names:
             continue
+        if entry.fault and suffix_of(entry.name) in _KINDS and not is_hidden(entry.name):
+            raise PipelineError(f"{where}: {entry.name} {entry.fault}; remove it or put the file there")
         if not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name):
             raise PipelineError(
                 f"{where}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "

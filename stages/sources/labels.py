@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import PipelineError
-from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, check_label
+from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, LabelCheck
 from stages.sources.headers import members
 from stages.sources.matlab import read_structs
 from stages.store import split_uri
@@ -36,9 +36,10 @@ class Labels:
 
     def __init__(self, classes: dict[str, str], where: str) -> None:
         self.where = where
+        check = LabelCheck()
         for name, text in classes.items():
             try:
-                check_label(text, None)
+                check(text)
             except ValueError as error:
                 raise ValueError(f"the class of {name}, {text!r}, {error}") from None
         self._classes, self._left = classes, set(classes)
@@ -76,7 +77,7 @@ def read_labels(value: str) -> Labels:
         raise PipelineError(f"{where}: cannot be read ({error.strerror or error})") from None
     try:
         return Labels(_solution(data) if name.endswith(".csv") else _devkit(data), where)
-    except (ValueError, KeyError, OSError, PipelineError, EOFError, zlib.error) as error:
+    except (ValueError, KeyError, OSError, PipelineError, EOFError, zlib.error, csv.Error) as error:
         raise PipelineError(
             f"{where}: is neither ILSVRC2012_devkit_t12.tar.gz nor LOC_val_solution.csv ({error})"
         ) from None

@@ -12,6 +12,8 @@ _NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: 
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _HEADER = 128
+_LARGEST = 64 << 20
+"""Bytes, unpacked; the devkit's has one million."""
 
 
 def read_structs(data: bytes, name: str) -> list[dict[str, Any]]:
@@ -25,14 +27,22 @@ def read_structs(data: bytes, name: str) -> list[dict[str, Any]]:
     try:
         for kind, content in _elements(data[_HEADER:]):
             if kind == _COMPRESSED:
-                kind, content = next(_elements(zlib.decompress(content)))
+                kind, content = next(_elements(_unpacked(content)))
             if kind == _MATRIX:
                 found, value = _matrix(content)
                 if found == name and isinstance(value, list):
                     return value
-    except (struct.error, zlib.error, StopIteration, IndexError) as error:
+    except (struct.error, zlib.error, StopIteration, IndexError, RecursionError) as error:
         raise ValueError(f"a damaged MAT-file: {error}") from None
     raise ValueError(f"no variable {name}")
+
+
+def _unpacked(content: bytes) -> bytes:
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(content, _LARGEST)
+    if not unpacking.eof:
+        raise ValueError("a damaged MAT-file: cut off, or far longer than the devkit's")
+    return data
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import PipelineError
-from stages.sources.class_names import Classes, check_label, same_words
+from stages.sources.class_names import Classes, LabelCheck, same_words
 from stages.sources.listing import Collector, Listing, Source
 from stages.store import Store
 
@@ -28,7 +28,7 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
     Raises:
         PipelineError: if a file is damaged or has no such columns, files differ, or a label is no class.
     """
-    collector = Collector()
+    collector, check = Collector(), LabelCheck(classes)
     first: tuple[bool, tuple[str, ...] | None] | None = None
     names: tuple[str, ...] | None = None
     warnings: list[str] = []
@@ -48,7 +48,7 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
                         f"{where}: {path} has labels of another kind or other class names than {files[0]}; name files "
                         "that are alike"
                     )
-                _list_file(file, columns, number, path, names, classes, name, collector)
+                _list_file(file, columns, number, path, names, check, name, collector)
         except (pa.ArrowException, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
             cause = str(error).split("\n")[0]
             raise PipelineError(f"{name}: not a whole Parquet file of labelled images ({cause})") from None
@@ -108,7 +108,7 @@ def _list_file(
     number: int,
     path: str,
     names: tuple[str, ...] | None,
-    classes: Classes,
+    check: LabelCheck,
     where: str,
     into: Collector,
 ) -> None:
@@ -123,12 +123,12 @@ def _list_file(
             if label is None:
                 into.refuse(name, "has no label")
             else:
-                class_name = _class(label, names, classes, f"{where}, row {first + row}")
+                class_name = _class(label, names, check, f"{where}, row {first + row}")
                 into.add(class_name, name, file=number, block=block, offset=row, size=size)
         first += len(labels)
 
 
-def _class(label: str | int, names: tuple[str, ...] | None, classes: Classes, where: str) -> str | int:
+def _class(label: str | int, names: tuple[str, ...] | None, check: LabelCheck, where: str) -> str | int:
     """The class that a label says.
 
     Raises:
@@ -136,7 +136,7 @@ def _class(label: str | int, names: tuple[str, ...] | None, classes: Classes, wh
     """
     if isinstance(label, str):
         try:
-            check_label(label, classes)
+            check(label)
         except ValueError as error:
             raise PipelineError(f"{where}: the label {label[:40]!a} {error}") from None
         return label

@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from schemas.errors import PipelineError
-from stages.sources.class_names import LONGEST_LABEL, Classes, check_label, label_text
+from stages.sources.class_names import LONGEST_LABEL, Classes, LabelCheck, label_text
 from stages.sources.headers import Member, members
 from stages.sources.labels import Labels
 from stages.sources.listing import Collector, Listing, Source
@@ -102,7 +102,8 @@ def _what(reading: Reading, count: int, below: str, labels: Labels | None) -> st
 
 def _walk(reading: Reading, classes: Classes, labels: Labels | None) -> _Walk:
     if reading.form == "samples":
-        return lambda tar, into: _walk_samples(tar, classes, into)
+        check = LabelCheck(classes)
+        return lambda tar, into: _walk_samples(tar, check, into)
     if reading.form == "class tars":
         return lambda tar, into: _walk_class_tars(tar, classes, into)
     if reading.form == "folder":
@@ -193,7 +194,7 @@ def _walk_folder(tar: _Tar, into: Collector) -> None:
             into.leave_out(why_no_image(member.name) or "image outside the class folders", member.name)
 
 
-def _walk_samples(tar: _Tar, classes: Classes, into: Collector) -> None:
+def _walk_samples(tar: _Tar, check: LabelCheck, into: Collector) -> None:
     path = f"{tar.where.rpartition('/')[2]}/{f'{tar.folder}/' if tar.folder else ''}"
     for key, group in groupby(tar.members, key=lambda member: _key(member.name)):
         sample: dict[str, Member] = {}
@@ -203,10 +204,10 @@ def _walk_samples(tar: _Tar, classes: Classes, into: Collector) -> None:
             elif sample.setdefault(_extension(member.name), member) is not member:
                 raise PipelineError(f"{tar.where}: holds {member.name} twice; remove one")
         if sample:
-            _take_sample(sample, path, key, tar, classes, into)
+            _take_sample(sample, path, key, tar, check, into)
 
 
-def _take_sample(sample: dict[str, Member], path: str, key: str, tar: _Tar, classes: Classes, into: Collector) -> None:
+def _take_sample(sample: dict[str, Member], path: str, key: str, tar: _Tar, check: LabelCheck, into: Collector) -> None:
     """Take a sample's image and class; of several images the one whose suffix has no dot."""
     label = sample.pop("cls", None)
     images = [one for extension, one in sample.items() if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
@@ -225,16 +226,16 @@ def _take_sample(sample: dict[str, Member], path: str, key: str, tar: _Tar, clas
     elif image.fault or label.fault:
         into.refuse(f"{path}{image.name}", image.fault or label.fault)
     else:
-        text = _label(label, tar, classes)
+        text = _label(label, tar, check)
         into.add(text, f"{path}{image.name}", file=tar.number, offset=image.offset, size=image.size)
 
 
-def _label(label: Member, tar: _Tar, classes: Classes) -> str:
+def _label(label: Member, tar: _Tar, check: LabelCheck) -> str:
     tar.file.seek(label.offset)
     data = tar.file.read(min(label.size, LONGEST_LABEL + 1))
     try:
         text = label_text(data)
-        check_label(text, classes)
+        check(text)
     except ValueError as error:
         shown = ascii(data[:40].decode("utf-8", "backslashreplace"))
         raise PipelineError(
