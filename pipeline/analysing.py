@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pipeline.devices import compiled, run_device, settled
 from pipeline.evaluating import Asked, ask, home
-from pipeline.launch import run_device
 from pipeline.progress import Progress
 from schemas.config import RunFile
 from schemas.errors import Mismatch, PipelineError
@@ -35,6 +35,7 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no images, a model cannot be had, or the student has one head.
         Mismatch: if the baseline had a teacher, or the images have no single true class.
     """
+    run = compiled(settled(run))
     settings = run.evaluate
     if settings.labels != "source":
         raise Mismatch('--disagreement: needs one true class an image; set evaluate.labels = "source"')
@@ -72,6 +73,7 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: if there are no images or no such run, or the model has no distillation token.
     """
+    run = compiled(settled(run))
     _refuse_models(run, "--tokens")
     gallery = open_gallery(run)
     subject = open_subject(run, Who(run=run.train.name), gallery, torch.device(run_device(run)))
@@ -85,7 +87,7 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
                     image_size=subject.image_size,
                     crop_pct=run.evaluate.crop_pct,
                     batch=run.evaluate.batch_size,
-                    threads=run.train.workers,
+                    threads=run.train.processes,
                 ):
                     yield batch
                     progress.advance(len(batch.names))

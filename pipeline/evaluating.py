@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.launch import device_count, run_device
+from pipeline.devices import compiled, device_count, run_device, settled
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
@@ -53,6 +53,7 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no images, no run or no such model, or its weights do not fit.
         Mismatch: if classes are not those of the images, or of ImageNet where its labels are asked for.
     """
+    run = compiled(settled(run))
     gallery = open_gallery(run)
     wanted = [Who(member=member) for member in run.evaluate.members] or [Who(run=run.train.name)]
     results = [_measured(run, who, gallery, say) for who in wanted]
@@ -80,7 +81,7 @@ def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
     specs = [BlockSpec(block) for block in range(len(gallery.rows))]
     begun = begin(store, made_from, pixel_versions(), "delete that folder")
     workers, gpu = device_count(run), device == "cuda"
-    seats = Seats(count=workers, cpus=1 + run.train.workers if gpu else 1, gpus=int(gpu))
+    seats = Seats(count=workers, cpus=1 + run.train.processes if gpu else 1, gpus=int(gpu))
     alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
     job = Job(begun, partial(Predictor, run, who, gallery, device))

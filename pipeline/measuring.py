@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.analysing import put_figures
-from pipeline.launch import run_device
+from pipeline.devices import run_device
 from schemas import paper
 from schemas.config import Member, RunFile
 from schemas.receipts import read_json

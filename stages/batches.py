@@ -27,7 +27,7 @@ from stages.replay.apply import Renderer, decode
 from stages.replay.decide import DecidedMix, Decider
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream, pairing
-from stages.replay.signature import differs, signature
+from stages.replay.signature import differs, signature, signed_rows
 
 
 class Batch(NamedTuple):
@@ -200,12 +200,22 @@ class Steps(Dataset[Batch]):
             )
 
 
-class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
-    """All views of a part, batch by batch; each worker contributes the rows it owns to every batch.
+class Contribution(NamedTuple):
+    """What one data process made of a batch.
 
-    Yields, for every batch in order, the batch's slots that this worker made, int64 [n], and their views,
-    uint8 [n, S, S, 3].
+    Attributes:
+        slots: of the batch, int64 [n].
+        views: in these slots, uint8 [n, S, S, 3].
+        signatures: of those that a label set signs, 48 bytes by (row, view).
     """
+
+    slots: Tensor
+    views: Tensor
+    signatures: dict[tuple[int, int], bytes]
+
+
+class PartViews(IterableDataset[Contribution]):
+    """All views of a part, batch by batch; each worker contributes the rows it owns to every batch, in order."""
 
     def __init__(self, split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> None:
         self.split, self.recipe, self.spec, self.batch = split, recipe, spec, batch
@@ -220,7 +230,13 @@ class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
             slots = [slot for slot, (_, row, _) in enumerate(rows) if row % workers == mine]
             views = np.empty((len(slots), side, side, 3), np.uint8)
             maker.views([rows[slot] for slot in slots], views)
-            yield torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views)
+            signatures = self._signatures([rows[slot][1:] for slot in slots], views)
+            yield Contribution(torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views), signatures)
+
+    def _signatures(self, row_views: list[tuple[int, int]], views: np.ndarray) -> dict[tuple[int, int], bytes]:
+        rows = self.split.rows[self.spec.shard]
+        made = zip(row_views, views, strict=True)
+        return {(row, view): signature(one).tobytes() for (row, view), one in made if row in signed_rows(view, rows)}
 
 
 def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> Iterator[list[PairView]]:

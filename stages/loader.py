@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.reduction import DupFd
@@ -43,6 +43,8 @@ def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin:
     Raises:
         PipelineError: as the dataset raised it.
         Unfinished: if a worker process was lost.
+
+    The processes are started at once, and build ahead before the first item is asked for.
     """
     loader: Iterable[Any] = DataLoader(
         _Numbered(dataset) if order is not None else _Walked(dataset),
@@ -54,7 +56,11 @@ def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin:
         multiprocessing_context=_workshop() if workers else None,
         prefetch_factor=_AHEAD if workers else None,
     )
-    for item in _unless_lost(iter(loader)):
+    return _raised(_unless_lost(iter(loader)))
+
+
+def _raised(items: Iterator[Any]) -> Iterator[Any]:
+    for item in items:
         if isinstance(item, PipelineError):
             raise item
         yield item
@@ -80,12 +86,53 @@ def on_device(items: Iterable[Any], device: torch.device) -> Iterator[Any]:
         yield copied
 
 
+def one_late(items: Iterable[tuple[Any, dict[str, Tensor]]]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Items with their named tensors in host memory, each handed on when the next one has been asked for.
+
+    A copy from a GPU is begun at once and waited for one item later, while the GPU computes that one.
+    """
+    late: tuple[Any, dict[str, Tensor], torch.cuda.Event | None] | None = None
+    for what, tensors in items:
+        begun = _to_host(what, tensors)
+        if late is not None:
+            yield _arrived(*late)
+        late = begun
+    if late is not None:
+        yield _arrived(*late)
+
+
+def _to_host(what: Any, tensors: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor], "torch.cuda.Event | None"]:
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return what, tensors, None
+    host = {name: torch.empty_like(tensor, device="cpu", pin_memory=True) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        host[name].copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return what, host, event
+
+
+def _arrived(what: Any, host: dict[str, Tensor], event: "torch.cuda.Event | None") -> tuple[Any, dict[str, Tensor]]:
+    if event is not None:
+        event.synchronize()
+    return what, host
+
+
 def moved(item: Any, device: torch.device) -> Any:
     """An item with its tensors, alone or in tuples, on a device."""
+    return _mapped(item, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(item: Any) -> Any:
+    """An item with its tensors, alone or in tuples, in page-locked memory."""
+    return _mapped(item, Tensor.pin_memory)
+
+
+def _mapped(item: Any, do: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(item, Tensor):
-        return item.to(device, non_blocking=True)
+        return do(item)
     if isinstance(item, tuple):
-        parts = [moved(part, device) for part in item]
+        parts = [_mapped(part, do) for part in item]
         return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
     return item
 

@@ -29,14 +29,18 @@ class Mix(NamedTuple):
 
 def normalise(views_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 views [B, H, W, C] → float32 images [B, C, H, W] (channels last in memory), zero mean and unit variance."""
-    scale, shift = _constants(mean, std, views_BHWC.device)
+    return normalise_by(views_BHWC, *constants(mean, std, views_BHWC.device))
+
+
+def normalise_by(views_BHWC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`normalise` by its constants, float32 [3]: a compiled function takes them as they are and fuses what follows."""
     return (views_BHWC.float() * scale - shift).permute(0, 3, 1, 2)
 
 
 @cache
 @torch.inference_mode(False)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift, carried to the device once: a copy in every step would wait for the step before."""
+def constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift of `normalise`, copied to the device once: a copy in each step would wait for the step before."""
     scale = 1.0 / (255.0 * torch.tensor(std, device=device))
     return scale, torch.tensor(mean, device=device) / torch.tensor(std, device=device)
 
