@@ -71,8 +71,17 @@ class _Reporter:
         self.step = max(step, self.step)
         self._progress.update(step)
         if "loss" in metrics:
-            self._progress.note(f"loss {metrics['loss']:.3f}")
+            self._progress.note(_note(metrics))
         return self.stop.asked
+
+
+def _note(metrics: dict[str, Any]) -> str:
+    """What the progress line says of the newest metrics."""
+    rate = (
+        f", {metrics['views_per_second']:,.0f} views/s" if "views_per_second" in metrics else ""
+    )  # none, just resumed
+    used = f", MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
+    return f"loss {metrics['loss']:.3f}{rate}{used}"
 
 
 def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:

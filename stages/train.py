@@ -27,6 +27,7 @@ from stages import losses
 from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.commit import MANIFEST, put_json
+from stages.flops import TRAINING, forward_flops, peak_flops
 from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
@@ -160,8 +161,15 @@ class Trainer:
             rank=rank,
             world=world,
         )
+        peak = peak_flops(device)
         self.metrics = Metrics(
-            self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
+            self.store,
+            run.train.log_every,
+            rank=rank,
+            world=world,
+            device=device,
+            tensorboard=run.train.tensorboard,
+            views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, run.views.image_size, device)),
         )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
         self._forward = self._wrapped()

@@ -5,7 +5,6 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 import torch
-
 from world import silent
 
 from pipeline import run as stages
