@@ -131,7 +131,7 @@ def our_side(split: Split, workers: int, batch: int) -> Side:
     return on_device(loaded, DEVICE), lambda one: mix(normalise(one.views, IMAGENET_MEAN, IMAGENET_STD), one.mix)
 
 
-def timm_side(images: str, workers: int, batch: int, batches: int) -> Side:
+def timm_side(images: str, workers: int, batch: int, batches: int, side: int = RECIPE.image_size) -> Side:
     """Timm's: its loader as DeiT calls it, and its mixup and CutMix on the device."""
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_or_black
     if not dist.is_initialized():  # which its sampler for repeated augmentation asks for
@@ -141,7 +141,7 @@ def timm_side(images: str, workers: int, batch: int, batches: int) -> Side:
     dataset.reader.samples *= 1 + 2 * batch * (batches + AHEAD * workers) // len(dataset)  # an epoch outlasts a turn
     loader = create_loader(
         dataset,
-        input_size=(3, RECIPE.image_size, RECIPE.image_size),
+        input_size=(3, side, side),
         batch_size=batch,
         is_training=True,
         re_prob=0.25,

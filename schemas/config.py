@@ -335,6 +335,9 @@ class Evaluate(Table):
     baseline: str = Field("", description="--disagreement: a run of a student that no teacher taught")
     max_batch: int = Field(0, ge=0, description="--throughput: largest batch to try; 0 = until memory ends")
     runs: int = Field(30, ge=1, le=100_000, description="--throughput: timed forward passes")
+    precision: Precision = Field(
+        "auto", description="--throughput: auto = bf16 on a GPU, fp32 on a CPU; accuracy is measured in strict fp32"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Evaluate":
