@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from loader import generate
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -119,6 +118,8 @@ class Bench:
     @cached_property
     def source(self) -> list[Path]:
         """The photographs, or pictures that are made; a few of each class at toy size."""
+        from loader import generate  # asks for a GPU when it is imported, which must not be before the fork
+
         files = _files(Path(self.photographs or generate(self.folder / "generated")))
         return files[:: len(files) // 16] if self.toy else files
 

@@ -57,7 +57,8 @@ class Teacher:
             model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
         ]
         networks = [_Network(model, side, self.precision) for model, side in zip(self.models, self.sides, strict=True)]
-        # of one shape, to which smaller batches are padded: code for any shape is slower and takes as long to compile
+        # Of one shape, to which smaller batches are padded: each other one is compiled, and searched by cuDNN, anew.
+        self._one_shape = settings.compile or device.type == "cuda"
         self._run = [torch.compile(one, dynamic=False) if settings.compile else one for one in networks]
         self.batch: int | None = None
 
@@ -126,7 +127,7 @@ class Teacher:
         views_BHWC = views_BHWC.to(self.device, non_blocking=True)
         how = how and Mix(*(one.to(self.device, non_blocking=True) for one in how))
         count = len(views_BHWC)
-        if self.settings.compile:
+        if self._one_shape:
             views_BHWC, how = _padded(views_BHWC, how, self.batch or self.settings.batch_size)
         with self.precision.switches(search=True):
             found = [self._member_logits(nth, views_BHWC, how)[:count] for nth in range(len(self.models))]
