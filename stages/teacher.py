@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from schemas import config
 from schemas.errors import PipelineError
 from stages.labelset import teacher_settings
-from stages.replay.mix import Mix, mix, normalise
+from stages.replay.mix import Mix, normalise, normalised_mix
 from stages.student import Classifier, build, load_weights, own_size
 from stages.weights import find_weights, pretrained_weights, weights_digest
 
@@ -115,9 +115,8 @@ class Teacher:
         return torch.stack([logits.log_softmax(1) for logits in found]).logsumexp(0) - math.log(len(found))
 
     def _member_logits(self, nth: int, views_BHWC: Tensor, how: Mix | None) -> Tensor:
-        images_BCHW = normalise(views_BHWC, self.models[nth].mean, self.models[nth].std)
-        if how is not None:
-            images_BCHW = mix(images_BCHW, how)
+        mean, std = self.models[nth].mean, self.models[nth].std
+        images_BCHW = normalise(views_BHWC, mean, std) if how is None else normalised_mix(views_BHWC, mean, std, how)
         images_BCHW = _resized(images_BCHW, self.sides[nth])
         precision = _AUTOCAST[self.settings.precision]
         with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):

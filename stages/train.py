@@ -32,7 +32,7 @@ from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.plan import TAUGHT, Plan, plan_training
 from stages.replay.draws import Draws, Purpose
-from stages.replay.mix import Mix, mix, normalise
+from stages.replay.mix import Mix, normalised_mix
 from stages.run_student import new_student
 from stages.store import Store
 from stages.student import Heads
@@ -250,7 +250,7 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         train, model = self.run.train, self.classifier
-        images = mix(normalise(batch.views, model.mean, model.std), batch.mix)
+        images = normalised_mix(batch.views, model.mean, model.std, batch.mix)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
             heads: Heads = self._forward(images)
         partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
