@@ -23,8 +23,9 @@ from schemas.recipe import Recipe
 from stages.dataset import Split
 from stages.labelset import LabelSet, LabelSpec
 from stages.losses import SoftLabels
-from stages.replay.apply import Renderer, decode
+from stages.replay.apply import Renderer
 from stages.replay.decide import DecidedMix, Decider
+from stages.replay.decode import decode
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream, pairing
 from stages.replay.signature import differs, signature
@@ -73,8 +74,7 @@ class ViewMaker:
         Raises:
             PipelineError: if the image is not the one that was sharded or cannot be decoded.
         """
-        image = self._image(shard, row)
-        self.renderer.render(image, self.decider.view(shard, row, view, *image.shape[:2]), out)
+        self.views([(shard, row, view)], out[None])
 
     def views(self, slots: Sequence[tuple[int, int, int]], outs: np.ndarray) -> None:
         """Write the views of many slots, each (shard, row, view), into `outs`, uint8 [slots, S, S, 3].
@@ -88,29 +88,40 @@ class ViewMaker:
         for slot, (shard, row, _) in enumerate(slots):
             of_image.setdefault((shard, row), []).append(slot)
         for (shard, row), mine in of_image.items():
-            image = self._image(shard, row)
-            decided = [self.decider.view(*slots[slot], *image.shape[:2]) for slot in mine]
+            index = self.split.index(shard)
+            size = int(index.heights[row]), int(index.widths[row])
+            decided = [self.decider.view(*slots[slot], *size) for slot in mine]
+            image = self._image(shard, row, max(one.crop.top + one.crop.height for one in decided), size)
             self.renderer.render_all(image, decided, [outs[slot] for slot in mine])
 
     def mixes(self, units: Sequence[PairView]) -> Mix:
         """The decided mixes of pair-views."""
         return stack_mixes([self.decider.mix(unit.shard, unit.pair, unit.view) for unit in units])
 
-    def _image(self, shard: int, row: int) -> np.ndarray:
+    def _image(self, shard: int, row: int, rows: int, size: tuple[int, int]) -> np.ndarray:
+        """The image, of which at least the first `rows` rows are there; all of them where other views want it too."""
         address = shard, row
-        if address not in self._decoded:
-            self._decoded[address] = self._decode(shard, row)
+        kept = self._decoded.get(address)
+        if kept is None or len(kept) < rows:
+            self._kept_bytes -= kept.nbytes if kept is not None else 0
+            once = kept is None and not self._keep_bytes
+            self._decoded[address] = self._decode(shard, row, rows if once else None, size)
             self._kept_bytes += self._decoded[address].nbytes
         self._decoded.move_to_end(address)
         self._forget()
         return self._decoded[address]
 
-    def _decode(self, shard: int, row: int) -> np.ndarray:
+    def _decode(self, shard: int, row: int, rows: int | None, size: tuple[int, int]) -> np.ndarray:
+        data = self.split.image(shard, row)
         try:
-            return decode(self.split.image(shard, row))
+            image = decode(data, rows)
+            height, width = image.shape[:2]
+            if width != size[1] or not (rows or size[0]) <= height <= size[0]:
+                raise ValueError(f"is {width} x {height} pixels, its index says {size[1]} x {size[0]}; shard again")
         except ValueError as error:
             name = self.split.index(shard).names[row]
             raise PipelineError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
+        return image
 
     def _forget(self) -> None:
         """Drop what does not fit, but never the pair; of the others those used last, which a part needs again last."""
@@ -243,12 +254,14 @@ def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> I
 def pixel_versions() -> dict[str, str]:
     """Versions of the libraries that touch pixels."""
     import PIL
+    import simplejpeg
     import torchvision
 
     return {
         "numpy": np.__version__,
         "opencv": cv2.__version__,
         "pillow": PIL.__version__,
+        "simplejpeg": simplejpeg.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }

@@ -173,10 +173,10 @@ def decodes(monkeypatch, split, recipe, spec, kept_bytes) -> tuple[int, torch.Te
     count = 0
     decode = batches.decode
 
-    def counted(data):
+    def counted(data, rows):
         nonlocal count
         count += 1
-        return decode(data)
+        return decode(data, rows)
 
     monkeypatch.setattr(batches, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(batches, "decode", counted)
