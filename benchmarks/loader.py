@@ -33,7 +33,7 @@ from stages.batches import Steps
 from stages.commit import commit
 from stages.dataset import Split
 from stages.loader import load, on_device
-from stages.replay.mix import mix, normalise
+from stages.replay.mix import normalised_mix
 from stages.replay.order import Stream
 from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_source
@@ -128,7 +128,7 @@ def our_side(split: Split, workers: int, batch: int) -> Side:
     stream = Stream(split.rows, repeats=RECIPE.repeats, window=16, recipe_seed=0, seed=0)
     steps = Steps(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
     loaded = load(steps, workers=workers, order=range(1_000_000), pin=DEVICE.type == "cuda")
-    return on_device(loaded, DEVICE), lambda one: mix(normalise(one.views, IMAGENET_MEAN, IMAGENET_STD), one.mix)
+    return on_device(loaded, DEVICE), lambda one: normalised_mix(one.views, IMAGENET_MEAN, IMAGENET_STD, one.mix)
 
 
 def timm_side(images: str, workers: int, batch: int, batches: int, side: int = RECIPE.image_size) -> Side:

@@ -25,8 +25,9 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 
 from schemas.recipe import Recipe
-from stages.replay.apply import Renderer, decode
+from stages.replay.apply import Renderer
 from stages.replay.decide import DecidedView, Decider
+from stages.replay.decode import decode
 
 VIEWS = (1, 3, 10, 30)
 BATCH = 20

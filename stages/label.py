@@ -7,7 +7,7 @@ within a pass, so a decision does not depend on workers, blocks, or how many vie
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,9 @@ from stages.dataset import Split
 from stages.gallery import Sharded
 from stages.labelfile import Signatures, write_labels
 from stages.labelset import LabelSpec
-from stages.loader import load, moved, on_device, one_late, pinned
+from stages.loader import Loader, moved, on_device, one_late, pinned
 from stages.replay.decide import Decider
 from stages.replay.mix import Mix
-from stages.replay.order import PairView
 from stages.teacher import Teacher
 from stages.trust import histogram, near_tie
 
@@ -80,6 +79,9 @@ class Labeller:
             device=torch.device(device),
         )
         self.decider = Decider(run.views)
+        self._views = PartViews(split, run.views, self.teacher.settings.batch_size)
+        self._idle: list[Loader] = []
+        """Data processes that no part has at present."""
         self._asking = threading.Lock()
         """Held by the part whose views the teacher sees; others may be read, or written, beside it."""
 
@@ -142,17 +144,20 @@ class Labeller:
 
         On a GPU what they made is copied, and put in its place there, while the batch before it is computed.
         """
-        workers, batch, device = self.settings.processes, self.teacher.settings.batch_size, self.teacher.device
-        made = load(PartViews(self.split, self.recipe, spec, batch), workers=workers, pin=device.type == "cuda")
-        units = part_batches(self.split, self.recipe, spec, batch)
-        return self._gathered(units, on_device(made, device), max(workers, 1))
+        shares = max(self.settings.processes, 1)
+        loader = self._idle.pop() if self._idle else self._new_loader()
+        made = on_device(loader.items(self._views.order(spec, shares)), self.teacher.device)
+        return self._gathered(spec, made, shares, loader)
+
+    def _new_loader(self) -> Loader:
+        return Loader(self._views, workers=self.settings.processes, pin=self.teacher.device.type == "cuda")
 
     def _gathered(
-        self, batches: Iterable[list[PairView]], contributions: Iterator[Contribution], each: int
+        self, spec: LabelSpec, contributions: Iterator[Contribution], each: int, loader: Loader
     ) -> Iterator[PartBatch]:
-        """A part's batches, of as many contributions each."""
+        """A part's batches, of as many contributions each; at its end another part may have the loader."""
         side, device = self.recipe.image_size, self.teacher.device
-        for units in batches:
+        for units in part_batches(self.split, self.recipe, spec, self.teacher.settings.batch_size):
             views = torch.empty((2 * len(units), side, side, 3), dtype=torch.uint8, device=device)
             signatures: dict[tuple[int, int], bytes] = {}
             for _ in range(each):
@@ -163,6 +168,8 @@ class Labeller:
             mixes = stack_mixes([self.decider.mix(u.shard, u.pair, u.view) for u in units])
             mixes = moved(pinned(mixes) if device.type == "cuda" else mixes, device)
             yield PartBatch(row_view, views, mixes, signatures)
+        next(contributions, None)  # the order's end
+        self._idle.append(loader)
 
     def _centre_crops(self, shard: int, classes: np.ndarray) -> dict[str, int]:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schemas.errors import PipelineError, Unfinished
 
@@ -31,32 +31,52 @@ _AHEAD = 2
 _ALIGNMENT = 64
 
 
-def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False) -> Iterator[Any]:
-    """Items of a dataset, built ahead in worker processes, in order.
+class Loader:
+    """Data processes that build a dataset's items ahead, order after order; they are started with the first.
 
     Args:
-        dataset: walked, or asked for the numbers of `order`; its items are tensors, alone or in tuples.
+        dataset: asked for the items of an order one by one; they are tensors, alone or in tuples.
         workers: processes; 0 = build in this one.
-        order: the items to build.
         pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
-
-    Raises:
-        PipelineError: as the dataset raised it.
-        Unfinished: if a worker process was lost.
-
-    The processes are started at once, and build ahead before the first item is asked for.
     """
-    loader: Iterable[Any] = DataLoader(
-        _Numbered(dataset) if order is not None else _Walked(dataset),
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_begin,
-        multiprocessing_context=_workshop() if workers else None,
-        prefetch_factor=_AHEAD if workers else None,
-    )
-    return _raised(_unless_lost(iter(loader)))
+
+    def __init__(self, dataset: Dataset[Any], *, workers: int, pin: bool = False) -> None:
+        self._order = _Order()
+        self._loader: Iterable[Any] = DataLoader(
+            _Handed(dataset),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=_begin,
+            multiprocessing_context=_workshop() if workers else None,
+            prefetch_factor=_AHEAD if workers else None,
+            persistent_workers=bool(workers),
+        )
+
+    def items(self, order: Iterable[Any]) -> Iterator[Any]:
+        """The items of an order, in it; the processes begin to build at once. The order before has to be at its end.
+
+        Raises:
+            PipelineError: as the dataset raised it.
+            Unfinished: if a worker process was lost.
+        """
+        self._order.order = order
+        return _raised(_unless_lost(iter(self._loader)))
+
+
+def load(dataset: Dataset[Any], *, workers: int, order: Iterable[Any], pin: bool = False) -> Iterator[Any]:
+    """The items of one order; see `Loader`."""
+    return Loader(dataset, workers=workers, pin=pin).items(order)
+
+
+class _Order(Sampler[Any]):
+    """What a loader is to build next."""
+
+    order: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.order)
 
 
 def _raised(items: Iterator[Any]) -> Iterator[Any]:
@@ -174,30 +194,17 @@ def _workshop() -> Any:
     return context
 
 
-class _Numbered(Dataset[Any]):
+class _Handed(Dataset[Any]):
     """Hands a PipelineError on as a value: a loader's own way adds its worker's traceback to the line."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: Any) -> Any:
         try:
             return _sent(self.dataset[number])
         except PipelineError as error:
             return error
-
-
-class _Walked(IterableDataset[Any]):
-    """The same for a dataset that is walked."""
-
-    def __init__(self, dataset: IterableDataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from map(_sent, self.dataset)
-        except PipelineError as error:
-            yield error
 
 
 def _sent(item: Any) -> Any:

@@ -13,14 +13,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch import Tensor
+from torch.nn.functional import pad
 
 from schemas import config
 from schemas.errors import PipelineError
+from stages.from_views import FromViews
 from stages.labelset import teacher_settings
 from stages.precision import Precision, chosen_precision
-from stages.replay.mix import Mix, constants, mix, normalise_by
+from stages.replay.mix import Mix
 from stages.student import Classifier, build, load_weights, own_size
 from stages.weights import find_weights, pretrained_weights, weights_digest
 
@@ -56,10 +57,12 @@ class Teacher:
         self.models = [
             model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
         ]
-        networks = [_Network(model, side, self.precision) for model, side in zip(self.models, self.sides, strict=True)]
+        self._networks = [
+            FromViews(model, self.precision, side) for model, side in zip(self.models, self.sides, strict=True)
+        ]
         # Of one shape, to which smaller batches are padded: each other one is compiled, and searched by cuDNN, anew.
         self._one_shape = settings.compile or device.type == "cuda"
-        self._run = [torch.compile(one, dynamic=False) if settings.compile else one for one in networks]
+        self._run = [torch.compile(one, dynamic=False) if settings.compile else one for one in self._networks]
         self.batch: int | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -136,8 +139,8 @@ class Teacher:
         return torch.stack([logits.log_softmax(1) for logits in found]).logsumexp(0) - math.log(len(found))
 
     def _member_logits(self, nth: int, views_BHWC: Tensor, how: Mix | None) -> Tensor:
-        model = self.models[nth]
-        logits: Tensor = self._run[nth](views_BHWC, how, *constants(model.mean, model.std, self.device))
+        given = self._networks[nth].given(views_BHWC, how)
+        logits: Tensor = self._run[nth](*given).fused.float()
         expected = len(views_BHWC), self.num_classes
         if logits.shape != expected:
             raise PipelineError(
@@ -145,22 +148,6 @@ class Teacher:
                 f"expected {expected}; check teacher.extra"
             )
         return logits
-
-
-class _Network(nn.Module):
-    """From a batch of views to a member's logits in one function, so that compiling fuses what precedes the network."""
-
-    def __init__(self, model: Classifier, side: int, precision: Precision) -> None:
-        super().__init__()
-        self.model, self.side, self.precision = model, side, precision
-
-    def forward(self, views_BHWC: Tensor, how: Mix | None, scale: Tensor, shift: Tensor) -> Tensor:
-        images_BCHW = normalise_by(views_BHWC, scale, shift)
-        if how is not None:
-            images_BCHW = mix(images_BCHW, how)
-        with self.precision.autocast():
-            logits_BK: Tensor = self.model(_resized(images_BCHW, self.side)).fused.float()
-        return logits_BK
 
 
 def _padded(views_BHWC: Tensor, how: Mix | None, size: int) -> tuple[Tensor, Mix | None]:
@@ -200,14 +187,6 @@ def _member(member: config.Member, workspace: str, num_classes: int, image_size:
         with contextlib.suppress(PipelineError):
             return built(own), own
         raise  # what is wrong at the views' side: it fits at neither
-
-
-def _resized(images_BCHW: Tensor, side: int) -> Tensor:
-    """Images with another side, bicubic and antialiased, channels last in memory; as they are where they have it."""
-    if images_BCHW.shape[-1] == side:
-        return images_BCHW
-    resized = interpolate(images_BCHW, size=(side, side), mode="bicubic", antialias=True)
-    return resized.contiguous(memory_format=torch.channels_last)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

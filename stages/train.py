@@ -28,16 +28,17 @@ from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.commit import MANIFEST, put_json
 from stages.flops import TRAINING, forward_flops, peak_flops
+from stages.from_views import FromViews
 from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.plan import TAUGHT, Plan, plan_training
 from stages.precision import Precision, chosen_precision, deterministic_algorithms
 from stages.replay.draws import Draws, Purpose
-from stages.replay.mix import Mix, constants, mix, normalise_by
+from stages.replay.mix import Mix
 from stages.run_student import new_student
 from stages.store import Store
-from stages.student import Classifier, Heads
+from stages.student import Heads
 from stages.weights import EMA_FILE, MODEL_FILE
 
 Report = Callable[[int, dict[str, Any]], bool]
@@ -172,6 +173,7 @@ class Trainer:
             views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, run.views.image_size, device)),
         )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
+        self._student = FromViews(self.classifier, self.precision)
         self._forward = self._wrapped()
 
     def restore(self) -> int:
@@ -288,9 +290,8 @@ class Trainer:
         put_json(self.store, MANIFEST, manifest)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        train, model = self.run.train, self.classifier
-        scale_shift = constants(model.mean, model.std, self.device)
-        heads: Heads = self._forward(batch.views, batch.mix, *scale_shift)
+        train = self.run.train
+        heads: Heads = self._forward(*self._student.given(batch.views, batch.mix))
         partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
         targets = losses.soft_targets(
             batch.classes,
@@ -320,7 +321,7 @@ class Trainer:
         )
 
     def _wrapped(self) -> Callable[..., Any]:
-        model: nn.Module = _Student(self.classifier, self.precision)
+        model: nn.Module = self._student
         if self.world > 1:
             # Without distillation a distilled model's second head gets no gradient, as in the authors' code.
             unused = self.classifier.distilled and self.run.train.distillation == "none"
@@ -351,20 +352,6 @@ class Trainer:
         shards = sorted({unit.shard for unit in units})
         first, last = (f"shard {u.shard}, rows {u.row_a} and {u.row_b}, view {u.view}" for u in (units[0], units[-1]))
         return f"its batch goes from {first} to {last}, over shards {shards}"
-
-
-class _Student(nn.Module):
-    """From a batch of views to the student's heads in one function, so that compiling fuses what precedes the model."""
-
-    def __init__(self, classifier: Classifier, precision: Precision) -> None:
-        super().__init__()
-        self.classifier, self.precision = classifier, precision
-
-    def forward(self, views_BHWC: Tensor, how: Mix, scale: Tensor, shift: Tensor) -> Heads:
-        images_BCHW = mix(normalise_by(views_BHWC, scale, shift), how)
-        with self.precision.autocast():
-            heads: Heads = self.classifier(images_BCHW)
-        return heads
 
 
 def _warn(line: str) -> None:
