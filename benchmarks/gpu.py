@@ -26,15 +26,17 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-from gpu_sections import SECTIONS, Bench
-
 ROOT = Path(__file__).resolve().parents[1]
 _LEAST_SECONDS = 15
+# What takes seconds to import is imported in functions: every data process imports this file again.
 
 
 def main() -> None:
     """Parse the command line, run the sections, print the table."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it: sections are forks
+    import torch
+    from gpu_sections import SECTIONS, Bench
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", default="", help="a folder of JPEG files, one folder a class")
     parser.add_argument("--weights", default="", help="tf_efficientnet_lite0.safetensors")
@@ -45,7 +47,6 @@ def main() -> None:
     parser.add_argument("--work", default="", help="a folder for images and workspaces, kept; default: a temporary one")
     parser.add_argument("--toy", action="store_true", help="toy size, as on a machine without a GPU")
     arguments = parser.parse_args()
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it: sections are forks
     wanted = arguments.only.split(",") if arguments.only else list(SECTIONS)
     if unknown := [name for name in wanted if name not in SECTIONS]:
         parser.error(f"unknown section {unknown[0]}; there are {', '.join(SECTIONS)}")
@@ -62,7 +63,7 @@ def main() -> None:
         print(record.table())
 
 
-def run(name: str, bench: Bench, end: float) -> dict[str, Any]:
+def run(name: str, bench: Any, end: float) -> dict[str, Any]:
     """A section's figures, or its error, from a process of its own that ends at a moment of the monotonic clock."""
     left = end - time.monotonic()
     if left < _LEAST_SECONDS:
@@ -88,7 +89,9 @@ def run(name: str, bench: Bench, end: float) -> dict[str, Any]:
     return found | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def _section(name: str, bench: Bench, answer: Any) -> None:
+def _section(name: str, bench: Any, answer: Any) -> None:
+    from gpu_sections import SECTIONS
+
     os.setpgid(0, 0)
     try:
         answer.send(SECTIONS[name](bench))
@@ -126,6 +129,8 @@ class Record:
 
     def table(self) -> str:
         """All figures, a line each."""
+        from gpu_sections import SECTIONS
+
         lines = [f"{self._found['card']}, {self._found['machine']['cores']} cores", ""]
         for name in SECTIONS:
             section = self._found.get("sections", {}).get(name)
@@ -176,6 +181,7 @@ def versions() -> dict[str, str]:
     """The libraries that matter to a figure."""
     import cv2
     import timm
+    import torch
     import torchvision
 
     own = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}

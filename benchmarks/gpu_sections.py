@@ -85,8 +85,8 @@ class Bench:
 
     @property
     def workers(self) -> int:
-        """Data processes: all cores but the one that drives the GPU; none at toy size, where they take longest."""
-        return 0 if self.toy else max(1, len(os.sched_getaffinity(0)) - 1)
+        """Data processes: all cores but the one that drives the GPU."""
+        return 1 if self.toy else max(1, len(os.sched_getaffinity(0)) - 1)
 
     def batch(self, size: str) -> int:
         """Views of a step, which fit the memory of an 80 GB card in fp32."""

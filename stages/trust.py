@@ -92,6 +92,7 @@ def stability(run: RunFile, split: Split, device: torch.device, count: int) -> l
     base = _logits(run, split, device, "fp32", size, views_BHWC, how)
     margins, _ = near_tie(base, "fp32")
     ways = [("fp32", one) for one in (2, 16, 64, 256) if one != size] + [("bf16", size), ("fp16", size)]
+    ways += [("tf32", size)] if device.type == "cuda" else []
     report = []
     for precision, batch in ways:
         other = _logits(run, split, device, precision, batch, views_BHWC, how)
