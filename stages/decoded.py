@@ -11,8 +11,9 @@ making room for one by another of the same split would keep none until it is wan
 import hashlib
 import mmap
 import os
+from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class DecodedCache:
         path, limit = cache_folder(settings.decoded_folder, "decoded"), int(settings.decoded_gigabytes * GB)
         self._folder = BoundedFolder(path, ".pixels", limit, "cache.decoded_gigabytes")
         self._prefix = _digest(f"{_FORMAT} {split.content} {sorted(DECODERS.items())}")
-        self._pixels: Callable[[int], _Pixels | None] = lru_cache(_OPEN_SHARDS)(self._open)
+        self._opened: OrderedDict[int, _Pixels | None] = OrderedDict()  # in no cycle: they end with their last image
 
     def image(self, shard: int, row: int, decoded: Callable[[], np.ndarray]) -> np.ndarray | None:
         """An image, uint8 RGB (height, width, 3), not to be written to; None where its shard finds no room.
@@ -55,7 +56,7 @@ class DecodedCache:
         Raises:
             PipelineError: if it cannot be decoded, the disk is full, or not even one shard fits.
         """
-        pixels = self._pixels(shard)
+        pixels = self._of(shard)
         if pixels is None:
             return None
         image = pixels.read(row)
@@ -66,8 +67,17 @@ class DecodedCache:
 
     def complete(self, shard: int) -> bool:
         """Whether all images of a shard are kept, so that its tar is not read."""
-        pixels = self._pixels(shard)
+        pixels = self._of(shard)
         return pixels is not None and bool(pixels.sums.all())
+
+    def _of(self, shard: int) -> "_Pixels | None":
+        """A shard's pixels; None where it finds no room, which is tried again when many others were read since."""
+        if shard not in self._opened:
+            self._opened[shard] = self._open(shard)
+        self._opened.move_to_end(shard)
+        if len(self._opened) > _OPEN_SHARDS:
+            self._opened.popitem(last=False)
+        return self._opened[shard]
 
     def _open(self, shard: int) -> "_Pixels | None":
         index = self._split.index(shard)
