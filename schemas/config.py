@@ -306,10 +306,15 @@ class Train(Table):
 
 
 class Cache(Table):
-    """Local copies of shards, where these are across a network."""
+    """Local copies: of shards, where these are across a network, and of decoded pixels, where these are wanted."""
 
     folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
     gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
+    decoded: bool = Field(False, description="keep decoded images on a local disk, so that later epochs decode nothing")
+    decoded_folder: str = Field("", description='"" = deit-pipeline/decoded in the user\'s cache folder')
+    decoded_gigabytes: float = Field(
+        200.0, gt=0, description="the most decoded images may take; those beyond it are decoded in every epoch"
+    )
 
 
 class Evaluate(Table):

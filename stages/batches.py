@@ -9,6 +9,7 @@ Legend: B views of a local batch, U = B / 2 pair-views, S side of a view.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,11 +22,12 @@ from torch.utils.data import Dataset
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
 from stages.dataset import Split
+from stages.decoded import DecodedCache
 from stages.labelset import LabelSet, LabelSpec
 from stages.losses import SoftLabels
 from stages.replay.apply import Renderer
 from stages.replay.decide import DecidedMix, Decider
-from stages.replay.decode import decode
+from stages.replay.decode import DECODERS, decode
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream, pairing
 from stages.replay.signature import differs, signature, signed_rows
@@ -65,6 +67,7 @@ class ViewMaker:
         self.split, self.recipe = split, recipe
         self.decider = Decider(recipe)
         self.renderer = Renderer(recipe.image_size)
+        self._pixels = DecodedCache(split) if split.cache.decoded else None
         self._keep_bytes, self._kept_bytes = keep_bytes, 0
         self._decoded: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
@@ -105,11 +108,27 @@ class ViewMaker:
         if kept is None or len(kept) < rows:
             self._kept_bytes -= kept.nbytes if kept is not None else 0
             once = kept is None and not self._keep_bytes
-            self._decoded[address] = self._decode(shard, row, rows if once else None, size)
+            self._decoded[address] = self._load(shard, row, rows if once else None, size)
             self._kept_bytes += self._decoded[address].nbytes
         self._decoded.move_to_end(address)
         self._forget()
         return self._decoded[address]
+
+    def expect(self, now: Sequence[int], after: Sequence[int]) -> None:
+        """Say which shards are read now and which after them, as `Split.expect`; not those whose pixels are all kept.
+
+        Raises:
+            PipelineError: if the cache of shards cannot hold those that are read now.
+        """
+        kept = self._pixels.complete if self._pixels else lambda _: False
+        self.split.expect(*([shard for shard in shards if not kept(shard)] for shards in (now, after)))
+
+    def _load(self, shard: int, row: int, rows: int | None, size: tuple[int, int]) -> np.ndarray:
+        if self._pixels:
+            image = self._pixels.image(shard, row, partial(self._decode, shard, row, None, size))
+            if image is not None:
+                return image
+        return self._decode(shard, row, rows, size)
 
     def _decode(self, shard: int, row: int, rows: int | None, size: tuple[int, int]) -> np.ndarray:
         data = self.split.image(shard, row)
@@ -185,8 +204,8 @@ class Steps(Dataset[Batch]):
         Raises:
             PipelineError: if stored bytes are wrong, or a view is not the one the teacher saw.
         """
-        self.split.expect(*self._stream.shards_from(step, self._slice["batch"]))
         maker = self._maker = self._maker or ViewMaker(self.split, self.recipe)
+        maker.expect(*self._stream.shards_from(step, self._slice["batch"]))
         units = self.units(step)
         side = self.recipe.image_size
         views = np.empty((2 * len(units), side, side, 3), np.uint8)
@@ -300,15 +319,12 @@ def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> I
 
 def pixel_versions() -> dict[str, str]:
     """Versions of the libraries that touch pixels."""
-    import PIL
-    import simplejpeg
     import torchvision
 
     return {
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        "pillow": PIL.__version__,
-        "simplejpeg": simplejpeg.__version__,
+        **DECODERS,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +96,8 @@ def test_an_image_that_is_not_as_its_index_says_is_refused(whole, refused):
     from stages.batches import ViewMaker
 
     split = Split.open(whole.workspace, "train")
-    widths = split.index(0).widths.copy()
-    widths[0] += 1
     index = split.index(0)
-    split.index = lambda _: type(index)(**{**vars(index), "widths": widths})
+    wider = replace(index, widths=index.widths + 1)
+    split.index = lambda _: wider
     out = np.empty((1, 32, 32, 3), np.uint8)
     assert "its index says" in refused(ViewMaker(split, whole.views).views, [(0, 0, 0)], out)

@@ -11,9 +11,12 @@ import io
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import Image
 
+DECODERS = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
+"""Versions of the libraries that decode."""
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
 """Markers between those of frames that are none: tables, and what is reserved."""
 _SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA
