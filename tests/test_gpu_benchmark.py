@@ -16,7 +16,7 @@ def gpu(folder: Path, *arguments: str, seconds: int = 900, **environment: str) -
     command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--toy", "--out", str(folder / "out")]
     done = subprocess.run(
         [*command, "--work", str(folder / "work"), *arguments],
-        check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds,
+        check=True, text=True, capture_output=True, timeout=seconds,
         env=os.environ | {"PYTHONPATH": str(ROOT), "DEIT_COMMIT": "tested"} | environment,
     )  # fmt: skip
     return json.loads((folder / "out/gpu-cpu-toy.json").read_text()), done.stdout + done.stderr
@@ -45,7 +45,7 @@ def test_every_section_runs_at_toy_size_and_is_not_run_again(tmp_path):
 
 
 def test_a_section_that_fails_is_recorded_with_its_error_beside_its_earlier_figures(tmp_path):
-    first, _ = gpu(tmp_path, "--only", "ceilings")
+    gpu(tmp_path, "--only", "ceilings")
     record, _ = gpu(tmp_path, "--only", "parity,ceilings", "--photographs", "/nowhere", DEIT_COMMIT="later")
     assert "figures" in record["sections"]["ceilings"] and record["sections"]["ceilings"]["commit"] == "later"
     assert "error" in record["sections"]["parity"] and "figures" not in record["sections"]["parity"]

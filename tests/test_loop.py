@@ -134,17 +134,19 @@ def test_the_end_of_the_time_of_grace_and_a_second_signal_end_at_once():
 
 
 class Slow:
-    """A worker of two lanes that notes how many parts it makes at once, each waiting for the next to begin."""
+    """A worker of two lanes that notes how many parts it makes at once."""
 
     def __init__(self, refuse: str = "") -> None:
         self.job, self.at_once, self.most = SimpleNamespace(lanes=2), 0, 0
-        self._lock, self._both, self._refuse = threading.Lock(), threading.Barrier(2), refuse
+        self._lock, self._two, self._refuse = threading.Lock(), threading.Event(), refuse
 
     def run(self, spec):
         with self._lock:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
-        self._both.wait(10)
+            if self.at_once == 2:
+                self._two.set()
+        self._two.wait(10)  # the first is not done before a second has begun
         with self._lock:
             self.at_once -= 1
         return PipelineError("no") if spec.name == self._refuse else receipt(spec.name)
@@ -161,4 +163,4 @@ def test_a_refused_part_in_threads_ends_the_stage_after_the_one_beside_it():
     loop = Loop(InThreads(Slow(refuse=ALL[0])), SPECS, attempts=3, done=lambda one: done.append(one.part), failed=print)
     with pytest.raises(PipelineError, match="no"):
         loop.run(Stop(0))
-    assert done in ([ALL[1]], [])
+    assert set(done) <= set(ALL[1:3])  # what was under way is finished, nothing else is begun
