@@ -35,7 +35,8 @@ def main() -> None:
     """Parse the command line, run the sections, print the table."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it: sections are forks
     import torch
-    from gpu_sections import SECTIONS, Bench
+    from gpu_bench import Bench
+    from gpu_sections import SECTIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", default="", help="a folder of JPEG files, one folder a class")
