@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_bench import ROOT, (
+from gpu_bench import (
+    ROOT,
     Bench,
     changed,
     figures,
     in_child,
+    say,
     seconds,
 )
 from gpu_models import compiling, student, teacher
