@@ -161,7 +161,7 @@ class _Pixels:
 
 def _starts(shapes: np.ndarray) -> np.ndarray:
     """Where each image begins behind the table of sums, and the end, int64 [rows + 1]."""
-    sizes = np.concatenate([[_WORD * len(shapes)], 3 * shapes[:, 0] * shapes[:, 1]])
+    sizes = np.concatenate([[_WORD * max(len(shapes), 1)], 3 * shapes[:, 0] * shapes[:, 1]])
     return np.cumsum(-(-sizes // _ALIGNMENT) * _ALIGNMENT)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,14 @@ def test_pixels_of_another_decoder_are_not_taken(whole, tmp_path, decodes, monke
     del decodes[:]
     all_views(opened(whole.workspace, tmp_path), whole.views)
     assert len(decodes) == 61
+
+
+def test_a_shard_of_which_every_image_was_left_out_is_complete(whole, tmp_path):
+    split = opened(whole.workspace, tmp_path)
+    index = split.index(0)
+    empty = replace(index, heights=index.heights[:0], widths=index.widths[:0])
+    split.index = lambda _: empty
+    assert decoded.DecodedCache(split).complete(0)
 
 
 def test_a_bound_below_one_shard_is_refused_with_what_to_change(whole, tmp_path, refused):
