@@ -23,6 +23,8 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError, last_line
 from schemas.presets import TEACHERS, run_file_text
 from schemas.run_file import load_run_file
+from schemas.toml_text import toml_value
+from schemas.visible import visible
 
 # Data processes share the cores with the model's threads, which by default spin while they wait for each other:
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
@@ -178,7 +180,7 @@ def evaluate(
         "image_size": image_size,
         "crop_pct": crop_pct,
     }
-    overrides = [f"evaluate.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    overrides = [f"evaluate.{key}={toml_value(value)}" for key, value in given.items() if value is not None]
     _stage(chosen[0] if chosen else "evaluate", config, [*_retrying(set_, retry_failed), *overrides], address, json_)
 
 
@@ -361,13 +363,13 @@ def _errors() -> Iterator[None]:
     except OSError as error:  # of a disk: what is at fault is a path, not the code
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # met in an open file, which has no name; a store names its
         path = error.filename or (tempfile.gettempdir() if full else "")
-        cause = f"{path}: {error.strerror}" if path else last_line(error)
+        cause = visible(f"{path}: {error.strerror}" if path else last_line(error))
         print(f"deit-pipeline: {cause}; mend that, then type the same command again", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
-    return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+    return lambda line: print(visible(line, keep="\n\t"), file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

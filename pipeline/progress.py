@@ -17,7 +17,15 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
+from schemas.secrets import hide_secrets
+from schemas.visible import visible
+
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def note(line: str) -> None:
+    """Say something beside results and progress: what a source was found to be, a warning."""
+    print(visible(hide_secrets(line)), file=sys.stderr, flush=True)
 
 
 class Progress:

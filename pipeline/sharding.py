@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.progress import Progress
+from pipeline.progress import Progress, note
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
 from pipeline.work import Begun, Job, begin, finish, whole
@@ -21,8 +21,9 @@ from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
 from stages.commit import put_json, put_table, read_manifest
 from stages.shard import ShardMaker, packing_versions, plan_shards
+from stages.shared import warn_of_shared_images, warn_of_shared_names
 from stages.sources.find import list_sources
-from stages.sources.listing import Listing
+from stages.sources.listing import LeftOut, Listing
 from stages.store import Store
 
 Say = Callable[[str], None]
@@ -40,7 +41,12 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         Mismatch: if the splits there were made from something else.
     """
     result = {}
-    for split, listing in list_sources(run.source).items():
+    listings = list_sources(run.source)
+    for split, listing in listings.items():
+        _note_what(run, split, listing)
+    if "val" in listings:
+        warn_of_shared_names(listings["train"].images, listings["val"].images, note)
+    for split, listing in listings.items():
         if listing.refused and run.shards.on_bad_image == "fail":
             raise BadImages(listing.refused)
         store = _store(run, split)
@@ -52,7 +58,10 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
             manifest, new = _pack(run, split, listing, begun)
         result[split] = _result(run, split, manifest, new, say)
     root, listed = Store(run.workspace).at("shards"), _listed(run)
-    if read_manifest(root, _LISTED) != listed:
+    finished = read_manifest(root, _LISTED) == listed
+    if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
+        warn_of_shared_images(_store(run, "train"), _store(run, "val"), note)
+    if not finished:
         put_json(root, _LISTED, listed)
     return {"stage": "shard", "splits": result}
 
@@ -81,6 +90,30 @@ def _store(run: RunFile, split: str) -> Store:
     return Store(run.workspace).at(f"shards/{split}")
 
 
+def _note_what(run: RunFile, split: str, listing: Listing) -> None:
+    """Say what a split's source was found to be, before anything is written."""
+    where = f"source.{split} = {hide_secrets(getattr(run.source, split))}"
+    given = f"source.classes = {run.source.classes}" if split == "train" or run.source.classes else "the train split"
+    note(f"{where}: {listing.reading(given)}")
+    for warning in listing.warnings:
+        note(f"{where}: warning: {warning}")
+    if listing.beside:
+        first = ", ".join(listing.beside[:5]) + (", …" if len(listing.beside) > 5 else "")
+        note(f"{where}: {len(listing.beside)} folders or files beside that are left out: {first}")
+    _note_left_out(split, listing.left_out)
+    if listing.refused:
+        one = listing.refused[0]
+        count = len(listing.refused)
+        note(f"{split}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
+
+
+def _note_left_out(split: str, left_out: Sequence[LeftOut]) -> None:
+    """Say how many files of a source are not taken, and why."""
+    if left_out:
+        reasons = "; ".join(f"{one['count']} {one['reason']}, such as {one['first']}" for one in left_out)
+        note(f"{split}: {sum(one['count'] for one in left_out)} files are left out: {reasons}")
+
+
 def _settings(shards: Shards) -> dict[str, Any]:
     return shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
 
@@ -107,11 +140,13 @@ def _pack(run: RunFile, split: str, listing: Listing, begun: Begun) -> tuple[dic
     more: dict[str, Any] = {
         "stage": "shard",
         "classes": list(listing.classes),
-        "found": len(listing.images) + len(listing.refused),
+        "found": len(listing.images) + len(listing.refused) + listing.other_files,
         "samples": sum(receipt.rows for receipt in receipts),
         "skipped": skipped,
         "other_files": listing.other_files,
     }
+    if listing.left_out:
+        more["left_out"] = list(listing.left_out)
     if run.shards.adopt:
         more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
     else:
@@ -131,8 +166,8 @@ def _result(run: RunFile, split: str, manifest: dict[str, Any], new: int, say: S
             'set shards.on_bad_image = "skip", or delete that folder'
         )
     say(f"{split}: {manifest['samples']} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
-    if manifest["other_files"]:
-        say(f"{split}: {manifest['other_files']} files of the source are no images and were left out")
+    if never := _never_paired(parts):
+        say(f"{split}: {never}")
     return {
         "parts": len(parts),
         "new_parts": new,
@@ -140,6 +175,16 @@ def _result(run: RunFile, split: str, manifest: dict[str, Any], new: int, say: S
         "samples": manifest["samples"],
         "skipped": len(skipped),
     }
+
+
+def _never_paired(parts: Sequence[dict[str, Any]]) -> str:
+    """How many images have no partner to be mixed with, in words, or ""."""
+    alone, odd = sum(part["rows"] == 1 for part in parts), sum(part["rows"] % 2 for part in parts)
+    said = [f"{alone} images are alone in their shard and never labelled or trained on"] if alone else []
+    said += (
+        [f"{odd - alone} shards have an odd number of images, one of which sits out each pass"] if odd > alone else []
+    )
+    return "; ".join(said)
 
 
 def _tars(receipts: Sequence[Receipt]) -> list[StoredFile]:

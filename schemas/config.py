@@ -91,8 +91,8 @@ class Source(Table):
     )
     classes: str = Field(
         "",
-        description='order of the classes: "" = sorted names; a file of names, one a line; '
-        '"imagenet-1k" = its 1,000 synsets',
+        description='order of the classes: "" = sorted names; "numeric" = names that are numbers, by number; '
+        'a file of names, one a line; "imagenet-1k" = its 1,000 synsets',
     )
     check_md5: bool = Field(False, description="compare the official archives with their published md5 sums first")
 

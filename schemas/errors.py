@@ -7,15 +7,16 @@ its traceback.
 from collections.abc import Sequence
 
 from schemas.secrets import hide_secrets
+from schemas.visible import visible
 
 
 class PipelineError(Exception):
-    """Something the user can mend; the message is the single line they read, without the secrets of a URI in it."""
+    """Something the user can mend; the message is the single line they read, without secrets of URIs or controls."""
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(hide_secrets(message))
+        super().__init__(visible(hide_secrets(message)))
 
 
 class Unfinished(PipelineError):

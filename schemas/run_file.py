@@ -58,6 +58,8 @@ def parse_run(values: dict[str, Any], where: str) -> RunFile:
 def _put(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
+    if not override.isascii() and any("\ud800" <= one <= "\udfff" for one in override):
+        raise PipelineError(f"--set {override}: is not UTF-8 text; rename the file, or name it in another way")
     if not equals or not all(names):
         raise PipelineError(f"--set {override}: must be key=value, such as --set train.epochs=100")
     try:

@@ -49,7 +49,7 @@ _ADDRESS = [
     pa.field("decision", pa.uint16(), nullable=False),  # the teacher's class for the mixed view
 ]
 _LOGITS = pa.field("logits", pa.list_(pa.field("element", pa.float16(), nullable=False)), nullable=False)
-_SIGNATURE = pa.field("signature", pa.binary(SIGNATURE_BYTES), nullable=True)  # of the unmixed view, for a few rows
+_SIGNATURE = pa.field("signature", pa.binary(), nullable=True)  # SIGNATURE_BYTES of the unmixed view, for a few rows
 
 HARD = pa.schema([*_ADDRESS, _SIGNATURE])
 """One row a decision, sorted by row, then view. Samples that sit out a pass have no rows in it.

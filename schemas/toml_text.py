@@ -5,6 +5,7 @@ files, which drift from the schema.
 """
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -52,9 +53,17 @@ def _comment(field: FieldInfo) -> str:
     return f"{allowed}{field.description}{example}"
 
 
+def toml_value(value: Any) -> str:
+    """A value as TOML spells it."""
+    return _toml(value)
+
+
 def _toml(value: Any) -> str:
+    """JSON's way but for tables, numbers that are none, and DEL."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, tuple):
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -7,7 +7,6 @@ and resizes; processes would each have to import timm first.
 Legend: B images of a batch, S side of a crop.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,8 +17,12 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, last_line
 from stages.gallery import Gallery, Picture
+from stages.pixels import open_image, to_rgb
+
+_LONG = 32
+"""Times the short side, of which the centre crop takes once at the most."""
 
 
 class Crops(NamedTuple):
@@ -65,11 +68,21 @@ def centre_crops(
 def _crop(transform: Callable[[Image.Image], np.ndarray], picture: Picture) -> np.ndarray:
     """An image's centre crop, uint8 [S, S, 3]."""
     try:
-        with Image.open(io.BytesIO(picture.data)) as image:
-            return np.asarray(transform(image.convert("RGB"))).transpose(1, 2, 0)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        cause = str(error).splitlines()[0]
+        with open_image(picture.data) as image:
+            return np.asarray(transform(_middle(to_rgb(image)))).transpose(1, 2, 0)
+    except Exception as error:  # decoders raise whatever they meet
+        cause = last_line(error)
         raise PipelineError(f"{picture.name}: cannot be decoded ({cause}); mend or remove it") from None
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """An image without the ends of a very long side: no centre crop reaches them, and resized they take gigabytes."""
+    short, long = sorted(image.size)
+    if long <= _LONG * short:
+        return image
+    cut = (long - _LONG * short) // 2  # as much at both ends, so that the centre stays
+    width, height = image.size
+    return image.crop((cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut))
 
 
 def _stacked(made: Sequence[tuple[Picture, "Future[np.ndarray]"]]) -> Crops:

@@ -13,6 +13,7 @@ from schemas.config import RunFile
 from schemas.errors import Mismatch, PipelineError
 from stages.commit import read_manifest
 from stages.dataset import Split
+from stages.sources.class_names import Classes
 from stages.sources.find import list_source
 from stages.sources.labels import read_classes, read_labels
 from stages.sources.listing import Listing
@@ -120,7 +121,8 @@ def open_gallery(run: RunFile) -> Gallery:
             '"imagenet-1k"'
         )
     numbers = tuple(map(str, range(len(known or ()))))
-    listing = _list(settings, numbers if by_index else known)
+    given = known if known else read_classes(run.source.classes)
+    listing = _list(settings, numbers if by_index else given)
     title = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.source.partition("?")[0].rstrip("/").rpartition("/")[2])
     classes = known if by_index and known else listing.classes
     return Listed(listing, classes, f"{title}-{listing.fingerprint()[:8]}")
@@ -129,10 +131,13 @@ def open_gallery(run: RunFile) -> Gallery:
 def known_classes(run: RunFile) -> tuple[str, ...] | None:
     """Class names by index, as the train split has them, else as the run file says; None = a source's own."""
     manifest = read_manifest(Store(run.workspace).at("shards/train"))
-    return tuple(manifest["classes"]) if manifest else read_classes(run.source.classes)
+    if manifest:
+        return tuple(manifest["classes"])
+    given = read_classes(run.source.classes)
+    return given if isinstance(given, tuple) else None
 
 
-def _list(settings: config.Evaluate, classes: tuple[str, ...] | None) -> Listing:
+def _list(settings: config.Evaluate, classes: Classes) -> Listing:
     try:
         labels = read_labels(settings.source_labels) if settings.source_labels else None
         return list_source(settings.source, "val", classes, labels)

@@ -6,11 +6,13 @@ runs out. So one pixel is decoded by the image's own tables, and its coded pixel
 Where anything else is found (no end, a second scan, a progressive image), the image is decoded in full.
 """
 
-import io
 import re
 import warnings
 
 from PIL import Image, UnidentifiedImageError
+
+from schemas.errors import last_line
+from stages.pixels import check_mode, open_image
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """What ends coded pixels: not a stuffed 255, not a restart, not fill."""
@@ -39,19 +41,21 @@ def check_image(data: bytes) -> tuple[int, int, str]:
     try:
         with _opened(data) as image:
             width, height = image.size
+            check_mode(image)
             image.draft("RGB", (1, 1))  # a JPEG's every coefficient is still read, its pixels are not all made
             image.load()
+            image.crop((0, 0, 1, 1)).convert("RGB")
             return height, width, f".{(image.format or '').lower()}"
     except UnidentifiedImageError:
         raise ValueError("is not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(str(error)) from None
+    except Exception as error:  # decoders raise whatever they meet: IndexError, RuntimeError, MemoryError, …
+        raise ValueError(last_line(error)) from None
 
 
 def _opened(data: bytes) -> Image.Image:
     with warnings.catch_warnings(action="ignore"):  # EXIF data that is broken is read by nobody
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data))
+        return open_image(data)
 
 
 def _plain_and_whole(data: bytes) -> tuple[int, int] | None:
@@ -88,7 +92,7 @@ def _decodes(frame: bytes, tables: bytes, scan: bytes) -> bool:
     try:
         mode = _MODES[frame[9]]
         Image.frombytes(mode, (1, 1), small, "jpeg", mode, "", _EIGHTH, 0)
-    except ValueError:
+    except Exception:  # a full decode says what is wrong
         return False
     return True
 
@@ -104,7 +108,7 @@ def _size(data: bytes, frame: bytes, known: bool) -> tuple[int, int] | None:
     if not known:
         try:
             _opened(data).close()
-        except (OSError, SyntaxError):
+        except Exception:  # a full decode says what is wrong
             return None
     return height, width
 

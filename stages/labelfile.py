@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.tables import LABELS, SIGNATURE_BYTES
+from schemas.tables import LABELS
 
 _LEVELS = {"hard": 11, "topk": 11, "full": 4}
 """Brotli's effort: its best, except where it would take longer than a teacher."""
@@ -37,7 +37,7 @@ def write_labels(path: Path, store: str, shard: int, columns: dict[str, np.ndarr
     columns = {name: values[order] for name, values in columns.items()} | {"shard": np.full(len(order), shard)}
     addresses = zip(columns["row"].tolist(), columns["view"].tolist(), strict=True)
     arrays = {name: _array(values, schema.field(name).type) for name, values in columns.items()}
-    arrays["signature"] = pa.array([signatures.get(address) for address in addresses], pa.binary(SIGNATURE_BYTES))
+    arrays["signature"] = pa.array([signatures.get(address) for address in addresses], pa.binary())
     table = pa.table({name: arrays[name] for name in schema.names}, schema=schema)
     pq.write_table(
         table,

@@ -104,7 +104,7 @@ class LabelSet:
         if manifest is None:
             raise PipelineError(
                 f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or train "
-                "with --follow while that runs"
+                f"with --follow while that runs{_others(run)}"
             )
         _refuse_others(store, manifest["made_from"], run, split)
         return cls(store, manifest, split.rows, run.views.repeats)
@@ -252,6 +252,12 @@ class _Waiting:
             print(f"waiting for {self._what}; `deit-pipeline label-teacher` makes it", file=sys.stderr, flush=True)
         time.sleep(self._seconds)
         self._seconds = min(2 * self._seconds, 10.0)
+
+
+def _others(run: RunFile) -> str:
+    """The label sets that are there instead of the run file's."""
+    names = [name for name in Store(run.workspace).at("labels").folders() if name != run.labels.name]
+    return f"; or name one that is there: labels.name = {' or '.join(names)}" if names else ""
 
 
 def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split: Split) -> None:

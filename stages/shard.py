@@ -27,17 +27,21 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from schemas.config import Shards
-from schemas.errors import BadImages, PipelineError
+from schemas.errors import BadImages, PipelineError, last_line
 from schemas.receipts import Made
 from schemas.tables import INDEX
 from stages.image_check import check_image
+from stages.pixels import open_image, to_rgb
 from stages.replay.draws import Draws, Purpose
-from stages.sources.folder import IMAGE_SUFFIXES
 from stages.sources.listing import Listing, Source
+from stages.sources.names import suffix_of
 from stages.sources.reading import Found, Reader
 from stages.store import Store
 
-_SUFFIXES = {".jpeg": "jpg"}
+_KNOWN = ("jpg", "jpeg", "png", "webp")
+"""Suffixes by which readers of WebDataset, timm's among them, find a sample's image."""
+_SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "avif": "jpg", "jpeg2000": "jpg", "webp": "webp"}
+"""Of images that have none of these: readers look into the bytes, but drop a member that is called otherwise."""
 _QUALITY = 95
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 """Fields of a USTAR header."""
@@ -156,14 +160,17 @@ class ShardMaker:
             return (None, found.fault) if found.fault else (self._sample(found), "")
         except ValueError as error:
             return None, str(error)
+        except Exception as error:  # re-encoding met what checking did not
+            return None, last_line(error)
 
     def _sample(self, found: Found) -> Sample:
         height, width, kind = check_image(found.data)
         if 0 < self._config.max_side < max(height, width):
             data = shrink(found.data, self._config.max_side)
-            return Sample(found._replace(data=data), *check_image(data))
-        named = os.path.splitext(found.name)[1].lower()
-        return Sample(found, height, width, named if named in IMAGE_SUFFIXES else kind)
+            height, width, _ = check_image(data)
+            return Sample(found._replace(data=data), height, width, "jpg")
+        named = suffix_of(found.name)
+        return Sample(found, height, width, named if named in _KNOWN else _SUFFIXES.get(kind[1:], "png"))
 
     def _identity(self, path: str) -> dict[str, Any]:
         """An adopted tar's name, length and sha256, as in a receipt."""
@@ -177,7 +184,7 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> tuple[li
     tar, rows = _Tar(file), []
     for number, sample in enumerate(samples):
         key, found = f"{shard:06d}-{number:07d}", sample.found
-        image = f"{key}.{_SUFFIXES.get(sample.suffix, sample.suffix[1:])}"
+        image = f"{key}.{'jpg' if sample.suffix == 'jpeg' else sample.suffix}"
         label, about = str(found.class_index).encode(), _to_json({"name": found.name}).encode()
         tar.write(_member(f"{key}.cls", label) + tar_header(image, len(found.data)))
         rows.append(_row(sample, key, tar.length))
@@ -219,8 +226,8 @@ def packing_versions() -> dict[str, str]:
 
 def shrink(data: bytes, max_side: int) -> bytes:
     """An image as a JPEG whose longer side has `max_side` pixels: Lanczos, quality 95, no subsampling of colour."""
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = image.convert("RGB")
+    with open_image(data) as image:
+        pixels = to_rgb(image)
     pixels.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=None)
     out = io.BytesIO()
     pixels.save(out, "JPEG", quality=_QUALITY, subsampling=0)

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -93,7 +93,7 @@ class Store:
         if "://" not in self.uri:
             return Store(f"{self.uri}/{folder}")
         parts = urlsplit(self.uri)
-        return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{folder}")))
+        return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(folder)}")))
 
     def name(self, path: str) -> str:
         """How a file of this store is called in messages."""

@@ -298,6 +298,28 @@ def test_other_decisions_than_the_stored_ones_fail_deep_verification(done, monke
     assert err.splitlines()[-1].startswith("deit-pipeline: verify --deep: teacher or views are not those")
 
 
+def test_a_path_is_the_same_as_an_option_and_as_an_override(done, tmp_path):
+    for name in ('🐶 "x"', "a\x7fb", "back\\slash", "猫"):
+        path = f"{tmp_path}/{name}"
+        line = complaint(1, "evaluate", "-c", done, "--source", path)
+        assert line.startswith(f"evaluate.source = {path}: no such folder".replace("\x7f", "\\x7f"))
+        assert complaint(1, "evaluate", "-c", done, "--set", f"evaluate.source={path}") == line
+
+
+def test_an_override_that_is_not_utf_8_is_refused_in_a_line(done):
+    assert "is not UTF-8 text" in complaint(1, "shard", "-c", done, "--set", "source.train=/tmp/\udce9")
+
+
+def test_a_source_that_is_a_file_of_another_kind_is_called_that(done):
+    line = complaint(1, "shard", "-c", done, "--set", "source.train=/etc/hosts")
+    assert line.startswith("source.train = /etc/hosts: is a file, and neither a tar nor Parquet by its name")
+
+
+def test_labels_that_are_not_there_are_asked_for_with_those_that_are(done):
+    line = complaint(1, "train", "-c", done, "--set", "labels.name=others")
+    assert line.endswith("or name one that is there: labels.name = teacher")
+
+
 def test_init_writes_another_teacher(tmp_path):
     file = str(tmp_path / "deit.toml")
     assert typed("init", file, "--teacher", "regnety-8gf")[0] == 0

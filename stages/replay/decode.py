@@ -7,13 +7,13 @@ which reads line by line but takes twice as long (docs/replay.md).
 """
 
 import contextlib
-import io
 from typing import NamedTuple
 
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image
+
+from stages.pixels import open_image, to_rgb
 
 DECODERS = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
 """Versions of the libraries that decode."""
@@ -42,9 +42,9 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
         with contextlib.suppress(ValueError):
             return _decoded_jpeg(data, frame, rows)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with open_image(data) as opened:
+            return np.array(to_rgb(opened))
+    except Exception as error:  # decoders raise whatever they meet
         raise ValueError(f"not a readable image ({' '.join(str(error).split())})") from None
 
 

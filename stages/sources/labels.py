@@ -6,16 +6,18 @@ the ground truth is the ILSVRC id of image n, and `meta.mat` says which synset t
 """
 
 import csv
+import gzip
 import hashlib
 import io
 import os
-import tarfile
+import zlib
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import PipelineError
-from stages.sources.listing import Classes
+from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, check_label
+from stages.sources.headers import members
 from stages.sources.matlab import read_structs
 from stages.store import split_uri
 
@@ -25,6 +27,8 @@ MD5 = {
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
     "ILSVRC2012_devkit_t12.tar.gz": "fa75699e90414af021442c21a62c3abf",
 }
+_LARGEST_DEVKIT = 64 << 20
+"""Bytes, unpacked; the official one has 3 million."""
 
 
 class Labels:
@@ -32,6 +36,11 @@ class Labels:
 
     def __init__(self, classes: dict[str, str], where: str) -> None:
         self.where = where
+        for name, text in classes.items():
+            try:
+                check_label(text, None)
+            except ValueError as error:
+                raise ValueError(f"the class of {name}, {text!r}, {error}") from None
         self._classes, self._left = classes, set(classes)
 
     def take(self, name: str) -> str:
@@ -67,28 +76,36 @@ def read_labels(value: str) -> Labels:
         raise PipelineError(f"{where}: cannot be read ({error.strerror or error})") from None
     try:
         return Labels(_solution(data) if name.endswith(".csv") else _devkit(data), where)
-    except (ValueError, KeyError, tarfile.TarError, EOFError) as error:
+    except (ValueError, KeyError, OSError, PipelineError, EOFError, zlib.error) as error:
         raise PipelineError(
             f"{where}: is neither ILSVRC2012_devkit_t12.tar.gz nor LOC_val_solution.csv ({error})"
         ) from None
 
 
 def read_classes(value: str) -> Classes:
-    """Class names by index from `source.classes`: "" = None, "imagenet-1k", or a file with one name a line.
+    """Class names by index from `source.classes`: "" = None, "numeric", "imagenet-1k", or a file with one name a line.
 
     Raises:
         PipelineError: if the file is missing, empty or names a class twice.
     """
     if not value:
         return None
+    if value == NUMERIC:
+        return NUMERIC
     if value == "imagenet-1k":
         return tuple(_timms_synsets().read_text(encoding="ascii").split())
     try:
-        names = [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in Path(value).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f'source.classes = {value}: cannot be read ({error}); "" = sorted folder names') from None
     if not names:
         raise PipelineError(f"source.classes = {value}: is empty; one class name a line")
+    if strange := next((name for name in names if not name.isprintable()), None):
+        raise PipelineError(f"source.classes = {value}: {strange!r} holds control characters; one class name a line")
+    if len(names) > MOST_CLASSES:
+        raise PipelineError(
+            f"source.classes = {value}: has {len(names)} names; at most {MOST_CLASSES} can be told apart"
+        )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise PipelineError(f"source.classes = {value}: names {twice} twice; every class once")
@@ -120,8 +137,13 @@ def check_md5(value: str, key: str) -> None:
 
 def _solution(data: bytes) -> dict[str, str]:
     """Kaggle's: `ImageId,PredictionString`, and the first word of the second is the synset."""
-    rows = csv.DictReader(io.StringIO(data.decode()))
-    classes = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    classes: dict[str, str] = {}
+    for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig"))):
+        name, words = row["ImageId"], (row["PredictionString"] or "").split()
+        if not words:
+            raise ValueError(f"{name} has no class")
+        if classes.setdefault(name, words[0]) != words[0]:
+            raise ValueError(f"{name} has two classes, {classes[name]} and {words[0]}")
     if not classes:
         raise ValueError("no rows")
     return classes
@@ -129,11 +151,19 @@ def _solution(data: bytes) -> dict[str, str]:
 
 def _devkit(data: bytes) -> dict[str, str]:
     files: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for member in tar:
-            name = os.path.basename(member.name)
-            if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and (file := tar.extractfile(member)):
-                files[name] = file.read()
+    unpacked = io.BytesIO(_unpacked(data))
+    for member in members(unpacked, "the devkit"):
+        name = member.name.rpartition("/")[2]
+        if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and not member.fault:
+            files[name] = unpacked.getvalue()[member.offset : member.offset + member.size]
     synsets: dict[Any, Any] = {one["ILSVRC2012_ID"]: one["WNID"] for one in read_structs(files["meta.mat"], "synsets")}
     lines = files["ILSVRC2012_validation_ground_truth.txt"].split()
     return {f"ILSVRC2012_val_{number:08d}": synsets[int(line)] for number, line in enumerate(lines, 1)}
+
+
+def _unpacked(data: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        found = file.read(_LARGEST_DEVKIT + 1)
+    if len(found) > _LARGEST_DEVKIT:
+        raise ValueError("is too long for the devkit")
+    return found

@@ -5,9 +5,9 @@ A table and not objects: 1.3 million images take about 100 MB here, and several 
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,20 @@ import pyarrow.compute as pc
 
 from schemas.errors import PipelineError
 from schemas.tables import LISTING
+from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, are_indices, doubtful_order, in_order
 
 Layout = Literal["files", "members", "rows"]
 """Images are files of their own, members of tars, or rows of Parquet files."""
 
-Classes = tuple[str, ...] | None
-
 _BATCH = 65_536
+
+
+class LeftOut(TypedDict):
+    """Files that are not taken for one reason: how many, and the first of them."""
+
+    reason: str
+    count: int
+    first: str
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,35 @@ class Listing:
         source: where they are.
         images: `schemas.tables.LISTING`, in order.
         classes: class names by index.
-        other_files: files that are no images.
+        left_out: reason, count and first name of files that are not taken, a row a reason.
         refused: name and reason of what looks like an image but is never read, such as a link in a tar.
         samples: whether the files are WebDataset tars, which may be adopted.
+        what: what the source was found to be, and where its classes come from, for people.
+        naming: how the classes' names were found; "" = they were given.
+        warnings: what may be other than it seems.
+        beside: folders and files that are other sources, such as those of another split.
     """
 
     source: Source
     images: pa.Table
     classes: tuple[str, ...]
-    other_files: int
+    left_out: tuple[LeftOut, ...]
     refused: tuple[dict[str, str], ...]
     samples: bool
+    what: str
+    naming: str
+    warnings: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def other_files(self) -> int:
+        """Number of files that are not taken."""
+        return sum(one["count"] for one in self.left_out)
+
+    def reading(self, given: str) -> str:
+        """In one line what the source was found to be; `given` says where given names come from."""
+        naming = self.naming or f"names from {given}"
+        return f"{self.what}, {len(self.classes):,} {naming}, {len(self.images):,} images"
 
     def fingerprint(self) -> str:
         """Changes with any image's name, class or length, not with the root or an archive's name."""
@@ -67,8 +92,9 @@ class Collector:
     """Takes images one by one as a source is walked; `listing` makes the table."""
 
     def __init__(self) -> None:
-        self.other_files = 0
         self.refused: list[dict[str, str]] = []
+        self.taken = 0
+        self._left_out: dict[str, LeftOut] = {}
         self._classes: dict[str | int, int] = {}
         self._names: list[str] = []
         self._numbers = {name: array("Q") for name in LISTING.names if name != "name"}
@@ -76,11 +102,19 @@ class Collector:
 
     def expect(self, class_name: str) -> None:
         """A class that must have an image."""
-        self._classes.setdefault(class_name, len(self._classes))
+        if printable(class_name) == class_name:  # else its images are refused one by one
+            self._classes.setdefault(class_name, len(self._classes))
 
     def refuse(self, name: str, reason: str) -> None:
         """An image that is never read."""
         self.refused.append({"name": printable(name), "reason": reason})
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """A file that is not taken."""
+        name = printable(name)
+        one = self._left_out.setdefault(reason, {"reason": reason, "count": 0, "first": name})
+        one["count"] += 1
+        one["first"] = min(one["first"], name)  # a disk gives names in any order
 
     def add(
         self, class_name: str | int, name: str, *, file: int = 0, block: int = 0, offset: int = 0, size: int = 0
@@ -90,6 +124,7 @@ class Collector:
             self.refuse(name, "has a name that is not UTF-8")
             return
         number = self._classes.setdefault(class_name, len(self._classes))
+        self.taken += 1
         self._names.append(name)
         for column, value in (("class", number), ("file", file), ("block", block), ("offset", offset), ("size", size)):
             self._numbers[column].append(value)
@@ -102,19 +137,23 @@ class Collector:
         classes: Classes,
         where: str,
         *,
-        order: Classes = None,
+        what: str,
+        order: tuple[str, ...] | None = None,
         sort: bool = False,
         samples: bool = False,
+        warnings: Sequence[str] = (),
     ) -> Listing:
         """All that was taken.
 
         Args:
             source: where the bytes are.
-            classes: class names by index; None = `order`, or the sorted names.
+            classes: class names by index, or how the source's own are put in order.
             where: the run file's key and value, for messages.
+            what: the source, and where its classes come from, for people.
             order: the names by index that the source brings itself.
             sort: by name; else in the order in which images were taken.
-            samples: the files are WebDataset tars.
+            samples: the files are WebDataset tars, whose classes may be texts that are indices.
+            warnings: what may be other than it seems.
 
         Raises:
             PipelineError: if there is no image, a class has none, or a class is not in the list.
@@ -123,8 +162,13 @@ class Collector:
         images = pa.Table.from_batches(self._batches, schema=LISTING.set(1, pa.field("class", pa.uint32())))
         self._batches = []  # never more than two copies of a table in memory
         if not len(images):
-            raise PipelineError(f"{where}: holds no images; see docs/sources.md for the forms a source can have")
-        names = self._class_names(classes or order, where)
+            raise PipelineError(
+                f"{where}: holds no images{_instead(self._left_out, self.refused)}; see docs/sources.md for the forms "
+                "a source can have"
+            )
+        if samples:
+            self._tell_indices(classes, where)
+        names, how = self._class_names(classes, order, where, images)
         index = {name: number for number, name in enumerate(names)}
         of_number = np.array([index[name] if isinstance(name, str) else name for name in self._classes], np.uint16)
         seen = np.bincount(images["class"].to_numpy(), minlength=len(of_number))
@@ -135,24 +179,55 @@ class Collector:
             images = images.take(pc.sort_indices(images, [("name", "ascending"), ("offset", "ascending")]))
         if (twice := _named_twice(images["name"], sort)) is not None:
             raise PipelineError(f"{where}: holds {twice} twice; remove one, since its name could mean either")
-        return Listing(source, images, names, self.other_files, tuple(self.refused), samples)
+        warned = [*warnings, "" if classes and classes != NUMERIC else doubtful_order(names)]
+        if order is None and not isinstance(classes, tuple) and len(names) > len(of_number):
+            absent = min(set(range(len(names))) - set(of_number.tolist()))
+            warned.append(
+                f"{len(names) - len(of_number)} of {len(names)} class indices have no images, such as {absent}"
+            )
+        left_out = tuple(one for _, one in sorted(self._left_out.items()))
+        refused = tuple(sorted(self.refused, key=lambda one: one["name"]) if sort else self.refused)
+        warned = [warning for warning in warned if warning]
+        return Listing(source, images, names, left_out, refused, samples, what, how, tuple(warned))
 
-    def _class_names(self, given: Classes, where: str) -> tuple[str, ...]:
+    def _tell_indices(self, classes: Classes, where: str) -> None:
+        """Labels that are indices become numbers."""
+        texts = [one for one in self._classes if isinstance(one, str)]
+        try:
+            indices = are_indices(texts, classes if isinstance(classes, tuple) else None)
+        except ValueError as error:
+            raise PipelineError(f"{where}: {error}; list the classes' names in source.classes") from None
+        if indices:
+            self._classes = {int(one): number for one, number in self._classes.items()}
+
+    def _class_names(
+        self, classes: Classes, order: tuple[str, ...] | None, where: str, images: pa.Table
+    ) -> tuple[tuple[str, ...], str]:
+        """Class names by index, and how they were found."""
         numbers = [one for one in self._classes if isinstance(one, int)]
         found = [one for one in self._classes if isinstance(one, str)]
         if numbers and found:
             raise PipelineError(f"{where}: some classes are numbers and some are names, such as {found[0]}; use one")
-        names = given or (tuple(map(str, range(max(numbers) + 1))) if numbers else tuple(sorted(found)))
-        unknown: list[str | int] = [one for one in numbers if not 0 <= one < len(names)]
-        unknown += sorted(set(found) - set(names))
+        given, how = (classes, "") if isinstance(classes, tuple) else (order, "names that its files give")
+        count = len(given) if given else max(numbers) + 1 if numbers else len(found)
+        if count > MOST_CLASSES:
+            example = _example(images, self._classes[max(numbers)]) if numbers and not given else ""
+            raise PipelineError(f"{where}: has {count} classes{example}; at most {MOST_CLASSES} can be told apart")
+        if not given and numbers:
+            given, how = tuple(map(str, range(count))), "class indices"
+        elif not given:
+            if classes == NUMERIC and (wrong := [one for one in found if not (one.isascii() and one.isdecimal())]):
+                raise PipelineError(f'{where}: class {wrong[0]} is no number, as source.classes = "numeric" needs')
+            given, how = in_order(found, classes), f"names, {'by number' if classes else 'sorted'}"
+        there = set(given)
+        unknown: list[str | int] = [one for one in numbers if not 0 <= one < len(given)]
+        unknown += sorted(one for one in found if one not in there)
         if unknown:
             raise PipelineError(
-                f"{where}: class {unknown[0]} is not among the {len(names)} of source.classes or of the train split "
-                f"({len(unknown)} such); rename it or add it to the list"
+                f"{where}: class {unknown[0]} is not among the {len(given)} of source.classes or of the train split "
+                f"({len(unknown)} such{_example(images, self._classes[unknown[0]])}); rename it or add it to the list"
             )
-        if len(names) > np.iinfo(np.uint16).max:
-            raise PipelineError(f"{where}: has {len(names)} classes; at most 65535 can be told apart")
-        return names
+        return given, how
 
     def _flush(self) -> None:
         columns = [pa.array(self._names, pa.string())]
@@ -162,6 +237,19 @@ class Collector:
             self._numbers[field.name] = array("Q")
         self._batches.append(pa.record_batch(columns, schema=LISTING.set(1, pa.field("class", pa.uint32()))))
         self._names = []
+
+
+def _example(images: pa.Table, number: int) -> str:
+    """The name of an image of the class that was met as the given number."""
+    at = pc.index(images["class"], number).as_py()
+    return f", such as that of {images['name'][at]}" if at >= 0 else ""
+
+
+def _instead(left_out: Mapping[str, LeftOut], refused: Sequence[dict[str, str]]) -> str:
+    """What is there in place of images."""
+    said = [f"{one['count']} {one['reason']} (such as {one['first']})" for one in left_out.values()]
+    said += [f"{len(refused)} that are never read ({refused[0]['name']} {refused[0]['reason']})"] if refused else []
+    return f", but {', '.join(said)}" if said else ""
 
 
 def _named_twice(names: pa.ChunkedArray, is_sorted: bool) -> str | None:
@@ -177,8 +265,3 @@ def _named_twice(names: pa.ChunkedArray, is_sorted: bool) -> str | None:
 def printable(name: str) -> str:
     """The name with what is not UTF-8 replaced."""
     return name.encode("utf-8", "replace").decode()
-
-
-def plain(names: Sequence[str], count: int = 3) -> str:
-    """The first few of many names, for messages."""
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import PipelineError
-from stages.sources.listing import Classes, Collector, Listing, Source
+from stages.sources.class_names import Classes, check_label, same_words
+from stages.sources.listing import Collector, Listing, Source
 from stages.store import Store
 
 _ROWS = 64
@@ -22,13 +23,15 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
     """List the images of Parquet files.
 
     Labels that are numbers are class indices; names in the files' own description come with them. Where `classes`
-    holds those names, names decide, else numbers do.
+    lists those names, names decide; where it lists none of them and as many others, numbers do, which is said.
 
     Raises:
-        PipelineError: if a file is damaged or has no such columns, or a label is no class.
+        PipelineError: if a file is damaged or has no such columns, files differ, or a label is no class.
     """
     collector = Collector()
-    described: Classes = None
+    first: tuple[bool, tuple[str, ...] | None] | None = None
+    names: tuple[str, ...] | None = None
+    warnings: list[str] = []
     for number, path in enumerate(files):
         name = store.name(path)
         try:
@@ -36,13 +39,23 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
                 file = pq.ParquetFile(stream)
                 columns = _columns(file.schema_arrow, name)
                 described = _described(file.schema_arrow)
-                by_name = described if described and (classes is None or set(described) <= set(classes)) else None
-                _list_file(file, columns, number, path, by_name, collector)
-        except (pa.ArrowException, OSError, IndexError) as error:
+                form = (_is_text(file.schema_arrow.field("label").type), described)
+                if first is None:
+                    first = form
+                    names, warnings = _names(described, classes, where)
+                elif form != first:
+                    raise PipelineError(
+                        f"{where}: {path} has labels of another kind or other class names than {files[0]}; name files "
+                        "that are alike"
+                    )
+                _list_file(file, columns, number, path, names, classes, name, collector)
+        except (pa.ArrowException, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
             cause = str(error).split("\n")[0]
             raise PipelineError(f"{name}: not a whole Parquet file of labelled images ({cause})") from None
     source = Source(store.absolute, "rows", tuple(files))
-    return collector.listing(source, classes, where, order=described)
+    what = f"{len(files):,} Parquet file{'s' if len(files) != 1 else ''}, classes from the column label"
+    order = first[1] if first else None
+    return collector.listing(source, classes, where, what=what, order=order, warnings=warnings)
 
 
 def read_rows(file: Any, wanted: dict[int, set[int]]) -> Iterator[tuple[int, int, bytes]]:
@@ -64,8 +77,40 @@ def read_rows(file: Any, wanted: dict[int, set[int]]) -> Iterator[tuple[int, int
             first += len(data)
 
 
+def _names(described: tuple[str, ...] | None, classes: Classes, where: str) -> tuple[tuple[str, ...] | None, list[str]]:
+    """What labels that are numbers are called, None = by number alone; and what to warn of.
+
+    Raises:
+        PipelineError: if the files' names and the given ones are the same in part.
+    """
+    if described is None or not isinstance(classes, tuple) or set(described) <= set(classes):
+        return described, []
+    ours, theirs = [same_words(one) for one in classes], [same_words(one) for one in described]
+    other = next(one for one in described if one not in set(classes))
+    if ours == theirs:
+        return None, []
+    if set(ours) & set(theirs) or len(ours) != len(theirs):
+        same, number = set(ours) & set(theirs), min(len(ours), len(theirs))
+        lacks = f"class {other if same or len(ours) > len(theirs) else number} is not among the {len(classes)}"
+        raise PipelineError(
+            f"{where}: {lacks} of source.classes or of the train split (the files call their {len(described)} classes "
+            f"{described[0]}, …); rename it there, or unset source.classes to take the files' names"
+        )
+    return None, [
+        f"the files call their {len(described)} classes by other names than source.classes: their numbers are taken as "
+        f"indices, so that {described[0]} is {classes[0]}, and {described[-1]} is {classes[-1]}"
+    ]
+
+
 def _list_file(
-    file: pq.ParquetFile, columns: list[str], number: int, path: str, names: Classes, into: Collector
+    file: pq.ParquetFile,
+    columns: list[str],
+    number: int,
+    path: str,
+    names: tuple[str, ...] | None,
+    classes: Classes,
+    where: str,
+    into: Collector,
 ) -> None:
     first = 0
     for block in range(file.num_row_groups):
@@ -78,9 +123,27 @@ def _list_file(
             if label is None:
                 into.refuse(name, "has no label")
             else:
-                class_name = names[label] if names and isinstance(label, int) else label
+                class_name = _class(label, names, classes, f"{where}, row {first + row}")
                 into.add(class_name, name, file=number, block=block, offset=row, size=size)
         first += len(labels)
+
+
+def _class(label: str | int, names: tuple[str, ...] | None, classes: Classes, where: str) -> str | int:
+    """The class that a label says.
+
+    Raises:
+        PipelineError: naming the row, if it says none.
+    """
+    if isinstance(label, str):
+        try:
+            check_label(label, classes)
+        except ValueError as error:
+            raise PipelineError(f"{where}: the label {label[:40]!a} {error}") from None
+        return label
+    if label < 0 or (names and label >= len(names)):
+        known = f"of which the files name {len(names)}" if names else "0, 1, 2 and so on"
+        raise PipelineError(f"{where}: the label {label} is no class index, {known}; remove unlabelled rows")
+    return names[label] if names else label
 
 
 def _image_bytes(group: Any) -> int:
@@ -97,8 +160,7 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
     if pa.types.is_struct(image):
         fields = {field.name: field.type for field in image}
         image, has_path = fields.get("bytes", pa.null()), "path" in fields
-    is_binary = pa.types.is_binary(image) or pa.types.is_large_binary(image)
-    if not is_binary or not (pa.types.is_integer(label) or pa.types.is_string(label)):
+    if not _is_bytes(image) or not (pa.types.is_integer(_plain(label)) or _is_text(label)):
         raise PipelineError(
             f"{where}: needs a column image (bytes, or a struct with them) and a column label (number or string), "
             f"has {', '.join(kinds)}"
@@ -106,8 +168,28 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
     return ["label", "image.path"] if has_path else ["label"]
 
 
-def _described(schema: pa.Schema) -> Classes:
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A column's type, and of a dictionary the type of its values."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = _plain(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _described(schema: pa.Schema) -> tuple[str, ...] | None:
     """The class names that Hugging Face's description of the columns holds."""
     text = (schema.metadata or {}).get(b"huggingface")
-    label = json.loads(text).get("info", {}).get("features", {}).get("label", {}) if text else {}
-    return tuple(label["names"]) if label.get("names") else None
+    try:
+        names = json.loads(text)["info"]["features"]["label"]["names"] if text else ()
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) or None

@@ -1,0 +1,166 @@
+"""Which part of a source a split of the run file is, where its folders or files are called train, val and so on.
+
+The named split alone is taken, and what is beside it is left out and said. A folder around the splits is gone into.
+What could be read in two ways is refused. Folders are looked at through a `Tree`, on a disk or inside tars.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from schemas.errors import PipelineError
+from stages.sources.names import GROUPS, group_of_file, wanted_group
+
+
+class Shape(NamedTuple):
+    """What a folder has directly in it."""
+
+    images: bool
+    folders: bool
+
+
+class Tree(Protocol):
+    """Folders of a source by their paths below its root, "" = the root itself."""
+
+    def folders(self, path: str) -> Sequence[str]:
+        """Sorted names of the folders in a folder, without hidden ones."""
+
+    def shape(self, path: str) -> Shape:
+        """What a folder has directly in it."""
+
+
+class Place(NamedTuple):
+    """The folder of a tree that holds a split's class folders, and the folders beside it that are left out."""
+
+    folder: str
+    beside: tuple[str, ...]
+
+
+class Folders:
+    """A tree from the folders that images lie in."""
+
+    def __init__(self, images: Iterable[str]) -> None:
+        self._with_images = set(images)
+        self._below: dict[str, set[str]] = {}
+        for path in self._with_images:
+            while path:
+                parent, _, name = path.rpartition("/")
+                known = self._below.setdefault(parent, set())
+                if name in known:
+                    break
+                known.add(name)
+                path = parent
+
+    def folders(self, path: str) -> Sequence[str]:
+        """Sorted names of the folders in a folder."""
+        return sorted(self._below.get(path, ()))
+
+    def shape(self, path: str) -> Shape:
+        """What a folder has directly in it."""
+        return Shape(path in self._with_images, path in self._below)
+
+
+def find_split(tree: Tree, split: str, known: Collection[str], where: str) -> Place:
+    """The folder with a split's class folders: the one called after the split, below folders that hold nothing else.
+
+    Args:
+        tree: the source's folders.
+        split: train or val.
+        known: names of classes, which are no splits.
+        where: the run file's key and value, for messages.
+
+    Raises:
+        PipelineError: if folders are called after splits, but none or several are this one's.
+    """
+    folder, beside = "", list[str]()
+    while True:
+        names = tree.folders(folder)
+        name = _named(tree, folder, names, split, known, where)
+        if name:
+            beside += [join(folder, other) for other in names if other != name]
+        elif len(names) == 1 and names[0] not in known and not tree.shape(folder).images:
+            inner = tree.shape(join(folder, names[0]))
+            name = names[0] if inner.folders and not inner.images else ""
+        if not name:
+            return Place(folder, tuple(beside))
+        folder = join(folder, name)
+
+
+def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Collection[str], where: str) -> str:
+    """The folder that is called after the split, or "" where none is called after any."""
+    alike = [name for name in names if name.lower() in GROUPS and name not in known]
+    others = [name for name in names if name not in alike]
+    if not alike or (len(alike) == 1 and len(others) > 1 and _are_classes(tree, folder, names)):
+        return ""
+    group = wanted_group((GROUPS[name.lower()] for name in alike), split)
+    found = [name for name in alike if GROUPS[name.lower()] == group]
+    if len(found) != 1:
+        there = ", ".join([*alike, *others][:8])
+        raise PipelineError(
+            f"{where}: holds the folders {there}, "
+            + (f"of which {' and '.join(found)} could be {split}" if found else f"none of which is {split}")
+            + f"; name one, such as {where.partition(' = ')[2]}/{join(folder, alike[0])}, or list them in "
+            "source.classes, if they are classes"
+        )
+    return found[0]
+
+
+def _are_classes(tree: Tree, folder: str, names: Sequence[str]) -> bool:
+    """Whether images lie directly in all of the folders, so that one that is called train is a class as well."""
+    return all(tree.shape(join(folder, name)) == Shape(images=True, folders=False) for name in names)
+
+
+def check_no_splits_below(folders: Iterable[str], where: str) -> None:
+    """Raise PipelineError where class folders hold folders of several splits, <class>/train and <class>/val."""
+    seen: dict[str, str] = {}
+    for path in folders:
+        for name in path.split("/")[1:]:
+            if name.lower() in GROUPS:
+                seen.setdefault(GROUPS[name.lower()], path)
+    if len(seen) > 1:
+        raise PipelineError(
+            f"{where}: its class folders hold folders of several splits, such as {' and '.join(seen.values())}; "
+            "move them to <split>/<class>, and name one split"
+        )
+
+
+def choose_files(names: Sequence[str], split: str, known: Collection[str], where: str) -> list[str]:
+    """Of a folder's tars or Parquet files, those of the split that is meant, where their names say of which they are.
+
+    Raises:
+        PipelineError: if it cannot be told which are meant.
+    """
+    groups = _groups(names, known)
+    if not groups:
+        return list(names)
+    group = wanted_group(groups.values(), split)
+    rest = [name for name in names if name not in groups]
+    if rest or (len(set(groups.values())) > 1 and not group):
+        example = rest[0] if rest else names[0]
+        raise PipelineError(
+            f"{where}: holds files of the splits {', '.join(sorted(set(groups.values())))}"
+            f"{f' and others, such as {example}' if rest else f', none of which is {split}'}; name those of one split "
+            f"with a pattern, such as {where.partition(' = ')[2]}/{split}-*{example[example.rfind('.') :]}"
+        )
+    return [name for name in names if groups[name] == group] if len(set(groups.values())) > 1 else list(names)
+
+
+def check_one_split(names: Sequence[str], known: Collection[str], where: str) -> None:
+    """Raise PipelineError where a pattern names files of several splits."""
+    groups = _groups(names, known)
+    if len(set(groups.values())) > 1:
+        one, other = (
+            next(name for name in names if groups.get(name) == group) for group in sorted(set(groups.values()))[:2]
+        )
+        raise PipelineError(f"{where}: names files of several splits, such as {one} and {other}; name those of one")
+
+
+def _groups(names: Sequence[str], known: Collection[str]) -> Mapping[str, str]:
+    """File → the split that its name tells; nothing where a name is that of a class among others."""
+    found = {name: group for name in names if name.rpartition(".")[0] not in known and (group := group_of_file(name))}
+    lone = next(iter(found), "").rpartition(".")[0]
+    return {} if len(found) == 1 and len(names) > 2 and lone.lower() in GROUPS else found
+
+
+def join(folder: str, name: str) -> str:
+    """A path below a root, "" = the root."""
+    return f"{folder}/{name}".strip("/")
