@@ -43,12 +43,12 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
     if settings.baseline:
         _refuse_taught(run, settings.baseline)
     gallery = open_gallery(run)
-    asked = {"student": ask(run, Who(run=run.train.name), gallery)}
+    asked = {"student": ask(run, Who(run=run.train.name), gallery, say)}
     if "distillation" not in asked["student"].found.top:
         table_4.deciders(asked["student"].found, asked["student"].found, None)  # says so before others are asked
-    asked["teacher"] = ask(run, Who(), gallery)
+    asked["teacher"] = ask(run, Who(), gallery, say)
     if settings.baseline:
-        asked["baseline"] = ask(run, Who(run=settings.baseline), gallery)
+        asked["baseline"] = ask(run, Who(run=settings.baseline), gallery, say)
     else:
         say("without a student that no teacher taught: name its run with --baseline")
     baseline = asked["baseline"].found if settings.baseline else None

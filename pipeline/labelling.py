@@ -43,7 +43,6 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     if not split.pairs:
         raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     run = compiled(run, views=len(split) * run.labels.views)
-    say(_devices(run))
     for line in _outside(run):
         say(line)
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
@@ -51,6 +50,7 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     for line in _resized(run, made_from):
         say(line)
     begun = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    say(_devices(run))
     manifest, new = whole(begun, views=run.labels.views), 0
     if manifest is None:
         manifest, new = _make(run, split, begun)

@@ -29,11 +29,11 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     run = settled(run)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
-    say(_devices(run))
     new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     mend = "use another train.name, or restore the run file"
     begun = begin(store, plan.made_from, pixel_versions(), mend)
+    say(_devices(run))
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
         show(store, tensorboard=run.train.tensorboard)

@@ -65,6 +65,8 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
     Raises:
         PipelineError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
     """
+    precision = chosen_precision(run.train.precision, "student", device.type)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"precision": precision})})
     with deterministic_algorithms(run.train.deterministic and device.type == "cuda"):
         return _train(run, rank=rank, world=world, device=device, report=report)
 

@@ -131,10 +131,10 @@ def test_weights_that_fit_neither_the_views_nor_the_networks_own_size_are_refuse
 def test_the_stage_says_which_network_sees_resized_views_and_tells_the_labels_apart(copied, refused):
     lines: list[str] = []
     stages.label(copied({"labels": {"name": "larger"}, "teacher": {"input_size": 48}}), lines.append)
-    assert lines[0].startswith(
+    assert lines[0] == "deit_tiny_patch16_224 sees the views of 32 pixels resized to 48"
+    assert lines[1].startswith(
         "teacher deit_tiny_patch16_224 on cpu: fp32, not compiled, batches of 16, 0 data processes"
     )
-    assert lines[1] == "deit_tiny_patch16_224 sees the views of 32 pixels resized to 48"
     line = refused(stages.label, copied_with(copied(), "larger"), silent, code=4)
     assert "teacher.input_size: 48 -> 0" in line
 
