@@ -375,3 +375,7 @@ def _say(as_json: bool) -> Callable[[str], None]:
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -88,8 +88,8 @@ def rate(labeller: Labeller, source: Iterator[Any], batches: int, step: Callable
 
 def ours(labeller: Labeller) -> Iterator[tuple[Tensor, Any]]:
     """Views and mixes as the label stage makes them, pass after pass of the first shard."""
-    for _, views, mixes in labeller.batches(LabelSpec(0, 0, 100)):
-        yield views, mixes
+    for batch in labeller.batches(LabelSpec(0, 0, 100)):
+        yield batch.views, batch.mixes
 
 
 def forward(labeller: Labeller, views: Tensor, mixes: Any) -> None:
@@ -100,7 +100,7 @@ def forward(labeller: Labeller, views: Tensor, mixes: Any) -> None:
 def online(labeller: Labeller) -> Iterator[tuple[Tensor, Any]]:
     """Normalised views as DeiT's loader makes them, decoded one by one, and their classes."""
     data = OnlineViews(labeller.split)
-    workers = labeller.settings.workers
+    workers = labeller.settings.processes
     loader = DataLoader(
         data,
         batch_size=labeller.teacher.settings.batch_size,

@@ -7,11 +7,15 @@ with each turn's first batch.
 
 Then a consumer that is slower than the loader: each step also multiplies matrices on the device for three times as
 long as the loader, alone, took for a batch, so the loader keeps ahead even where both share the cores. Counted is
-the share of a step in which the consumer waited for its batch. Without --images photograph-like JPEGs are made.
+the share of a step in which the consumer waited for its batch.
+
+And without a consumer: batches are taken and dropped. Beside it the rate of the replay itself: as many processes as
+there are workers build the same batches, and hand them to nobody. Without --images photograph-like JPEGs are made.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -20,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -33,7 +38,7 @@ from stages.batches import Steps
 from stages.commit import commit
 from stages.dataset import Split
 from stages.loader import load, on_device
-from stages.replay.mix import mix, normalise
+from stages.replay.mix import normalised_mix
 from stages.replay.order import Stream
 from stages.shard import ShardMaker, plan_shards
 from stages.sources.find import list_source
@@ -95,26 +100,36 @@ def pack(images: str, folder: Path, samples_per_shard: int = 250) -> Split:
 
 
 def measure(images: str, split: Split, workers: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:
-    """Both sides in turn, then the slow consumer.
+    """Both sides in turn, with and without a consumer, and the replay alone; then the slow consumer.
 
     Returns:
-        ratio: ours over timm's images a second; both rates, medians over rounds; waiting_share: of the slow consumer's
-        steps; workers; views_per_decode; batch; device.
+        ratio: ours over timm's images a second; both rates, medians over rounds; loader_*: the same without a consumer;
+        replay_images_per_second: of as many processes as workers, which hand their batches to nobody, and loader_share:
+        the loader's part of it; waiting_share: of the slow consumer's steps; workers; views_per_decode; batch; device.
     """
-    sides: dict[str, Callable[[], Side]] = {
-        "timm": lambda: timm_side(images, workers, batch, batches),
-        "ours": lambda: our_side(split, workers, batch),
+    sides: dict[str, Callable[[], float]] = {
+        "timm": lambda: consume(timm_side(images, workers, batch, batches), batches)[0],
+        "ours": lambda: consume(our_side(split, workers, batch), batches)[0],
+        "timm_loader": lambda: consume(dropped(timm_side(images, workers, batch, batches)), batches)[0],
+        "loader": lambda: consume(dropped(our_side(split, workers, batch)), batches)[0],
+        "replay": lambda: replay_alone(split, workers, batch, batches),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            seconds[name].append(consume(side(), batches)[0])
-    ours, timm = (statistics.median(seconds[name]) for name in ("ours", "timm"))
+            seconds[name].append(side())
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ours, timm = median["ours"], median["timm"]
     _, waiting_share = consume(our_side(split, workers, batch), batches, busy=SLOWER * ours)
     return {
         "ratio": round(timm / ours, 3),
         "images_per_second": round(batch / ours, 1),
         "timm_images_per_second": round(batch / timm, 1),
+        "loader_ratio": round(median["timm_loader"] / median["loader"], 3),
+        "loader_images_per_second": round(batch / median["loader"], 1),
+        "timm_loader_images_per_second": round(batch / median["timm_loader"], 1),
+        "replay_images_per_second": round(batch / median["replay"], 1),
+        "loader_share": round(median["replay"] / median["loader"], 3),
         "waiting_share": round(waiting_share, 4),
         "workers": workers,
         "views_per_decode": RECIPE.repeats,
@@ -125,13 +140,51 @@ def measure(images: str, split: Split, workers: int, batch: int, batches: int, r
 
 def our_side(split: Split, workers: int, batch: int) -> Side:
     """Ours: uint8 views, normalised and mixed on the device."""
+    loaded = load(our_steps(split, batch), workers=workers, order=range(1_000_000), pin=DEVICE.type == "cuda")
+    return on_device(loaded, DEVICE), lambda one: normalised_mix(one.views, IMAGENET_MEAN, IMAGENET_STD, one.mix)
+
+
+def our_steps(split: Split, batch: int) -> Steps:
+    """Batches by step, without labels."""
     stream = Stream(split.rows, repeats=RECIPE.repeats, window=16, recipe_seed=0, seed=0)
-    steps = Steps(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
-    loaded = load(steps, workers=workers, order=range(1_000_000), pin=DEVICE.type == "cuda")
-    return on_device(loaded, DEVICE), lambda one: mix(normalise(one.views, IMAGENET_MEAN, IMAGENET_STD), one.mix)
+    return Steps(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
 
 
-def timm_side(images: str, workers: int, batch: int, batches: int) -> Side:
+def dropped(side: Side) -> Side:
+    """The batches of a side, with which nothing is done."""
+    return side[0], lambda one: None
+
+
+def replay_alone(split: Split, processes: int, batch: int, batches: int) -> float:
+    """Seconds a batch where processes build their share of `batches` and hand it to nobody."""
+    context = multiprocessing.get_context("forkserver")
+    ready, ends = context.Barrier(processes), context.Queue()
+    steps = our_steps(split, batch)
+    built = [
+        context.Process(target=_build, args=(steps, range(nth, processes + batches, processes), ready, ends))
+        for nth in range(processes)
+    ]
+    for process in built:
+        process.start()
+    times = [ends.get() for _ in built]
+    for process in built:
+        process.join()
+    return (max(end for _, end in times) - min(start for start, _ in times)) / batches
+
+
+def _build(steps: Steps, numbers: range, ready: Any, ends: Any) -> None:
+    """Build a first batch, wait for the others, build the rest."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    steps[numbers[0]]
+    ready.wait()
+    start = time.perf_counter()
+    for number in numbers[1:]:
+        steps[number]
+    ends.put((start, time.perf_counter()))
+
+
+def timm_side(images: str, workers: int, batch: int, batches: int, side: int = RECIPE.image_size) -> Side:
     """Timm's: its loader as DeiT calls it, and its mixup and CutMix on the device."""
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_or_black
     if not dist.is_initialized():  # which its sampler for repeated augmentation asks for
@@ -141,7 +194,7 @@ def timm_side(images: str, workers: int, batch: int, batches: int) -> Side:
     dataset.reader.samples *= 1 + 2 * batch * (batches + AHEAD * workers) // len(dataset)  # an epoch outlasts a turn
     loader = create_loader(
         dataset,
-        input_size=(3, RECIPE.image_size, RECIPE.image_size),
+        input_size=(3, side, side),
         batch_size=batch,
         is_training=True,
         re_prob=0.25,
@@ -202,6 +255,9 @@ def report(found: dict[str, Any]) -> str:
             f"timm  {found['timm_images_per_second']:7.0f} images/s",
             f"ours  {found['images_per_second']:7.0f} images/s  {found['ratio']:.2f} times timm, "
             f"{found['views_per_decode']} views a decode",
+            f"without a consumer: timm {found['timm_loader_images_per_second']:.0f}, ours "
+            f"{found['loader_images_per_second']:.0f} images/s, {found['loader_ratio']:.2f} times timm; "
+            f"{found['loader_share']:.0%} of the replay's {found['replay_images_per_second']:.0f}",
             f"a consumer {SLOWER} times slower than the loader waits {found['waiting_share']:.2%} of its time",
         ]
     )

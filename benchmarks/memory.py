@@ -11,11 +11,10 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from schemas.recipe import Recipe
 from stages.batches import PartViews, Steps
@@ -62,11 +61,11 @@ def measure(split: Split, batch: int, teacher_batch: int) -> dict[str, Any]:
     """Peaks in MB (2**20 bytes) of a loader worker in four batches, and of a label worker in one pass."""
     stream = Stream(split.rows, repeats=RECIPE.repeats, window=16, recipe_seed=0, seed=0)
     steps = Steps(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
-    part = PartViews(split, RECIPE, LabelSpec(0, 0, 1), teacher_batch)
+    part = PartViews(split, RECIPE, teacher_batch)
     found: dict[str, Any] = {"samples": len(split)}
     for name, items in {
         "loader_worker": load(Watched(steps), workers=1, order=range(4)),
-        "label_worker": load(WatchedWalk(part), workers=1),
+        "label_worker": load(Watched(part), workers=1, order=part.order(LabelSpec(0, 0, 1), 1)),
     }.items():
         *_, (resident, own) = (peaks for _, peaks in items)
         found |= {f"{name}_resident_mb": resident, f"{name}_own_mb": own}
@@ -79,19 +78,8 @@ class Watched(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, number: int) -> tuple[Any, Peaks]:
+    def __getitem__(self, number: Any) -> tuple[Any, Peaks]:
         return self.dataset[number], watch()
-
-
-class WatchedWalk(IterableDataset[Any]):
-    """The same for a dataset that is walked."""
-
-    def __init__(self, dataset: IterableDataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[tuple[Any, Peaks]]:
-        for item in self.dataset:
-            yield item, watch()
 
 
 _peaks: list[int] = []

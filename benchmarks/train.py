@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="regnety_160", help="of online distillation")
     parser.add_argument("--size", type=int, default=224, help="pixels of a view's side")
     parser.add_argument("--batch", type=int, default=32, help="views of a step")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"))
     parser.add_argument("--steps", type=int, default=3, help="of each side in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--workers", type=int, default=1, help="loader processes")

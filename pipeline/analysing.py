@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pipeline.devices import compiled, run_device, settled
 from pipeline.evaluating import Asked, ask, home
-from pipeline.launch import run_device
 from pipeline.progress import Progress
 from pipeline.source_notes import noted
 from schemas.config import RunFile
@@ -36,6 +36,7 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no images, a model cannot be had, or the student has one head.
         Mismatch: if the baseline had a teacher, or the images have no single true class.
     """
+    run = compiled(settled(run))
     settings = run.evaluate
     if settings.labels != "source":
         raise Mismatch('--disagreement: needs one true class an image; set evaluate.labels = "source"')
@@ -43,12 +44,12 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
     if settings.baseline:
         _refuse_taught(run, settings.baseline)
     gallery = noted(open_gallery(run), run.evaluate.source)
-    asked = {"student": ask(run, Who(run=run.train.name), gallery)}
+    asked = {"student": ask(run, Who(run=run.train.name), gallery, say)}
     if "distillation" not in asked["student"].found.top:
         table_4.deciders(asked["student"].found, asked["student"].found, None)  # says so before others are asked
-    asked["teacher"] = ask(run, Who(), gallery)
+    asked["teacher"] = ask(run, Who(), gallery, say)
     if settings.baseline:
-        asked["baseline"] = ask(run, Who(run=settings.baseline), gallery)
+        asked["baseline"] = ask(run, Who(run=settings.baseline), gallery, say)
     else:
         say("without a student that no teacher taught: name its run with --baseline")
     baseline = asked["baseline"].found if settings.baseline else None
@@ -73,6 +74,7 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: if there are no images or no such run, or the model has no distillation token.
     """
+    run = compiled(settled(run))
     _refuse_models(run, "--tokens")
     gallery = noted(open_gallery(run), run.evaluate.source)
     subject = open_subject(run, Who(run=run.train.name), gallery, torch.device(run_device(run)))
@@ -86,7 +88,7 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
                     image_size=subject.image_size,
                     crop_pct=run.evaluate.crop_pct,
                     batch=run.evaluate.batch_size,
-                    threads=run.train.workers,
+                    threads=run.train.processes,
                 ):
                     yield batch
                     progress.advance(len(batch.names))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.devices import compiled, run_device, settled
 from pipeline.labelling import label_identity
-from pipeline.launch import run_device
 from pipeline.progress import Progress
 from schemas.config import RunFile
 from schemas.errors import PipelineError
@@ -51,7 +51,7 @@ def verify_deep(run: RunFile, parts: int, say: Callable[[str], None]) -> dict[st
         PipelineError: if nothing is labelled yet, or the teacher cannot be had.
         Mismatch: if the label set is of another teacher, recipe or split.
     """
-    split = Split.open(run.workspace, "train")
+    run, split = compiled(settled(run)), Split.open(run.workspace, "train")
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
     receipts = list(valid_receipts(store).values())
     if not receipts:

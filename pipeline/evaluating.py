@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.launch import device_count, run_device
+from pipeline.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
 from pipeline.session import INLINE, LOCAL, Seats
@@ -29,9 +29,10 @@ from stages.batches import pixel_versions
 from stages.commit import put_json
 from stages.evaluate import HEADS, BlockSpec, Predictions, Predictor, score
 from stages.gallery import Gallery, open_gallery
-from stages.real_labels import real_labels
+from stages.real_labels import real_labels, refuse_other_classes
 from stages.store import Store
 from stages.subject import Subject, Who, open_subject
+from stages.teacher import Teacher
 
 Say = Callable[[str], None]
 
@@ -54,13 +55,16 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no images, no run or no such model, or its weights do not fit.
         Mismatch: if classes are not those of the images, or of ImageNet where its labels are asked for.
     """
+    run = compiled(settled(run))
     gallery = noted(open_gallery(run), run.evaluate.source)
+    if run.evaluate.labels == "imagenet-real":
+        refuse_other_classes(gallery.classes)
     wanted = [Who(member=member) for member in run.evaluate.members] or [Who(run=run.train.name)]
     results = [_measured(run, who, gallery, say) for who in wanted]
     return results[0] | ({"others": results[1:]} if len(results) > 1 else {})
 
 
-def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
+def ask(run: RunFile, who: Who, gallery: Gallery, say: Say) -> Asked:
     """A model's answers about every image of a gallery; those that are stored already are taken from there.
 
     Raises:
@@ -80,8 +84,9 @@ def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
     store = Store(run.workspace).at(folder)
     specs = [BlockSpec(block) for block in range(len(gallery.rows))]
     begun = begin(store, made_from, pixel_versions(), "delete that folder")
+    say(_devices(run, subject))
     workers, gpu = device_count(run), device == "cuda"
-    seats = Seats(count=workers, cpus=1 + run.train.workers if gpu else 1, gpus=int(gpu))
+    seats = Seats(count=workers, cpus=1 + run.train.processes if gpu else 1, gpus=int(gpu))
     alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
     job = Job(begun, partial(Predictor, run, who, gallery, device))
@@ -91,13 +96,25 @@ def ask(run: RunFile, who: Who, gallery: Gallery) -> Asked:
     return Asked(subject, Predictions.read(store, receipts), folder)
 
 
+def _devices(run: RunFile, subject: Subject) -> str:
+    teacher = isinstance(subject.network, Teacher)
+    return device_line(
+        run,
+        f"evaluate {subject.name}",
+        precision=run.teacher.precision if teacher else "fp32",
+        compiled=teacher and run.teacher.compile,
+        batch=f"batches of {run.evaluate.batch_size}",
+        workers=run.train.processes,
+    )
+
+
 def home(subject: Subject) -> str:
     """The folder of the workspace for figures about a subject."""
     return f"runs/{subject.run}" if subject.run else f"evaluations/{subject.name}"
 
 
 def _measured(run: RunFile, who: Who, gallery: Gallery, say: Say) -> dict[str, Any]:
-    asked, settings = ask(run, who, gallery), run.evaluate
+    asked, settings = ask(run, who, gallery, say), run.evaluate
     subject, found = asked.subject, asked.found
     real = settings.labels == "imagenet-real"
     truth = real_labels(found.names, gallery.classes) if real else [{int(own)} for own in found.classes]

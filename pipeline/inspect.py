@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline.launch import run_device
+from pipeline.devices import compiled, run_device, settled
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from stages.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
@@ -77,7 +77,7 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
     Raises:
         PipelineError: if there are no shards, or the teacher cannot be had.
     """
-    split = Split.open(run.workspace, "train")
+    run, split = compiled(settled(run)), Split.open(run.workspace, "train")
     report = compare(run, split, torch.device(run_device(run)), views)
     baseline = {"precision": "fp32", "batch_size": run.teacher.batch_size, "decisions": report[0]["decisions"]}
     say(f"{run.teacher.title}, {baseline['decisions']} views, against fp32 in batches of {run.teacher.batch_size}:")

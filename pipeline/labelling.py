@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.launch import device_count, run_device
+from pipeline.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.progress import Progress
 from pipeline.ray_pool import make_missing
 from pipeline.session import Seats
@@ -39,9 +39,10 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
         Mismatch: if the label set there is of another teacher, recipe or split.
     """
-    split = Split.open(run.workspace, "train", run.cache)
+    run, split = settled(run), Split.open(run.workspace, "train", run.cache)
     if not split.pairs:
         raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
+    run = compiled(run, views=len(split) * run.labels.views)
     for line in _outside(run):
         say(line)
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
@@ -49,10 +50,23 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     for line in _resized(run, made_from):
         say(line)
     begun = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    say(_devices(run))
     manifest, new = whole(begun, views=run.labels.views), 0
     if manifest is None:
         manifest, new = _make(run, split, begun)
     return _result(run, split, store, manifest, new, say)
+
+
+def _devices(run: RunFile) -> str:
+    teacher = run.teacher
+    return device_line(
+        run,
+        f"teacher {teacher.title}",
+        precision=teacher.precision,
+        compiled=teacher.compile,
+        batch=f"batches of {teacher.batch_size}",
+        workers=run.labels.workers,
+    )
 
 
 def _result(run: RunFile, split: Split, store: Store, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
@@ -153,8 +167,8 @@ def _make(run: RunFile, split: Split, begun: Begun) -> tuple[dict[str, Any], int
     done = {name: one for name, one in valid_receipts(begun.store).items() if one.made_by == begun.made_by}
     specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
     gpu = run_device(run) == "cuda"
-    seats = Seats(count=device_count(run), cpus=1 + run.labels.workers if gpu else 1, gpus=int(gpu))
-    job = Job(begun, partial(Labeller, run, split, run_device(run)))
+    seats = Seats(count=device_count(run), cpus=1 + run.labels.processes if gpu else 1, gpus=int(gpu))
+    job = Job(begun, partial(Labeller, run, split, run_device(run)), lanes=2 if gpu else 1)
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
     return finish(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new

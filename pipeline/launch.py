@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from pipeline.devices import device_count, run_device
 from pipeline.lease import Lease
 from pipeline.progress import Progress
-from pipeline.session import INLINE, LOCAL, Seats, check_fits, ray_session
+from pipeline.session import INLINE, Seats, check_fits, ray_session
 from pipeline.stopping import Stop, own_signals
 from pipeline.work import STAGING, Begun, settle
 from schemas.config import RunFile
@@ -29,34 +30,6 @@ from stages.train import train
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
-
-
-def run_device(run: RunFile) -> str:
-    """Either "cuda" or "cpu", as the run file and this machine have it.
-
-    Raises:
-        PipelineError: if the run file asks for a GPU and there is none.
-    """
-    wanted, there = run.cluster.device, torch.cuda.is_available()
-    if wanted == "cuda" and not there and run.cluster.address in (INLINE, LOCAL):
-        raise PipelineError('cluster.device = "cuda": this machine has no CUDA device; set it to "cpu" or "auto"')
-    return wanted if wanted != "auto" else "cuda" if there else "cpu"
-
-
-def device_count(run: RunFile) -> int:
-    """Training workers or teachers at once.
-
-    Raises:
-        PipelineError: if the run file leaves it to GPUs of which this machine has none.
-    """
-    if run.cluster.address == INLINE:
-        return 1
-    count = run.cluster.devices or (torch.cuda.device_count() if run_device(run) == "cuda" else 1)
-    if not count:
-        raise PipelineError(
-            "cluster.devices = 0: counts this machine's GPUs, which has none; say how many of the cluster's to use"
-        )
-    return count
 
 
 def launch_training(run: RunFile, plan: Plan, begun: Begun, started: int) -> dict[str, Any]:
@@ -98,8 +71,17 @@ class _Reporter:
         self.step = max(step, self.step)
         self._progress.update(step)
         if "loss" in metrics:
-            self._progress.note(f"loss {metrics['loss']:.3f}")
+            self._progress.note(_note(metrics))
         return self.stop.asked
+
+
+def _note(metrics: dict[str, Any]) -> str:
+    """What the progress line says of the newest metrics."""
+    rate = (
+        f", {metrics['views_per_second']:,.0f} views/s" if "views_per_second" in metrics else ""
+    )  # none, just resumed
+    used = f", MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
+    return f"loss {metrics['loss']:.3f}{rate}{used}"
 
 
 def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
@@ -139,7 +121,7 @@ def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, A
     from ray.train.torch import TorchTrainer
 
     gpu, world = run_device(run) == "cuda", device_count(run)
-    cpus = 1 + run.train.workers if gpu else 1
+    cpus = 1 + run.train.processes if gpu else 1
     check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
     board = ray.remote(num_cpus=0)(_Board).remote()
     stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}

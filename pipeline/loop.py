@@ -1,17 +1,19 @@
 """The bounded loop: hand out missing parts, take outcomes back, try again what may be tried again.
 
-It knows neither Ray nor the stages: hands make parts, be they of this process (`InThisProcess`) or a cluster's
-(`pipeline.ray_pool.Actors`). An error while a part was made costs it one of its attempts, and so does the death of the
-process that was at work on it, since the part may be what killed it; a lost node, or waiting in a dead process's
-queue, costs nothing. A part waits for its next attempt without holding up others.
+It knows neither Ray nor the stages: hands make parts, be they of this process (`InThisProcess`, `InThreads`) or a
+cluster's (`pipeline.ray_pool.Actors`). An error while a part was made costs it one of its attempts, and so does the
+death of the process that was at work on it, since the part may be what killed it; a lost node, or waiting in a dead
+process's queue, costs nothing. A part waits for its next attempt without holding up others.
 """
 
 import heapq
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from pipeline.failures import Fault
@@ -87,6 +89,43 @@ class InThisProcess:
 
     def drop_waiting(self) -> None:
         """See `Hands`; there are none."""
+
+
+class InThreads:
+    """Makes a few parts at a time in threads of this process: while one waits for a device, the next one is read."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._begun: dict[str, Spec] = {}
+        self._made: SimpleQueue[tuple[Spec, Outcome]] = SimpleQueue()
+
+    def free(self) -> bool:
+        """See `Hands`."""
+        return len(self._begun) < self._worker.job.lanes
+
+    def take(self, spec: Spec) -> None:
+        """See `Hands`."""
+        self._begun[spec.name] = spec
+        threading.Thread(target=self._make, args=(spec,), daemon=True).start()  # a command that ends waits for none
+
+    def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+        """See `Hands`."""
+        try:
+            spec, outcome = self._made.get(timeout=seconds)
+        except Empty:
+            return []
+        del self._begun[spec.name]
+        return [(spec, outcome)]
+
+    def held(self) -> list[str]:
+        """See `Hands`."""
+        return list(self._begun)
+
+    def drop_waiting(self) -> None:
+        """See `Hands`; there are none."""
+
+    def _make(self, spec: Spec) -> None:
+        self._made.put((spec, self._worker.run(spec)))
 
 
 class Loop:

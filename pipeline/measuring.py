@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from pipeline.analysing import put_figures
-from pipeline.launch import run_device
+from pipeline.devices import run_device
 from schemas import paper
 from schemas.config import Member, RunFile
 from schemas.receipts import read_json
 from stages.commit import put_json
 from stages.figures import Series, chart, markdown
+from stages.precision import chosen_precision
 from stages.store import Store
 from stages.throughput import device_name
 from stages.throughput import throughput as measure
@@ -35,19 +36,28 @@ def throughput(run: RunFile, say: Say) -> dict[str, Any]:
         PipelineError: if a model cannot be built or does not fit memory.
     """
     settings, device = run.evaluate, torch.device(run_device(run))
+    precision = chosen_precision(settings.precision, "student", device.type)
     store = Store(run.workspace).at("evaluations")
     size = settings.image_size or (0 if settings.members else run.student.img_size or run.views.image_size)
     wanted = settings.members or (Member(run.student.model, "", run.student.extra, 0),)
-    slug = _slug(device_name(device))
+    slug = _slug(device_name(device)) + ("" if precision == "fp32" else f"-{precision}")
     speeds = []
     for member in wanted:
-        found = measure(member, image_size=size, device=device, max_batch=settings.max_batch, runs=settings.runs)
+        found = measure(
+            member,
+            image_size=size,
+            device=device,
+            max_batch=settings.max_batch,
+            runs=settings.runs,
+            precision=precision,
+        )
         file = f"{_slug(member.model)}/throughput-{found['image_size']}px-{slug}.json"
         put_json(store, file, found)
         speeds.append(found | {"file": f"evaluations/{file}"})
         say(f"{member.model}: {found['images_per_second']:,.1f} images/s in batches of {found['batch_size']}")
     rows = [row for speed in speeds for row in _rows(speed, list(evaluations(run.workspace)))]
-    result = {"stage": "evaluate", "analysis": "throughput", "device": device_name(device), "rows": rows}
+    about = {"stage": "evaluate", "analysis": "throughput", "device": device_name(device)}
+    result = {**about, "precision": precision, "rows": rows}
     text, picture = _table(result), _figure_1(result)
     files = put_figures(store, f"throughput-{slug}", result, text, picture)
     say(text)
@@ -113,7 +123,8 @@ def _table(result: dict[str, Any]) -> str:
             accuracies = ["" if one is None else f"{one:.1f}%" for one in (known.top1, known.real, known.v2)]
             theirs.append([row["model"], size, f"{known.images_per_second:,.1f}", *accuracies])
     runs = ", ".join(sorted({str(row["runs"]) for row in result["rows"]}))
-    text = f"# Throughput on {result['device']}\n\nImages a second in fp32 over {runs} runs.\n\n{markdown(head, lines)}"
+    about = f"Images a second in {result['precision']} over {runs} runs."
+    text = f"# Throughput on {result['device']}\n\n{about}\n\n{markdown(head, lines)}"
     if theirs:
         head = ["model", "size", "images/s on one V100", *_COLUMNS.values()]
         text += f"\nThe paper's ({paper.CREDIT}, Table 5):\n\n{markdown(head, theirs)}"
@@ -129,7 +140,7 @@ def _figure_1(result: dict[str, Any]) -> Any:
     ]
     if not series:
         return None
-    about = "Top-1 on the val split over images a second in fp32, at the largest batch tried."
+    about = f"Top-1 on the val split over images a second in {result['precision']}, at the largest batch tried."
     title = f"Accuracy and throughput on {result['device']}"
     return chart(title, about, series, x="images a second", y="top-1, %", log_x=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.failures import Failures, Fault
 from pipeline.lease import Lease
-from pipeline.loop import InThisProcess, Loop, Lost, Outcome
+from pipeline.loop import InThisProcess, InThreads, Loop, Lost, Outcome
 from pipeline.progress import Progress
 from pipeline.session import INLINE, Seats, check_fits, ray_session
 from pipeline.stopping import Stop
@@ -25,8 +25,6 @@ from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
 from stages.commit import valid_receipt, valid_receipts
 
-_IN_FLIGHT = 2
-"""Parts an actor holds at once: one it works on, one that waits."""
 _QUOTED = 3
 _NO_WORKER_SECONDS = 60.0
 _MOST_START_LOSSES = 8
@@ -121,7 +119,7 @@ def _make(
     try:
         with Stop(cluster.grace_seconds) as stop:
             if cluster.address == INLINE:
-                Loop(InThisProcess(worker), specs, **more).run(stop)
+                Loop(InThisProcess(worker) if worker.job.lanes == 1 else InThreads(worker), specs, **more).run(stop)
                 return
             with ray_session(cluster) as ray:
                 actors = Actors(ray, worker, seats, len(specs))
@@ -151,7 +149,10 @@ class Actors:
     def __init__(self, ray: Any, worker: Worker, seats: Seats, parts: int) -> None:
         check_fits(ray, seats)
         self._ray, self._worker, self._seats = ray, worker, seats
-        self._actor = ray.remote(num_cpus=seats.cpus, num_gpus=seats.gpus, max_restarts=0)(Worker)
+        self._lanes = worker.job.lanes
+        self._actor = ray.remote(num_cpus=seats.cpus, num_gpus=seats.gpus, max_restarts=0, max_concurrency=self._lanes)(
+            Worker
+        )
         self._starting: dict[Any, Any] = {}
         self._held: dict[Any, deque[Any]] = {}
         self._begun: dict[Any, tuple[Spec, Any]] = {}
@@ -164,7 +165,7 @@ class Actors:
 
     def free(self) -> bool:
         """See `Hands`."""
-        return any(len(held) < _IN_FLIGHT for held in self._held.values())
+        return any(len(held) <= self._lanes for held in self._held.values())  # those it works on, and one that waits
 
     def take(self, spec: Spec) -> None:
         """See `Hands`."""
@@ -180,7 +181,7 @@ class Actors:
     def drop_waiting(self) -> None:
         """See `Hands`."""
         for held in self._held.values():
-            while len(held) > 1:
+            while len(held) > self._lanes:
                 del self._begun[held.pop()]
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
@@ -257,7 +258,7 @@ class Actors:
     def _outcome(self, reference: Any) -> tuple[Spec, Outcome]:
         spec, actor = self._begun.pop(reference)
         held = self._held.get(actor, deque())  # none: the actor is known to be lost
-        first = bool(held) and held[0] == reference
+        worked_on = reference in list(held)[: self._lanes]
         if reference in held:
             held.remove(reference)
         try:
@@ -269,7 +270,7 @@ class Actors:
                 self._ray.kill(actor)  # it may only be out of reach
                 self._start()
             done = self._committed(spec)  # and lost only the word of it
-            return spec, done or Lost(_last_line(error), own=first and _died_alone(self._ray, error))
+            return spec, done or Lost(_last_line(error), own=worked_on and _died_alone(self._ray, error))
 
     def _committed(self, spec: Spec) -> Receipt | None:
         """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""

@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,10 +102,12 @@ class Job:
     Attributes:
         begun: the folder.
         maker: builds what makes the parts, once a process; picklable.
+        lanes: parts that a process makes at once, each in a thread of its own, where the maker allows it.
     """
 
     begun: Begun
     maker: Callable[[], Maker]
+    lanes: int = 1
 
 
 @dataclass
@@ -121,6 +124,7 @@ class Worker:
     proof: str
     folder: str = field(default_factory=os.getcwd)
     _maker: Maker | None = field(default=None, init=False)
+    _building: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def settle(self) -> PipelineError | None:
         """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
@@ -129,9 +133,10 @@ class Worker:
     def run(self, spec: Spec) -> Receipt | PipelineError | Fault:
         """Make one part and commit it."""
         try:
-            self._maker = self._maker or self.job.maker()
+            with self._building:
+                maker = self._maker = self._maker or self.job.maker()
             with scratch_folder(STAGING) as staging:
-                made = self._maker(spec, staging)
+                made = maker(spec, staging)
                 return commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
         except PipelineError as error:  # Unfinished among them: a data process or the store was lost
             return error

@@ -53,7 +53,26 @@ def _tables(value: Any) -> Any:
 Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
 Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
 Sizes = Annotated[int | tuple[int, ...], PlainValidator(_sizes)]
-Precision = Literal["fp32", "bf16", "fp16"]
+AUTO = "auto"
+"""A setting that the command replaces by what suits the device; no plan, manifest or identity ever holds it."""
+
+
+def _workers(value: Any) -> Any:
+    if value == AUTO or (type(value) is int and 0 <= value <= 256):
+        return value
+    raise ValueError('must be "auto" or a whole number of processes from 0 to 256')
+
+
+def _switch(value: Any) -> Any:
+    if value == AUTO or isinstance(value, bool):
+        return value
+    raise ValueError('must be "auto", true or false')
+
+
+_PROCESSES = 2
+Workers = Annotated[int | str, PlainValidator(_workers)]
+Switch = Annotated[bool | str, PlainValidator(_switch)]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
 class Source(Table):
@@ -143,11 +162,15 @@ class Teacher(Table):
         description="views are resized to this side for the network; 0 = only if its weights fit no other than their "
         "own; a list for a list of models",
     )
-    precision: Precision = Field("fp32", description="of its forward pass; bf16 and fp16 by autocast")
+    precision: Precision = Field(
+        "auto", description="of its forward pass; bf16 and fp16 by autocast; auto = fp16 on a GPU, fp32 on a CPU"
+    )
     batch_size: int = Field(
         256, ge=2, le=65536, description="mixed views in one forward pass; even; halved where memory does not suffice"
     )
-    compile: bool = Field(False, description="run the model through torch.compile")
+    compile: Switch = Field(
+        AUTO, description="run the model through torch.compile; auto = on a GPU, where there are views enough to pay"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Teacher":
@@ -178,8 +201,17 @@ class Labels(Table):
     topk: int = Field(
         10, ge=1, le=1000, description="logits of a view that topk keeps, exactly normalised for train.tau"
     )
-    workers: int = Field(2, ge=0, le=256, description="data processes of each teacher; 0 = in the teacher's own")
+    workers: Workers = Field(
+        AUTO,
+        description="data processes of each teacher; 0 = in the teacher's own; auto = the machine's cores dealt over "
+        "its GPUs, 2 on a CPU",
+    )
     passes_per_part: int = Field(10, ge=1, le=1000, description="passes of one shard in one unit of work")
+
+    @property
+    def processes(self) -> int:
+        """`workers` as a number; 2 where no command has replaced "auto" by what suits its devices."""
+        return _PROCESSES if self.workers == AUTO else int(self.workers)
 
 
 class Student(Table):
@@ -235,10 +267,21 @@ class Train(Table):
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
     follow: bool = Field(False, description="start before all passes are labelled, and wait for those to come")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 by autocast")
-    compile: bool = Field(False, description="run the model through torch.compile")
-    workers: int = Field(
-        2, ge=0, le=256, description="data processes of each training worker; 0 = in the trainer itself"
+    precision: Precision = Field(
+        "auto",
+        description="of the forward pass; bf16 and fp16 by autocast, fp16 with scaled gradients; auto = bf16 on a GPU, "
+        "fp32 on a CPU",
+    )
+    compile: Switch = Field(
+        AUTO, description="run the model through torch.compile; auto = on a GPU, where there are steps enough to pay"
+    )
+    deterministic: bool = Field(
+        False, description="the same bits again on a GPU too, by deterministic algorithms, which are slower"
+    )
+    workers: Workers = Field(
+        AUTO,
+        description="data processes of each training worker; 0 = in the trainer itself; auto = the machine's cores "
+        "dealt over its GPUs, 2 on a CPU",
     )
     micro_batch: int = Field(
         0, ge=0, description="views in one forward pass, a worker's others accumulate; 0 = all at once"
@@ -256,12 +299,22 @@ class Train(Table):
             raise ValueError("micro_batch: must be even: the two views of a pair go through the student together")
         return self
 
+    @property
+    def processes(self) -> int:
+        """`workers` as a number; 2 where no command has replaced "auto" by what suits its devices."""
+        return _PROCESSES if self.workers == AUTO else int(self.workers)
+
 
 class Cache(Table):
-    """Local copies of shards, where these are across a network."""
+    """Local copies: of shards, where these are across a network, and of decoded pixels, where these are wanted."""
 
     folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
     gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
+    decoded: bool = Field(False, description="keep decoded images on a local disk, so that later epochs decode nothing")
+    decoded_folder: str = Field("", description='"" = deit-pipeline/decoded in the user\'s cache folder')
+    decoded_gigabytes: float = Field(
+        200.0, gt=0, description="the most decoded images may take; those beyond it are decoded in every epoch"
+    )
 
 
 class Evaluate(Table):
@@ -287,6 +340,9 @@ class Evaluate(Table):
     baseline: str = Field("", description="--disagreement: a run of a student that no teacher taught")
     max_batch: int = Field(0, ge=0, description="--throughput: largest batch to try; 0 = until memory ends")
     runs: int = Field(30, ge=1, le=100_000, description="--throughput: timed forward passes")
+    precision: Precision = Field(
+        "auto", description="--throughput: auto = bf16 on a GPU, fp32 on a CPU; accuracy is measured in strict fp32"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Evaluate":

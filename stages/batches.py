@@ -9,6 +9,7 @@ Legend: B views of a local batch, U = B / 2 pair-views, S side of a view.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,18 +17,20 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
 from stages.dataset import Split
+from stages.decoded import DecodedCache
 from stages.labelset import LabelSet, LabelSpec
 from stages.losses import SoftLabels
-from stages.replay.apply import Renderer, decode
+from stages.replay.apply import Renderer
 from stages.replay.decide import DecidedMix, Decider
+from stages.replay.decode import DECODERS, decode
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream, pairing
-from stages.replay.signature import differs, signature
+from stages.replay.signature import differs, signature, signed_rows
 
 
 class Batch(NamedTuple):
@@ -64,6 +67,7 @@ class ViewMaker:
         self.split, self.recipe = split, recipe
         self.decider = Decider(recipe)
         self.renderer = Renderer(recipe.image_size)
+        self._pixels = DecodedCache(split) if split.cache.decoded else None
         self._keep_bytes, self._kept_bytes = keep_bytes, 0
         self._decoded: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
@@ -73,8 +77,7 @@ class ViewMaker:
         Raises:
             PipelineError: if the image is not the one that was sharded or cannot be decoded.
         """
-        image = self._image(shard, row)
-        self.renderer.render(image, self.decider.view(shard, row, view, *image.shape[:2]), out)
+        self.views([(shard, row, view)], out[None])
 
     def views(self, slots: Sequence[tuple[int, int, int]], outs: np.ndarray) -> None:
         """Write the views of many slots, each (shard, row, view), into `outs`, uint8 [slots, S, S, 3].
@@ -88,29 +91,56 @@ class ViewMaker:
         for slot, (shard, row, _) in enumerate(slots):
             of_image.setdefault((shard, row), []).append(slot)
         for (shard, row), mine in of_image.items():
-            image = self._image(shard, row)
-            decided = [self.decider.view(*slots[slot], *image.shape[:2]) for slot in mine]
+            index = self.split.index(shard)
+            size = int(index.heights[row]), int(index.widths[row])
+            decided = [self.decider.view(*slots[slot], *size) for slot in mine]
+            image = self._image(shard, row, max(one.crop.top + one.crop.height for one in decided), size)
             self.renderer.render_all(image, decided, [outs[slot] for slot in mine])
 
     def mixes(self, units: Sequence[PairView]) -> Mix:
         """The decided mixes of pair-views."""
         return stack_mixes([self.decider.mix(unit.shard, unit.pair, unit.view) for unit in units])
 
-    def _image(self, shard: int, row: int) -> np.ndarray:
+    def _image(self, shard: int, row: int, rows: int, size: tuple[int, int]) -> np.ndarray:
+        """The image, of which at least the first `rows` rows are there; all of them where other views want it too."""
         address = shard, row
-        if address not in self._decoded:
-            self._decoded[address] = self._decode(shard, row)
+        kept = self._decoded.get(address)
+        if kept is None or len(kept) < rows:
+            self._kept_bytes -= kept.nbytes if kept is not None else 0
+            once = kept is None and not self._keep_bytes
+            self._decoded[address] = self._load(shard, row, rows if once else None, size)
             self._kept_bytes += self._decoded[address].nbytes
         self._decoded.move_to_end(address)
         self._forget()
         return self._decoded[address]
 
-    def _decode(self, shard: int, row: int) -> np.ndarray:
+    def expect(self, now: Sequence[int], after: Sequence[int]) -> None:
+        """Say which shards are read now and which after them, as `Split.expect`; not those whose pixels are all kept.
+
+        Raises:
+            PipelineError: if the cache of shards cannot hold those that are read now.
+        """
+        kept = self._pixels.complete if self._pixels else lambda _: False
+        self.split.expect(*([shard for shard in shards if not kept(shard)] for shards in (now, after)))
+
+    def _load(self, shard: int, row: int, rows: int | None, size: tuple[int, int]) -> np.ndarray:
+        if self._pixels:
+            image = self._pixels.image(shard, row, partial(self._decode, shard, row, None, size))
+            if image is not None:
+                return image
+        return self._decode(shard, row, rows, size)
+
+    def _decode(self, shard: int, row: int, rows: int | None, size: tuple[int, int]) -> np.ndarray:
+        data = self.split.image(shard, row)
         try:
-            return decode(self.split.image(shard, row))
+            image = decode(data, rows)
+            height, width = image.shape[:2]
+            if width != size[1] or not (rows or size[0]) <= height <= size[0]:
+                raise ValueError(f"is {width} x {height} pixels, its index says {size[1]} x {size[0]}; shard again")
         except ValueError as error:
             name = self.split.index(shard).names[row]
             raise PipelineError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
+        return image
 
     def _forget(self) -> None:
         """Drop what does not fit, but never the pair; of the others those used last, which a part needs again last."""
@@ -161,6 +191,9 @@ class Steps(Dataset[Batch]):
         self._stream = stream
         self._maker: ViewMaker | None = None  # built where it is used: its buffers do not travel
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maker": None}
+
     def units(self, step: int) -> list[PairView]:
         """The pair-views of a step."""
         return self._stream.step(step, **self._slice)
@@ -171,8 +204,8 @@ class Steps(Dataset[Batch]):
         Raises:
             PipelineError: if stored bytes are wrong, or a view is not the one the teacher saw.
         """
-        self.split.expect(*self._stream.shards_from(step, self._slice["batch"]))
         maker = self._maker = self._maker or ViewMaker(self.split, self.recipe)
+        maker.expect(*self._stream.shards_from(step, self._slice["batch"]))
         units = self.units(step)
         side = self.recipe.image_size
         views = np.empty((2 * len(units), side, side, 3), np.uint8)
@@ -200,27 +233,71 @@ class Steps(Dataset[Batch]):
             )
 
 
-class PartViews(IterableDataset[tuple[Tensor, Tensor]]):
-    """All views of a part, batch by batch; each worker contributes the rows it owns to every batch.
+class Contribution(NamedTuple):
+    """What one data process made of a batch.
 
-    Yields, for every batch in order, the batch's slots that this worker made, int64 [n], and their views,
-    uint8 [n, S, S, 3].
+    Attributes:
+        slots: of the batch, int64 [n].
+        views: in these slots, uint8 [n, S, S, 3].
+        signatures: of those that a label set signs, 48 bytes by (row, view).
     """
 
-    def __init__(self, split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> None:
-        self.split, self.recipe, self.spec, self.batch = split, recipe, spec, batch
+    slots: Tensor
+    views: Tensor
+    signatures: dict[tuple[int, int], bytes]
 
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        mine, workers = (info.id, info.num_workers) if info else (0, 1)
-        maker = ViewMaker(self.split, self.recipe, KEPT_BYTES)
-        side = self.recipe.image_size
-        for units in part_batches(self.split, self.recipe, self.spec, self.batch):
-            rows = [(unit.shard, row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)]
-            slots = [slot for slot, (_, row, _) in enumerate(rows) if row % workers == mine]
-            views = np.empty((len(slots), side, side, 3), np.uint8)
-            maker.views([rows[slot] for slot in slots], views)
-            yield torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views)
+
+class Share(NamedTuple):
+    """A data process's share in a batch of a part: the rows whose number leaves `share` when divided by `shares`."""
+
+    spec: LabelSpec
+    batch: int
+    share: int
+    shares: int
+
+
+class PartViews(Dataset[Contribution]):
+    """The views of parts, share by share. A process that makes a part's shares in order decodes each image once."""
+
+    def __init__(self, split: Split, recipe: Recipe, batch: int) -> None:
+        self.split, self.recipe, self.batch = split, recipe, batch
+        self._spec: LabelSpec | None = None
+        self._batches: list[list[PairView]] = []
+        self._maker: ViewMaker | None = None
+
+    def order(self, spec: LabelSpec, shares: int) -> list[Share]:
+        """All of a part, batch by batch, each in as many shares as there are processes."""
+        count = sum(1 for _ in part_batches(self.split, self.recipe, spec, self.batch))
+        return [Share(spec, batch, share, shares) for batch in range(count) for share in range(shares)]
+
+    def __getitem__(self, wanted: Share) -> Contribution:
+        """Make one share.
+
+        Raises:
+            PipelineError: as `ViewMaker.views`.
+        """
+        maker, side = self._open(wanted.spec), self.recipe.image_size
+        rows = [
+            (unit.shard, row, unit.view) for unit in self._batches[wanted.batch] for row in (unit.row_a, unit.row_b)
+        ]
+        slots = [slot for slot, (_, row, _) in enumerate(rows) if row % wanted.shares == wanted.share]
+        views = np.empty((len(slots), side, side, 3), np.uint8)
+        maker.views([rows[slot] for slot in slots], views)
+        signatures = self._signatures(wanted.spec.shard, [rows[slot][1:] for slot in slots], views)
+        return Contribution(torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views), signatures)
+
+    def _open(self, spec: LabelSpec) -> ViewMaker:
+        """What makes a part's views; the images of the part before are let go."""
+        if self._maker is None or spec != self._spec:
+            self._spec, self._batches = spec, list(part_batches(self.split, self.recipe, spec, self.batch))
+            self._maker = ViewMaker(self.split, self.recipe, KEPT_BYTES)
+        return self._maker
+
+    def _signatures(
+        self, shard: int, row_views: list[tuple[int, int]], views: np.ndarray
+    ) -> dict[tuple[int, int], bytes]:
+        rows, made = self.split.rows[shard], zip(row_views, views, strict=True)
+        return {(row, view): signature(one).tobytes() for (row, view), one in made if row in signed_rows(view, rows)}
 
 
 def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> Iterator[list[PairView]]:
@@ -242,13 +319,12 @@ def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> I
 
 def pixel_versions() -> dict[str, str]:
     """Versions of the libraries that touch pixels."""
-    import PIL
     import torchvision
 
     return {
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        "pillow": PIL.__version__,
+        **DECODERS,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }

@@ -1,10 +1,8 @@
 """Local copies of shards that lie across a network: bounded, shared by all processes of a machine, filled ahead.
 
 A copy is named by its sha256, which is proven when it is made, so a copy can be wrong for nobody: not for another run,
-not after the shards were made again. The bound holds at every moment, since a copy's whole length is set aside on the
-disk before its first byte comes; the copies used longest ago make room. A process that dies leaves a half copy,
-whose lock is gone, and the next one that needs room takes it away. Rejected: reading ranges of remote tars, which
-costs a request an image and view.
+not after the shards were made again. How the bound holds is `stages/bounded.py`. Rejected: reading ranges of remote
+tars, which costs a request an image and view.
 """
 
 import contextlib
@@ -12,18 +10,17 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from schemas.config import Cache
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile
-from stages.locks import locked, remove_if_left
+from stages.bounded import GB, BoundedFolder, cache_folder
 from stages.store import Store
 
 _CHUNK = 8 << 20
-_GB = 1_000_000_000
 _PATIENCE = 0.05
 
 
@@ -37,8 +34,9 @@ class ShardCache:
 
     def __init__(self, store: Store, settings: Cache) -> None:
         self._store, self._settings = store, settings
-        self.folder = Path(settings.folder).expanduser() if settings.folder else _default_folder()
-        self._limit = int(settings.gigabytes * _GB)
+        self.folder = cache_folder(settings.folder, "shards")
+        self._limit = int(settings.gigabytes * GB)
+        self._copies = BoundedFolder(self.folder, ".tar", self._limit, "cache.gigabytes")
         self._wanted: tuple[list[StoredFile], list[StoredFile]] = ([], [])
         self._filler: threading.Thread | None = None
 
@@ -70,7 +68,7 @@ class ShardCache:
         if needed > self._limit:
             raise PipelineError(
                 f"cache.gigabytes = {self._settings.gigabytes:g}: the {len(now)} shards that are read together take "
-                f"{needed / _GB:.3g}; raise it or lower train.window"
+                f"{needed / GB:.3g}; raise it or lower train.window"
             )
         self._wanted = list(now), list(after)
         if self._filler is None or not self._filler.is_alive():
@@ -91,57 +89,23 @@ class ShardCache:
                         self._copy(file)
 
     def _path(self, file: StoredFile) -> Path:
-        return self.folder / f"{file.sha256}.tar"
+        return self._copies.file(file.sha256)
 
     def _copy(self, file: StoredFile) -> None:
         """Make a copy, unless another process makes it meanwhile."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            half = self.folder / f".{file.sha256}.half"
-            with locked(half) as out:
-                if self._path(file).exists():
-                    half.unlink(missing_ok=True)
-                    return
-                try:
-                    self._set_aside(file, out)
+            with self._copies.half(file.sha256) as (out, half):
+                if not self._path(file).exists():
+                    self._copies.refuse_larger(file.bytes)
+                    while not self._copies.set_aside(file.bytes, out):
+                        time.sleep(_PATIENCE)  # others' copies are under way and count
                     self._download(file, out)
                     half.rename(self._path(file))
-                except BaseException:
-                    half.unlink(missing_ok=True)
-                    raise
         except OSError as error:
             raise PipelineError(
                 f"cache.folder = {self.folder}: cannot keep a copy of {self._store.name(file.path)} "
                 f"({error.strerror or error}); name a folder on a larger disk, or lower cache.gigabytes"
             ) from None
-
-    def _set_aside(self, file: StoredFile, out: Any) -> None:
-        """Take the room for a copy, when there is some."""
-        if file.bytes > self._limit:
-            raise PipelineError(
-                f"cache.gigabytes = {self._settings.gigabytes:g}: one shard takes {file.bytes / _GB:.3g}; raise it"
-            )
-        while True:
-            with locked(self.folder / ".lock"):
-                if self._make_room(file.bytes, out):
-                    os.ftruncate(out.fileno(), 0)
-                    os.posix_fallocate(out.fileno(), 0, max(file.bytes, 1))
-                    return
-            time.sleep(_PATIENCE)  # others' copies are under way and count
-
-    def _make_room(self, needed: int, out: Any) -> bool:
-        for half in self.folder.glob(".*.half"):
-            remove_if_left(half)
-        mine = os.fstat(out.fileno()).st_size
-        halves = sum(size for _, size, _ in _used(self.folder.glob(".*.half"))) - mine
-        copies = sorted(_used(self.folder.glob("*.tar")))  # looked up last, so a half that is renamed now counts twice
-        left = self._limit - needed - halves - sum(size for _, size, _ in copies)
-        for _, size, copy in copies:
-            if left >= 0:
-                break
-            copy.unlink(missing_ok=True)
-            left += size
-        return left >= 0
 
     def _download(self, file: StoredFile, out: Any) -> None:
         try:
@@ -161,16 +125,3 @@ class ShardCache:
                 digest.update(data)
                 os.pwrite(out.fileno(), data, start)
         return digest.hexdigest() == file.sha256
-
-
-def _used(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
-    """When each file was last used, its length, and itself; those that are gone by now are left out."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            about = path.stat()
-            yield about.st_mtime_ns, about.st_size, path
-
-
-def _default_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "deit-pipeline" / "shards"

@@ -46,11 +46,11 @@ class Split:
         store: of the split's folder.
         manifest: of its shard stage.
         rows: samples in each shard.
-        cache: where shards across a network are kept.
+        cache: where shards across a network, and decoded images, are kept.
     """
 
     def __init__(self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], cache: Cache) -> None:
-        self.store, self.rows = store, rows
+        self.store, self.rows, self.cache = store, rows, cache
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.content: str = manifest["content"]
         self._adopted = "adopted" in manifest

@@ -54,7 +54,7 @@ class Predictor:
     def __init__(self, run: RunFile, who: Who, gallery: Gallery, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
-        self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.workers
+        self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.processes
         self.subject = open_subject(run, who, gallery, torch.device(device))
 
     def __call__(self, spec: BlockSpec, staging: Path) -> Made:

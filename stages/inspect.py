@@ -20,8 +20,8 @@ from schemas.recipe import Recipe
 from stages.batches import ViewMaker, stack_mixes
 from stages.dataset import Split
 from stages.labelset import LabelSet
-from stages.replay.apply import decode
 from stages.replay.decide import DecidedMix, DecidedView
+from stages.replay.decode import decode
 from stages.replay.mix import mix, normalise
 from stages.replay.order import pairing
 

@@ -6,6 +6,8 @@ within a pass, so a decision does not depend on workers, blocks, or how many vie
 """
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +18,15 @@ from torch import Tensor
 from schemas.config import Labels, RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Made
-from stages.batches import PartViews, part_batches, stack_mixes
+from stages.batches import Contribution, PartViews, part_batches, stack_mixes
 from stages.crops import centre_crops
 from stages.dataset import Split
 from stages.gallery import Sharded
 from stages.labelfile import Signatures, write_labels
 from stages.labelset import LabelSpec
-from stages.loader import load
+from stages.loader import Loader, moved, on_device, one_late, pinned
 from stages.replay.decide import Decider
-from stages.replay.signature import signature, signed_rows
+from stages.replay.mix import Mix
 from stages.teacher import Teacher
 from stages.trust import histogram, near_tie
 
@@ -45,6 +47,22 @@ class Said(NamedTuple):
     near_ties: np.ndarray
 
 
+class PartBatch(NamedTuple):
+    """A batch of a part, on the teacher's device.
+
+    Attributes:
+        row_view: of each view, int64 [B, 2], in host memory.
+        views: uint8 [B, S, S, 3].
+        mixes: how neighbours are mixed.
+        signatures: of those views that carry one, by (row, view).
+    """
+
+    row_view: np.ndarray
+    views: Tensor
+    mixes: Mix
+    signatures: Signatures
+
+
 class Labeller:
     """Labels parts of one split with one teacher on one device; see `__call__`."""
 
@@ -61,9 +79,14 @@ class Labeller:
             device=torch.device(device),
         )
         self.decider = Decider(run.views)
+        self._views = PartViews(split, run.views, self.teacher.settings.batch_size)
+        self._idle: list[Loader] = []
+        """Data processes that no part has at present."""
+        self._asking = threading.Lock()
+        """Held by the part whose views the teacher sees; others may be read, or written, beside it."""
 
     def __call__(self, spec: LabelSpec, staging: Path) -> Made:
-        """Label one part.
+        """Label one part. Two threads may each label one: one part's data processes start while the other is decided.
 
         Raises:
             PipelineError: if an image has changed, or a logit is not finite.
@@ -89,41 +112,64 @@ class Labeller:
         Raises:
             PipelineError: if an image has changed, or a logit is not finite.
         """
-        found = [self._keep(np.zeros((0, 2), np.int64), torch.zeros((0, self.classes)))]
-        margins, near_ties = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
+        empty = {name: values.numpy() for name, values in self._answers(torch.zeros((0, self.classes))).items()}
+        found = [{"row": np.zeros(0, np.int64), "view": np.zeros(0, np.int64)} | empty]
         signatures: dict[tuple[int, int], bytes] = {}
-        for row_view, views, mixes in self.batches(spec):
-            logits = self.teacher.logits(views, mixes)
-            found.append(self._keep(row_view, logits))
-            margin, near = near_tie(logits, self.teacher.settings.precision)
-            margins.append(margin.cpu().numpy())
-            near_ties.append(near.cpu().numpy())
-            for slot, (r, v) in enumerate(row_view.tolist()):
-                if r in signed_rows(v, self.split.rows[spec.shard]):
-                    signatures[r, v] = signature(views[slot].numpy()).tobytes()
+        batches = self.batches(spec)
+        with self._asking:
+            asked = ((batch, self._answers(self.teacher.queued(batch.views, batch.mixes))) for batch in batches)
+            for batch, answers in one_late(asked):
+                self.teacher.refuse_not_finite(bool(answers["finite"].all()))
+                if not answers["fits"].all():
+                    raise PipelineError('a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"')
+                row, view = batch.row_view.T
+                found.append({"row": row, "view": view} | {name: one.numpy() for name, one in answers.items()})
+                signatures |= batch.signatures
         columns = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
-        return Said(columns, signatures, np.concatenate(margins), np.concatenate(near_ties))
+        margins, near_ties, *_ = (columns.pop(name) for name in ("margin", "near_tie", "finite", "fits"))
+        return Said(columns, signatures, margins, near_ties)
 
-    def _keep(self, row_view: np.ndarray, logits_BK: Tensor) -> dict[str, np.ndarray]:
-        """What is stored of a batch, by column."""
+    def _answers(self, logits_BK: Tensor) -> dict[str, Tensor]:
+        """What is stored of a batch, by column; of each view its margin, whether that is a near tie, and two checks."""
+        margin, near = near_tie(logits_BK, self.teacher.settings.precision)
         kept = keep(logits_BK, self.settings, self.tau)
-        return {"row": row_view[:, 0], "view": row_view[:, 1]} | {
-            name: values.cpu().numpy() for name, values in kept.items()
+        checks = {
+            "finite": torch.isfinite(logits_BK).all(1),
+            "fits": torch.isfinite(logits_BK.half()).all(1) if "logits" in kept else torch.ones_like(near),
         }
+        return kept | checks | {"margin": margin, "near_tie": near}
 
-    def batches(self, spec: LabelSpec) -> Any:
-        """The part's batches: (row, view) of each slot, int64 [B, 2]; uint8 views [B, S, S, 3]; their mixes."""
-        workers, side = self.settings.workers, self.recipe.image_size
-        batch = self.teacher.settings.batch_size
-        source = PartViews(self.split, self.recipe, spec, batch)
-        contributions = load(source, workers=workers)
-        for units in part_batches(self.split, self.recipe, spec, batch):
-            views = torch.empty((2 * len(units), side, side, 3), dtype=torch.uint8)
-            for _ in range(max(workers, 1)):
-                slots, made = next(contributions)
-                views[slots] = made
+    def batches(self, spec: LabelSpec) -> Iterator[PartBatch]:
+        """The part's batches on the teacher's device; data processes start at once.
+
+        On a GPU what they made is copied, and put in its place there, while the batch before it is computed.
+        """
+        shares = max(self.settings.processes, 1)
+        loader = self._idle.pop() if self._idle else self._new_loader()
+        made = on_device(loader.items(self._views.order(spec, shares)), self.teacher.device)
+        return self._gathered(spec, made, shares, loader)
+
+    def _new_loader(self) -> Loader:
+        return Loader(self._views, workers=self.settings.processes, pin=self.teacher.device.type == "cuda")
+
+    def _gathered(
+        self, spec: LabelSpec, contributions: Iterator[Contribution], each: int, loader: Loader
+    ) -> Iterator[PartBatch]:
+        """A part's batches, of as many contributions each; at its end another part may have the loader."""
+        side, device = self.recipe.image_size, self.teacher.device
+        for units in part_batches(self.split, self.recipe, spec, self.teacher.settings.batch_size):
+            views = torch.empty((2 * len(units), side, side, 3), dtype=torch.uint8, device=device)
+            signatures: dict[tuple[int, int], bytes] = {}
+            for _ in range(each):
+                part = next(contributions)
+                views[part.slots] = part.views
+                signatures |= part.signatures
             row_view = np.array([(row, unit.view) for unit in units for row in (unit.row_a, unit.row_b)], np.int64)
-            yield row_view, views, stack_mixes([self.decider.mix(u.shard, u.pair, u.view) for u in units])
+            mixes = stack_mixes([self.decider.mix(u.shard, u.pair, u.view) for u in units])
+            mixes = moved(pinned(mixes) if device.type == "cuda" else mixes, device)
+            yield PartBatch(row_view, views, mixes, signatures)
+        next(contributions, None)  # the order's end
+        self._idle.append(loader)
 
     def _centre_crops(self, shard: int, classes: np.ndarray) -> dict[str, int]:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""
@@ -133,11 +179,13 @@ class Labeller:
             image_size=self.recipe.image_size,
             crop_pct=self.crop_pct,
             batch=self.teacher.settings.batch_size,
-            threads=self.settings.workers,
+            threads=self.settings.processes,
         )
         correct = 0
         for views, truth, _ in crops:
-            correct += int((self.teacher.logits(views, None).argmax(1).cpu() == truth).sum())
+            with self._asking:
+                logits = self.teacher.logits(views, None)
+            correct += int((logits.argmax(1).cpu() == truth).sum())
         return {"correct": correct, "images": len(classes)}
 
 
@@ -154,18 +202,13 @@ def keep(logits_BK: Tensor, settings: Labels, tau: float) -> dict[str, Tensor]:
 
     Returns:
         `decision` int64 [B]; for topk also `classes` int64 [B, k], `logits` float16 [B, k], `lse_1` and `lse_tau`
-        float32 [B]; for full `logits` float16 [B, K].
-
-    Raises:
-        PipelineError: if a logit does not fit 16 bits.
+        float32 [B]; for full `logits` float16 [B, K]. A logit that does not fit 16 bits is infinite.
     """
     order_BK = logits_BK.argsort(dim=1, descending=True, stable=True)
     kept = {"decision": order_BK[:, 0]}
     if settings.store == "hard":
         return kept
     logits_BK = logits_BK.half()
-    if torch.isinf(logits_BK).any():
-        raise PipelineError('a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"')
     if settings.store == "full":
         return kept | {"logits": logits_BK}
     classes_Bk = order_BK[:, : settings.topk]

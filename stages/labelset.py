@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas.config import RunFile, Teacher
+from schemas.config import AUTO, RunFile, Teacher
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile, fingerprint, refuse_changes
 from stages.commit import PLAN, RECEIPTS, read_checked, read_manifest, read_receipt
@@ -262,7 +262,8 @@ def _others(run: RunFile) -> str:
 
 def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split: Split) -> None:
     wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
-    wanted["teacher"] = made_from["teacher"] | teacher_settings(run.teacher)
+    settled = {key: value for key, value in teacher_settings(run.teacher).items() if value != AUTO}
+    wanted["teacher"] = made_from["teacher"] | settled
     refuse_changes(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
 
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.reduction import DupFd
@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schemas.errors import PipelineError, Unfinished
 
@@ -31,30 +31,56 @@ _AHEAD = 2
 _ALIGNMENT = 64
 
 
-def load(dataset: Any, *, workers: int, order: Iterable[int] | None = None, pin: bool = False) -> Iterator[Any]:
-    """Items of a dataset, built ahead in worker processes, in order.
+class Loader:
+    """Data processes that build a dataset's items ahead, order after order; they are started with the first.
 
     Args:
-        dataset: walked, or asked for the numbers of `order`; its items are tensors, alone or in tuples.
+        dataset: asked for the items of an order one by one; they are tensors, alone or in tuples.
         workers: processes; 0 = build in this one.
-        order: the items to build.
         pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
-
-    Raises:
-        PipelineError: as the dataset raised it.
-        Unfinished: if a worker process was lost.
     """
-    loader: Iterable[Any] = DataLoader(
-        _Numbered(dataset) if order is not None else _Walked(dataset),
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_begin,
-        multiprocessing_context=_workshop() if workers else None,
-        prefetch_factor=_AHEAD if workers else None,
-    )
-    for item in _unless_lost(iter(loader)):
+
+    def __init__(self, dataset: Dataset[Any], *, workers: int, pin: bool = False) -> None:
+        self._order = _Order()
+        self._loader: Iterable[Any] = DataLoader(
+            _Handed(dataset),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=_begin,
+            multiprocessing_context=_workshop() if workers else None,
+            prefetch_factor=_AHEAD if workers else None,
+            persistent_workers=bool(workers),
+        )
+
+    def items(self, order: Iterable[Any]) -> Iterator[Any]:
+        """The items of an order, in it; the processes begin to build at once. The order before has to be at its end.
+
+        Raises:
+            PipelineError: as the dataset raised it.
+            Unfinished: if a worker process was lost.
+        """
+        self._order.order = order
+        return _raised(_unless_lost(iter(self._loader)))
+
+
+def load(dataset: Dataset[Any], *, workers: int, order: Iterable[Any], pin: bool = False) -> Iterator[Any]:
+    """The items of one order; see `Loader`."""
+    return Loader(dataset, workers=workers, pin=pin).items(order)
+
+
+class _Order(Sampler[Any]):
+    """What a loader is to build next."""
+
+    order: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.order)
+
+
+def _raised(items: Iterator[Any]) -> Iterator[Any]:
+    for item in items:
         if isinstance(item, PipelineError):
             raise item
         yield item
@@ -80,12 +106,53 @@ def on_device(items: Iterable[Any], device: torch.device) -> Iterator[Any]:
         yield copied
 
 
+def one_late(items: Iterable[tuple[Any, dict[str, Tensor]]]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Items with their named tensors in host memory, each handed on when the next one has been asked for.
+
+    A copy from a GPU is begun at once and waited for one item later, while the GPU computes that one.
+    """
+    late: tuple[Any, dict[str, Tensor], torch.cuda.Event | None] | None = None
+    for what, tensors in items:
+        begun = _to_host(what, tensors)
+        if late is not None:
+            yield _arrived(*late)
+        late = begun
+    if late is not None:
+        yield _arrived(*late)
+
+
+def _to_host(what: Any, tensors: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor], "torch.cuda.Event | None"]:
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return what, tensors, None
+    host = {name: torch.empty_like(tensor, device="cpu", pin_memory=True) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        host[name].copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return what, host, event
+
+
+def _arrived(what: Any, host: dict[str, Tensor], event: "torch.cuda.Event | None") -> tuple[Any, dict[str, Tensor]]:
+    if event is not None:
+        event.synchronize()
+    return what, host
+
+
 def moved(item: Any, device: torch.device) -> Any:
     """An item with its tensors, alone or in tuples, on a device."""
+    return _mapped(item, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(item: Any) -> Any:
+    """An item with its tensors, alone or in tuples, in page-locked memory."""
+    return _mapped(item, Tensor.pin_memory)
+
+
+def _mapped(item: Any, do: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(item, Tensor):
-        return item.to(device, non_blocking=True)
+        return do(item)
     if isinstance(item, tuple):
-        parts = [moved(part, device) for part in item]
+        parts = [_mapped(part, do) for part in item]
         return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
     return item
 
@@ -127,30 +194,17 @@ def _workshop() -> Any:
     return context
 
 
-class _Numbered(Dataset[Any]):
+class _Handed(Dataset[Any]):
     """Hands a PipelineError on as a value: a loader's own way adds its worker's traceback to the line."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: Any) -> Any:
         try:
             return _sent(self.dataset[number])
         except PipelineError as error:
             return error
-
-
-class _Walked(IterableDataset[Any]):
-    """The same for a dataset that is walked."""
-
-    def __init__(self, dataset: IterableDataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from map(_sent, self.dataset)
-        except PipelineError as error:
-            yield error
 
 
 def _sent(item: Any) -> Any:

@@ -24,9 +24,26 @@ def locked(path: Path, *, needed: bool = True) -> Iterator[Any]:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             with contextlib.nullcontext() if needed else contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if _is(path, file):
+            if still_named(path, file):
                 yield file
                 return
+
+
+def held(path: Path) -> Any:
+    """The file, open to read and write, under a lock that many may hold: until all have closed it nobody removes it.
+
+    Raises:
+        FileNotFoundError: if it is not there, or was removed before it could be held.
+    """
+    file = path.open("r+b", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if not still_named(path, file):
+            raise FileNotFoundError(path)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 @contextlib.contextmanager
@@ -70,15 +87,15 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def remove_if_left(half: Path) -> None:
-    """Take a half-written file away if the process that made it is gone."""
-    with contextlib.suppress(OSError), half.open("r+b") as file:  # NFS locks only what may be written
+def remove_if_left(path: Path) -> None:
+    """Take a file away that no process holds: a half-written one whose process is gone, a copy that nobody reads."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:  # NFS locks only what may be written
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(half, file):
-            half.unlink()
+        if still_named(path, file):
+            path.unlink()
 
 
-def _is(path: Path, file: Any) -> bool:
+def still_named(path: Path, file: Any) -> bool:
     """Whether the open file is still the one of that name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

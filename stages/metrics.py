@@ -22,7 +22,8 @@ from stages.store import Store
 from stages.tensorboard import EVENTS_FILE, event_file
 
 FILE = "metrics.jsonl"
-_CLOCK = ("views_per_second", "waiting")
+_CLOCK = ("views_per_second", "waiting", "mfu")
+_ALWAYS = {"views_per_second", "waiting"}
 _NEVER = 2**62
 
 
@@ -36,13 +37,23 @@ class Metrics:
         world: number of processes, whose means are averaged.
         device: where sums are kept.
         tensorboard: put the lines as TensorBoard's event file as well.
+        views_at_peak: views a second that a device would train at its peak; None = not known, and no `mfu` is said.
     """
 
     PREFIX = "metrics/"
 
     def __init__(
-        self, store: Store, every: int, *, rank: int, world: int, device: torch.device, tensorboard: bool = False
+        self,
+        store: Store,
+        every: int,
+        *,
+        rank: int,
+        world: int,
+        device: torch.device,
+        tensorboard: bool = False,
+        views_at_peak: float | None = None,
     ) -> None:
+        self._views_at_peak = views_at_peak
         self._store, self._every, self._rank, self._world, self._device = store, every, rank, world, device
         self._tensorboard = tensorboard
         self._lines: list[dict[str, Any]] = []
@@ -96,6 +107,7 @@ class Metrics:
             {"step": step + 1, "epoch": epoch, **means, "lr": lr}
             | {"views_per_second": round(self._timed_views * self._world / elapsed, 1)}
             | {"waiting": round(self._waited / elapsed, 4)}
+            | ({"mfu": round(self._timed_views / elapsed / self._views_at_peak, 4)} if self._views_at_peak else {})
         )
         self._sums, self._views = {}, 0
         self._timed_views, self._waited, self._since = 0, 0.0, time.perf_counter()
@@ -185,8 +197,8 @@ def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: boo
             beside = _read(store)
         except ValueError:
             beside = None  # damaged; it is put anew
-        with_clock = (line for line in (*(beside or ()), *timed) if line.keys() >= set(_CLOCK))
-        clock = {line["step"]: {key: line[key] for key in _CLOCK} for line in with_clock}
+        with_clock = (line for line in (*(beside or ()), *timed) if line.keys() >= _ALWAYS)
+        clock = {line["step"]: {key: line[key] for key in _CLOCK if key in line} for line in with_clock}
         lines = [line | clock.get(line["step"], {}) for line in _parse(newest)]
         if lines != beside:
             store.put(FILE, _to_bytes(lines))

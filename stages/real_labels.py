@@ -26,11 +26,7 @@ def real_labels(names: Sequence[str], classes: Sequence[str]) -> list[frozenset[
     Raises:
         Mismatch: if the classes or an image are not ImageNet's.
     """
-    if tuple(classes) != _synsets():
-        raise Mismatch(
-            f'evaluate.labels = "imagenet-real": the {len(classes)} classes are not ImageNet\'s 1,000 in their order; '
-            'set source.classes = "imagenet-1k", or evaluate.labels = "source"'
-        )
+    refuse_other_classes(classes)
     known = _by_stem()
     stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
     if lost := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
@@ -42,6 +38,15 @@ def real_labels(names: Sequence[str], classes: Sequence[str]) -> list[frozenset[
 
 
 @cache
+def refuse_other_classes(classes: Sequence[str]) -> None:
+    """Raise Mismatch unless classes are ImageNet's in their order: known before any image is looked at."""
+    if tuple(classes) != _synsets():
+        raise Mismatch(
+            f'evaluate.labels = "imagenet-real": the {len(classes)} classes are not ImageNet\'s 1,000 in their order; '
+            'set source.classes = "imagenet-1k", or evaluate.labels = "source"'
+        )
+
+
 def _synsets() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 

@@ -53,6 +53,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.model: Any = model
         self.distilled = isinstance(model, VisionTransformerDistilled)
+        self.transformer = isinstance(model, VisionTransformer)
         about: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         self.mean: tuple[float, ...] = tuple(about["mean"])
         self.std: tuple[float, ...] = tuple(about["std"])

@@ -16,6 +16,7 @@ from schemas.errors import PipelineError
 from schemas.run_file import parse_run
 from stages.commit import read_manifest
 from stages.gallery import Gallery
+from stages.precision import Precision
 from stages.replay.mix import normalise
 from stages.run_student import trained_student
 from stages.store import Store
@@ -61,7 +62,8 @@ class Subject:
         network = self.network
         if isinstance(network, Teacher):
             return Heads(network.logits(views_BHWC, None), None)
-        found: Heads = network(normalise(views_BHWC.to(self.device), network.mean, network.std))
+        with Precision("fp32", self.device, "evaluate").switches(search=not network.transformer):
+            found: Heads = network(normalise(views_BHWC.to(self.device), network.mean, network.std))
         return found
 
     @property

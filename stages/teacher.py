@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import pad
 
 from schemas import config
 from schemas.errors import PipelineError
+from stages.from_views import FromViews
 from stages.labelset import teacher_settings
-from stages.replay.mix import Mix, mix, normalise
+from stages.precision import Precision, chosen_precision
+from stages.replay.mix import Mix
 from stages.student import Classifier, build, load_weights, own_size
 from stages.weights import find_weights, pretrained_weights, weights_digest
-
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
@@ -47,14 +47,22 @@ class Teacher:
     def __init__(
         self, settings: config.Teacher, *, workspace: str, num_classes: int, image_size: int, device: torch.device
     ) -> None:
+        precision = chosen_precision(settings.precision, "teacher", device.type)
+        settings = settings.model_copy(update={"precision": precision, "compile": settings.compile is True})
         self.settings, self.device, self.num_classes = settings, device, num_classes
+        self.precision = Precision(precision, device, "teacher.precision")
         members = [_member(one, workspace, num_classes, image_size) for one in settings.members]
         models, self.sides = [model for model, _ in members], [side for _, side in members]
         self.weights_sha256 = [weights_digest(model.model.state_dict()) for model in models]
         self.models = [
             model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
         ]
-        self._run = [torch.compile(model) if settings.compile else model for model in self.models]
+        self._networks = [
+            FromViews(model, self.precision, side) for model, side in zip(self.models, self.sides, strict=True)
+        ]
+        # Of one shape, to which smaller batches are padded: each other one is compiled, and searched by cuDNN, anew.
+        self._one_shape = settings.compile or device.type == "cuda"
+        self._run = [torch.compile(one, dynamic=False) if settings.compile else one for one in self._networks]
         self.batch: int | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -68,7 +76,6 @@ class Teacher:
         single = {name: values[0] for name, values in members.items()} if len(self.models) == 1 else members
         return teacher_settings(self.settings) | single | {"device": self.device.type}
 
-    @torch.inference_mode()
     def logits(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
         """Logits of views, uint8 [B, S, S, 3] → float32 [B, K]; mixed where `how` is given.
 
@@ -78,15 +85,28 @@ class Teacher:
         Raises:
             PipelineError: if a logit is not finite, their shape is wrong, or not even a pair fits memory.
         """
+        logits_BK = self.queued(views_BHWC, how)
+        self.refuse_not_finite(bool(torch.isfinite(logits_BK).all()))
+        return logits_BK
+
+    @torch.inference_mode()
+    def queued(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
+        """`logits` that a GPU may still be computing; nobody has looked whether they are finite.
+
+        Raises:
+            PipelineError: if their shape is wrong, or not even a pair fits memory.
+        """
         size = self.batch or len(views_BHWC)
         found = [self._fitting(views_BHWC, how, start, size) for start in range(0, len(views_BHWC), size)]
-        logits_BK = torch.cat(found)
-        if not torch.isfinite(logits_BK).all():
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def refuse_not_finite(self, finite: bool) -> None:
+        """Raise PipelineError unless all of a batch's logits were finite."""
+        if not finite:
             raise PipelineError(
                 f"teacher.model = {self.settings.title}: gave a logit that is not finite; "
                 f'try teacher.precision = "fp32" (now {self.settings.precision}) or check its weights'
             )
-        return logits_BK
 
     def _fitting(self, views_BHWC: Tensor, how: Mix | None, start: int, size: int) -> Tensor:
         """Logits of `size` views from `start` on, in as many passes as memory demands."""
@@ -109,19 +129,18 @@ class Teacher:
     def _forward(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
         views_BHWC = views_BHWC.to(self.device, non_blocking=True)
         how = how and Mix(*(one.to(self.device, non_blocking=True) for one in how))
-        found = [self._member_logits(nth, views_BHWC, how) for nth in range(len(self.models))]
+        count = len(views_BHWC)
+        if self._one_shape:
+            views_BHWC, how = _padded(views_BHWC, how, self.batch or self.settings.batch_size)
+        with self.precision.switches(search=True):
+            found = [self._member_logits(nth, views_BHWC, how)[:count] for nth in range(len(self.models))]
         if len(found) == 1:
             return found[0]
         return torch.stack([logits.log_softmax(1) for logits in found]).logsumexp(0) - math.log(len(found))
 
     def _member_logits(self, nth: int, views_BHWC: Tensor, how: Mix | None) -> Tensor:
-        images_BCHW = normalise(views_BHWC, self.models[nth].mean, self.models[nth].std)
-        if how is not None:
-            images_BCHW = mix(images_BCHW, how)
-        images_BCHW = _resized(images_BCHW, self.sides[nth])
-        precision = _AUTOCAST[self.settings.precision]
-        with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
-            logits: Tensor = self._run[nth](images_BCHW).fused.float()
+        given = self._networks[nth].given(views_BHWC, how)
+        logits: Tensor = self._run[nth](*given).fused.float()
         expected = len(views_BHWC), self.num_classes
         if logits.shape != expected:
             raise PipelineError(
@@ -129,6 +148,15 @@ class Teacher:
                 f"expected {expected}; check teacher.extra"
             )
         return logits
+
+
+def _padded(views_BHWC: Tensor, how: Mix | None, size: int) -> tuple[Tensor, Mix | None]:
+    """A batch with black views at its end, so that it has `size` of them; as it is where it has as many."""
+    missing = size - len(views_BHWC)
+    if missing <= 0:
+        return views_BHWC, how
+    how = how and Mix(*(pad(one, (0, 0) * (one.ndim - 1) + (0, missing // 2)) for one in how))
+    return pad(views_BHWC, (0, 0) * 3 + (0, missing)), how
 
 
 def _member(member: config.Member, workspace: str, num_classes: int, image_size: int) -> tuple[Classifier, int]:
@@ -159,14 +187,6 @@ def _member(member: config.Member, workspace: str, num_classes: int, image_size:
         with contextlib.suppress(PipelineError):
             return built(own), own
         raise  # what is wrong at the views' side: it fits at neither
-
-
-def _resized(images_BCHW: Tensor, side: int) -> Tensor:
-    """Images with another side, bicubic and antialiased, channels last in memory; as they are where they have it."""
-    if images_BCHW.shape[-1] == side:
-        return images_BCHW
-    resized = interpolate(images_BCHW, size=(side, side), mode="bicubic", antialias=True)
-    return resized.contiguous(memory_format=torch.channels_last)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -1,6 +1,6 @@
 """Throughput: images a second at the largest batch that fits (paper, Tables 1 and 5, Figure 1).
 
-Weights do not matter to speed and stay random; images lie on the device already. Forward passes in eval mode, fp32.
+Weights do not matter to speed and stay random; images are on the device already. Forward passes in eval mode.
 
 Legend: B images of a batch, S side of an image.
 """
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from schemas.config import Member
 from schemas.errors import PipelineError
+from stages.precision import Precision
 from stages.student import build, usual_size
 from stages.teacher import out_of_memory
 
 _WARM_UP = 3
 
 
-def throughput(member: Member, *, image_size: int, device: torch.device, max_batch: int, runs: int) -> dict[str, Any]:
+def throughput(
+    member: Member, *, image_size: int, device: torch.device, max_batch: int, runs: int, precision: str
+) -> dict[str, Any]:
     """Images a second of a model.
 
     Args:
@@ -30,27 +33,31 @@ def throughput(member: Member, *, image_size: int, device: torch.device, max_bat
         device: where it runs.
         max_batch: largest batch to try; 0 = until memory ends.
         runs: timed forward passes, after a few that are not.
+        precision: fp32, tf32, bf16 or fp16.
 
     Returns:
         `batch_size`, `limited_by` (memory, or max_batch), `images_per_second` over all runs, their `seconds`,
-        `parameters`, `image_size`, `device`, `threads`, `torch`.
+        `parameters`, `image_size`, `device`, `precision`, `threads`, `torch`.
 
     Raises:
         PipelineError: if the model cannot be built or not even one image fits memory.
     """
     size = image_size or usual_size(member.model)
     model = build(member.model, num_classes=1000, img_size=size, drop_path=0.0, extra=member.extra).eval().to(device)
-    batch, limited_by = largest_batch(model, size, device, max_batch)
-    images = torch.zeros(batch, 3, size, size, device=device)
-    for _ in range(_WARM_UP):
-        _seconds(model, images)
-    seconds = [_seconds(model, images) for _ in range(runs)]
+    computing = Precision(precision, device, "evaluate.precision")
+    with computing.switches(search=True), computing.autocast():
+        batch, limited_by = largest_batch(model, size, device, max_batch)
+        images = torch.randn(batch, 3, size, size, device=device)
+        for _ in range(_WARM_UP):
+            _seconds(model, images)
+        seconds = [_seconds(model, images) for _ in range(runs)]
     return {
         "model": member.model,
         "extra": member.extra,
         "image_size": size,
         "parameters": sum(one.numel() for one in model.parameters()),
         "device": device_name(device),
+        "precision": precision,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": torch.__version__,
         "batch_size": batch,

@@ -27,12 +27,15 @@ from stages import losses
 from stages.batches import Batch, Steps
 from stages.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
 from stages.commit import MANIFEST, put_json
+from stages.flops import TRAINING, forward_flops, peak_flops
+from stages.from_views import FromViews
 from stages.loader import load, on_device
 from stages.metrics import Metrics
 from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.plan import TAUGHT, Plan, plan_training
+from stages.precision import Precision, chosen_precision, deterministic_algorithms
 from stages.replay.draws import Draws, Purpose
-from stages.replay.mix import Mix, mix, normalise
+from stages.replay.mix import Mix
 from stages.run_student import new_student
 from stages.store import Store
 from stages.student import Heads
@@ -41,6 +44,9 @@ from stages.weights import EMA_FILE, MODEL_FILE
 Report = Callable[[int, dict[str, Any]], bool]
 """Told a step and the newest metrics; whether the user wants an end."""
 _LISTEN_SECONDS = 2.0
+_SCALE = "scaler/"
+_SCALE_KEYS = ("scale", "_growth_tracker")
+"""In a checkpoint's state, what torch's gradient scaler says of itself, but for its constants."""
 
 
 def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
@@ -59,12 +65,19 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
     Raises:
         PipelineError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
     """
+    precision = chosen_precision(run.train.precision, "student", device.type)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"precision": precision})})
+    with deterministic_algorithms(run.train.deterministic and device.type == "cuda"):
+        return _train(run, rank=rank, world=world, device=device, report=report)
+
+
+def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
     plan = plan_training(run, world)
     trainer = Trainer(run, plan, rank=rank, world=world, device=device)
     step = started = trainer.restore()
     batches = load(
         trainer.data,
-        workers=run.train.workers,
+        workers=run.train.processes,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
     )
@@ -129,6 +142,8 @@ class Trainer:
         self.store = Store(run.workspace).at(f"runs/{run.train.name}")
         self.made_by = fingerprint(plan.made_from)
         self.checkpoint_every = run.train.checkpoint_every or plan.steps_per_epoch
+        name = chosen_precision(run.train.precision, "student", device.type)
+        self.precision = Precision(name, device, "train.precision")
         self.classifier = new_student(run, plan.split).to(device)
         decay = run.train.ema_decay
         self.ema = ModelEmaV3(self.classifier.model, decay=decay, foreach=True) if decay else None
@@ -138,6 +153,7 @@ class Trainer:
             weight_decay=run.train.weight_decay,
             fused=device.type == "cuda",
         )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.data = Steps(
             plan.split,
             run.views,
@@ -148,10 +164,18 @@ class Trainer:
             rank=rank,
             world=world,
         )
+        peak = peak_flops(device)
         self.metrics = Metrics(
-            self.store, run.train.log_every, rank=rank, world=world, device=device, tensorboard=run.train.tensorboard
+            self.store,
+            run.train.log_every,
+            rank=rank,
+            world=world,
+            device=device,
+            tensorboard=run.train.tensorboard,
+            views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, run.views.image_size, device)),
         )
         self._draws = Draws(run.train.seed, Purpose.MODEL)
+        self._student = FromViews(self.classifier, self.precision)
         self._forward = self._wrapped()
 
     def restore(self) -> int:
@@ -170,6 +194,7 @@ class Trainer:
             self.ema.module.load_state_dict(found.ema)
         state = dict(found.state)
         meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
+        self._restore_scale({name: state.pop(name) for name in list(state) if name.startswith(_SCALE)})
         tensors_to_state(self.optimizer, self.classifier.model, state)
         self.metrics.restore(found.step, meters, found.lines)
         if self.rank == 0:
@@ -185,6 +210,12 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """One step of the optimiser on one local batch, which lies on the device."""
+        with self.precision.switches(
+            search=not self.classifier.transformer, deterministic=self.run.train.deterministic
+        ):
+            self._step(batch)
+
+    def _step(self, batch: Batch) -> None:
         self.classifier.train()
         lr = self._learning_rate(batch.step)
         for group in self.optimizer.param_groups:
@@ -198,9 +229,10 @@ class Trainer:
             last = start + size >= count
             with contextlib.nullcontext() if last else self._no_sync():
                 terms = self._losses(part)
-                (terms["loss"] * (len(part.classes) / count)).backward()
+                self.scaler.scale(terms["loss"] * (len(part.classes) / count)).backward()
             self.metrics.add(terms, len(part.classes))
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # leaves a step out whose scaled gradients were too large
+        self.scaler.update()
         if self.ema:
             self.ema.update(self.classifier.model)
         self.metrics.end_step(batch.step, lr, batch.step // self.plan.steps_per_epoch, count, self._addresses)
@@ -216,11 +248,22 @@ class Trainer:
             step=step,
             model=self.classifier.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else {},
-            state=state_to_tensors(self.optimizer, self.classifier.model) | sums,
+            state=state_to_tensors(self.optimizer, self.classifier.model) | self._scale() | sums,
             lines=self.metrics.lines(),
         )
         save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
         self.metrics.show()
+
+    def _scale(self) -> dict[str, Tensor]:
+        """What fp16's gradients are multiplied with, and for how long it was right; nothing in other precisions."""
+        state = self.scaler.state_dict()
+        return {f"{_SCALE}{key}": torch.tensor(state[key], dtype=torch.float64) for key in _SCALE_KEYS if key in state}
+
+    def _restore_scale(self, state: dict[str, Tensor]) -> None:
+        if state:
+            found = {key: state[f"{_SCALE}{key}"].item() for key in _SCALE_KEYS}
+            found["_growth_tracker"] = int(found["_growth_tracker"])
+            self.scaler.load_state_dict(self.scaler.state_dict() | found)
 
     def _refuse_bad_weights(self, step: int) -> None:
         """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
@@ -249,10 +292,8 @@ class Trainer:
         put_json(self.store, MANIFEST, manifest)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        train, model = self.run.train, self.classifier
-        images = mix(normalise(batch.views, model.mean, model.std), batch.mix)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
-            heads: Heads = self._forward(images)
+        train = self.run.train
+        heads: Heads = self._forward(*self._student.given(batch.views, batch.mix))
         partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
         targets = losses.soft_targets(
             batch.classes,
@@ -281,15 +322,15 @@ class Trainer:
             logits, soft.logits, soft.classes, soft.log_sum_exp, tau=tau, reduction=reduction
         )
 
-    def _wrapped(self) -> Callable[[Tensor], Any]:
-        model: nn.Module = self.classifier
+    def _wrapped(self) -> Callable[..., Any]:
+        model: nn.Module = self._student
         if self.world > 1:
             # Without distillation a distilled model's second head gets no gradient, as in the authors' code.
             unused = self.classifier.distilled and self.run.train.distillation == "none"
             model = DistributedDataParallel(model, find_unused_parameters=unused)
         self._no_sync: Callable[[], Any] = getattr(model, "no_sync", contextlib.nullcontext)
         # The compiler's own random numbers are not torch's: a resume without it would draw other depths.
-        return torch.compile(model, options={"fallback_random": True}) if self.run.train.compile else model
+        return torch.compile(model, options={"fallback_random": True}) if self.run.train.compile is True else model
 
     def _learning_rate(self, step: int) -> float:
         train = self.run.train

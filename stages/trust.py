@@ -26,8 +26,8 @@ EDGES = 2.0 ** np.arange(-12, 5.5, 0.5)
 SHARES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75}
 """Quantiles that are reported."""
 
-_ROUNDING = {"fp32": 2.0**-18, "fp16": 2.0**-8, "bf16": 2.0**-5}
-"""How far rounding moves a logit, relative to the view's largest: 64, 8 and 8 units of the precision's last place."""
+_ROUNDING = {"fp32": 2.0**-18, "tf32": 2.0**-8, "fp16": 2.0**-8, "bf16": 2.0**-5}
+"""How far rounding moves a logit, relative to the view's largest: 64 units of fp32's last place, 8 of the others'."""
 
 
 def near_tie(logits_BK: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -92,6 +92,7 @@ def stability(run: RunFile, split: Split, device: torch.device, count: int) -> l
     base = _logits(run, split, device, "fp32", size, views_BHWC, how)
     margins, _ = near_tie(base, "fp32")
     ways = [("fp32", one) for one in (2, 16, 64, 256) if one != size] + [("bf16", size), ("fp16", size)]
+    ways += [("tf32", size)] if device.type == "cuda" else []
     report = []
     for precision, batch in ways:
         other = _logits(run, split, device, precision, batch, views_BHWC, how)

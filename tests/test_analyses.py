@@ -35,7 +35,7 @@ def test_disagreement_is_counted_as_by_hand_from_the_answers_it_names(copied):
     run = copied({"evaluate": {"baseline": "teacher"}})
     result = disagreement(run, silent)
     gallery = open_gallery(run)
-    student, teacher = (ask(run, Who(run=name), gallery).found for name in ("student", "teacher"))
+    student, teacher = (ask(run, Who(run=name), gallery, silent).found for name in ("student", "teacher"))
     by_hand = {
         "truth": student.classes.tolist(),
         "teacher": teacher.top["class"][:, 0].tolist(),
@@ -130,7 +130,9 @@ def test_other_faults_of_a_model_are_not_taken_for_memory(refused):
 
 
 def test_images_a_second_are_those_of_the_runs_that_are_stored():
-    found = measure(Member("resnet10t", "", {}, 0), image_size=32, device=torch.device("cpu"), max_batch=3, runs=4)
+    found = measure(
+        Member("resnet10t", "", {}, 0), image_size=32, device=torch.device("cpu"), max_batch=3, runs=4, precision="fp32"
+    )
     assert (found["batch_size"], found["limited_by"], len(found["seconds"])) == (3, "max_batch", 4)
     assert found["images_per_second"] == pytest.approx(12 / sum(found["seconds"]))
 

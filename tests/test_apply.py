@@ -17,8 +17,9 @@ from timm.data import auto_augment
 from world import ROOT
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
-from stages.replay.apply import Renderer, decode
+from stages.replay.apply import Renderer
 from stages.replay.decide import Box, DecidedView, Decider, Erase, Op
+from stages.replay.decode import decode
 from stages.replay.policies import LEVELS
 from stages.replay.signature import differs, signature
 

@@ -89,13 +89,14 @@ def test_a_view_depends_on_nothing_but_its_address(whole, truth):
 @pytest.mark.parametrize("batch", [2, 16])
 def test_the_workers_of_a_part_make_every_slot_of_every_batch_once(whole, workers, batch):
     split, spec = Split.open(whole.workspace, "train"), LabelSpec(0, 1, 3)
-    contributions = load(PartViews(split, whole.views, spec, batch), workers=workers)
+    views = PartViews(split, whole.views, batch)
+    contributions = load(views, workers=workers, order=views.order(spec, workers))
     maker, expected = batches.ViewMaker(split, whole.views), np.empty((32, 32, 3), np.uint8)
     for units in part_batches(split, whole.views, spec, batch):
         made = [next(contributions) for _ in range(workers)]
-        slots = torch.cat([slots for slots, _ in made])
+        slots = torch.cat([slots for slots, *_ in made])
         assert sorted(slots.tolist()) == list(range(2 * len(units)))
-        views = torch.cat([views for _, views in made])[slots.argsort()]
+        views = torch.cat([one.views for one in made])[slots.argsort()]
         maker.view(0, units[-1].row_b, units[-1].view, expected)
         assert np.array_equal(views[-1].numpy(), expected)
     assert next(contributions, None) is None

@@ -291,8 +291,8 @@ def test_labels_are_looked_at_and_made_again_by_command(done, tmp_path):
 
 
 def test_other_decisions_than_the_stored_ones_fail_deep_verification(done, monkeypatch):
-    said = Teacher.logits
-    monkeypatch.setattr(Teacher, "logits", lambda self, views, how: -said(self, views, how))
+    said = Teacher.queued
+    monkeypatch.setattr(Teacher, "queued", lambda self, views, how: -said(self, views, how))
     code, _, err = typed("verify", "--deep", "-c", done, "--json")
     assert code == 1
     assert err.splitlines()[-1].startswith("deit-pipeline: verify --deep: teacher or views are not those")

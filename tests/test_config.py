@@ -72,7 +72,7 @@ def test_default_labels_are_exactly_the_views_that_300_epochs_read():
         ("[train]\nlr = 0", "train.lr = 0: must be greater than 0"),
         ("[train]\nlr = nan", "train.lr = NaN: must be a finite number"),
         ("[train]\nlabel_smoothing = 1", "train.label_smoothing = 1: must be less than 1"),
-        ("[train]\ncompile = 1", "train.compile = 1: must be true or false"),
+        ("[train]\ncompile = 1", 'train.compile = 1: must be "auto", true or false'),
         ("[train]\ndistillation = 'medium'", "train.distillation = \"medium\": must be 'none'"),
         ("[train]\nname = '../x'", 'train.name = "../x": must be a folder name: letters, digits,'),
         ("[shards]\non_bad_image = 'ask'", "shards.on_bad_image = \"ask\": must be 'fail' or 'skip'"),

@@ -113,7 +113,7 @@ def test_the_stored_result_is_what_the_trained_model_says_image_by_image(whole):
 
 def test_every_figure_can_be_counted_again_from_the_answers_it_names(whole):
     result = json.loads(Path(whole.workspace, "runs/student/evaluation.json").read_text())
-    asked = ask(whole, Who(run="student"), open_gallery(whole))
+    asked = ask(whole, Who(run="student"), open_gallery(whole), silent)
     assert asked.folder == result["predictions"]
     again = score(asked.found, [{int(own)} for own in asked.found.classes])
     assert {key: result[key] for key in again} == again
@@ -146,11 +146,11 @@ def test_blocks_are_dealt_to_two_workers_and_every_image_is_asked_once(copied):
     gallery = Sharded(Split.open(run.workspace, "train"), "train")
     assert gallery.rows == (21, 20, 20)
     two = run.model_copy(update={"cluster": Cluster(address="local", devices=2, device="cpu")})
-    shared = ask(two, Who(run="student"), gallery)
+    shared = ask(two, Who(run="student"), gallery, silent)
     assert len(shared.found.names) == len(set(shared.found.names)) == 61
     files = stored(Path(run.workspace, shared.folder))
     shutil.rmtree(Path(run.workspace, shared.folder))
-    alone = ask(run, Who(run="student"), gallery)
+    alone = ask(run, Who(run="student"), gallery, silent)
     assert alone.folder == shared.folder
     assert stored(Path(run.workspace, alone.folder)) == files
 
@@ -226,7 +226,7 @@ def test_bad_input_is_one_line(copied, images, tmp_path, refused):
     def says(changes, code=1, run=run):
         return refused(stages.evaluate, copied_with(run, changes), silent, code=code)
 
-    assert "there are: student, teacher" in refused(ask, run, Who(run="nobody"), open_gallery(run))
+    assert "there are: student, teacher" in refused(ask, run, Who(run="nobody"), open_gallery(run), silent)
     assert "timm knows no model deit_tinny" in says({"evaluate": {"model": "deit_tinny_patch16_224"}})
     assert "evaluate.source = /no/such: no such folder" in says({"evaluate": {"source": "/no/such"}})
     shutil.copytree(images / "val/red", tmp_path / "other/purple")

@@ -14,8 +14,9 @@ from stages.batches import Steps, stack_mixes
 from stages.dataset import Split
 from stages.inspect import as_json, find_sample, inspect_views, readable, verdict
 from stages.labelset import LabelSet
-from stages.replay.apply import Renderer, decode
+from stages.replay.apply import Renderer
 from stages.replay.decide import Box, DecidedMix, DecidedView, Erase, Op
+from stages.replay.decode import decode
 from stages.replay.mix import mix, normalise
 from stages.replay.order import Stream, pairing
 

@@ -5,11 +5,14 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 import torch
+from world import silent
 
+from pipeline import run as stages
 from schemas.config import Labels
 from schemas.tables import LABELS
 from stages.label import keep
 from stages.labelfile import read_labels, write_labels
+from stages.teacher import Teacher
 
 ROWS, VIEWS, CLASSES = 6, 4, 30
 LOGITS = 4 * torch.randn(ROWS * VIEWS, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -74,7 +77,10 @@ def test_topk_with_its_normalisers_is_the_softmax_of_what_full_keeps():
     assert (topk["classes"][:, 0] == topk["decision"]).all()
 
 
-def test_a_logit_that_16_bits_cannot_hold_is_refused(refused):
-    line = refused(keep, torch.tensor([[7e4, 0.0]]), SETTINGS["full"], 1.0)
+@pytest.mark.parametrize("store", [{"store": "full"}, {"store": "topk", "topk": 1}])
+def test_a_logit_that_16_bits_cannot_hold_is_refused(copied, refused, monkeypatch, store):
+    queued, last = Teacher.queued, torch.tensor([3])
+    monkeypatch.setattr(Teacher, "queued", lambda self, *given: queued(self, *given).index_fill(1, last, -7e4))
+    line = refused(stages.label, copied({"labels": {"name": "large"} | store}), silent)
     assert line == 'a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"'
-    assert keep(torch.tensor([[7e4, 0.0]]), SETTINGS["hard"], 1.0)["decision"].tolist() == [0]
+    assert stages.label(copied({"labels": {"name": "hard"}}), silent)["decisions"] == 360

@@ -168,19 +168,24 @@ def test_a_batch_is_the_same_bits_whatever_the_threads_of_the_libraries(whole, t
     assert same(made[0], next(load(large_steps(whole), workers=1, order=[2])))
 
 
+def part_views(split, recipe, spec, batch, workers):
+    views = PartViews(split, recipe, batch)
+    return load(views, workers=workers, order=views.order(spec, max(workers, 1)))
+
+
 def decodes(monkeypatch, split, recipe, spec, kept_bytes) -> tuple[int, torch.Tensor]:
     """How often an image is decoded for a part, and the part's views."""
     count = 0
     decode = batches.decode
 
-    def counted(data):
+    def counted(data, rows):
         nonlocal count
         count += 1
-        return decode(data)
+        return decode(data, rows)
 
     monkeypatch.setattr(batches, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(batches, "decode", counted)
-    views = torch.cat([views for _, views in load(PartViews(split, recipe, spec, 16), workers=0)])
+    views = torch.cat([one.views for one in part_views(split, recipe, spec, 16, workers=0)])
     monkeypatch.setattr(batches, "decode", decode)
     return count, views
 
@@ -213,7 +218,7 @@ def test_what_a_worker_refuses_is_the_line_alone(copied):
     Path(run.workspace, "shards/train/shard-000000.tar").unlink()
     split = Split.open(run.workspace, "train")
     with pytest.raises(PipelineError, match=r"^[^\n]*is missing; run `deit-pipeline verify`$"):
-        list(load(PartViews(split, run.views, LabelSpec(0, 0, 1), 16), workers=2))
+        list(part_views(split, run.views, LabelSpec(0, 0, 1), 16, workers=2))
 
 
 def test_the_worker_processes_are_others_than_this_one():

@@ -4,12 +4,13 @@ import os
 import signal
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import loop as loop_module
 from pipeline.failures import Fault
-from pipeline.loop import Loop, Lost
+from pipeline.loop import InThreads, Loop, Lost
 from pipeline.stopping import Stop
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
@@ -130,3 +131,36 @@ def test_the_end_of_the_time_of_grace_and_a_second_signal_end_at_once():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(30)
+
+
+class Slow:
+    """A worker of two lanes that notes how many parts it makes at once."""
+
+    def __init__(self, refuse: str = "") -> None:
+        self.job, self.at_once, self.most = SimpleNamespace(lanes=2), 0, 0
+        self._lock, self._two, self._refuse = threading.Lock(), threading.Event(), refuse
+
+    def run(self, spec):
+        with self._lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            if self.at_once == 2:
+                self._two.set()
+        self._two.wait(10)  # the first is not done before a second has begun
+        with self._lock:
+            self.at_once -= 1
+        return PipelineError("no") if spec.name == self._refuse else receipt(spec.name)
+
+
+def test_threads_make_as_many_parts_at_once_as_there_are_lanes_and_no_more():
+    worker = Slow()
+    assert run(InThreads(worker)) == (ALL, {})
+    assert worker.most == 2
+
+
+def test_a_refused_part_in_threads_ends_the_stage():
+    done = []
+    loop = Loop(InThreads(Slow(refuse=ALL[0])), SPECS, attempts=3, done=lambda one: done.append(one.part), failed=print)
+    with pytest.raises(PipelineError, match="no"):
+        loop.run(Stop(0))
+    assert ALL[0] not in done

@@ -34,7 +34,7 @@ def ours(run: RunFile) -> tuple[dict[str, list[int]], dict]:
     """Decisions by image name, and the stored figures."""
     gallery = open_gallery(run)
     result = stages.evaluate(run, silent)
-    asked = ask(run, Who(member=run.evaluate.members[0]), gallery)
+    asked = ask(run, Who(member=run.evaluate.members[0]), gallery, silent)
     return dict(zip(asked.found.names, asked.found.top["class"].tolist(), strict=True)), result
 
 

@@ -12,6 +12,7 @@ from world import decisions, silent
 from pipeline import inspect
 from pipeline.deep import verify_deep
 from stages.agreement import class_agreement
+from stages.batches import ViewMaker
 from stages.dataset import Split
 from stages.label import Labeller
 from stages.labelset import LabelSet, LabelSpec
@@ -85,17 +86,20 @@ def test_deep_verification_finds_everything_as_it_was(whole):
 
 
 def test_deep_verification_finds_a_teacher_that_decides_otherwise(whole, monkeypatch):
-    said = Teacher.logits
-    monkeypatch.setattr(Teacher, "logits", lambda self, views, how: -said(self, views, how))
+    said = Teacher.queued
+    monkeypatch.setattr(Teacher, "queued", lambda self, views, how: -said(self, views, how))
     found = verify_deep(whole, 2, silent)
     assert not found["ok"] and found["share"] > 0.5 and found["other_signatures"] == 0
 
 
 def test_deep_verification_finds_other_views(whole, monkeypatch):
-    batches = Labeller.batches
-    monkeypatch.setattr(
-        Labeller, "batches", lambda self, spec: ((at, 255 - views, how) for at, views, how in batches(self, spec))
-    )
+    made = ViewMaker.views
+
+    def inverted(self, slots, outs):
+        made(self, slots, outs)
+        outs[:] = 255 - outs
+
+    monkeypatch.setattr(ViewMaker, "views", inverted)
     found = verify_deep(whole, 2, silent)
     assert not found["ok"] and found["other_signatures"] > 0.9 * found["signatures"]
 

@@ -14,44 +14,12 @@ import numpy as np
 import torch
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD
-from stages.pixels import open_image, to_rgb
 from stages.replay.colour import COLOUR_OPS
 from stages.replay.decide import DecidedView, Erase
 from stages.replay.draws import Draws, Purpose
 from stages.replay.geometry import FILL, Geometry
 
 _RESIZE: Any = torch._C._nn._upsample_bicubic2d_aa  # what torch.nn.functional.interpolate calls, with `out`
-_IMDECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-
-
-def decode(data: bytes) -> np.ndarray:
-    """Decode an image file to uint8 RGB of shape (height, width, 3), EXIF orientation not applied.
-
-    A plain JPEG goes through OpenCV, whose pixels are Pillow's; all else, CMYK too, through Pillow.
-
-    Raises:
-        ValueError: naming the cause, if the data is not a whole image.
-    """
-    try:
-        if _is_plain_jpeg(data) and (image := cv2.imdecode(np.frombuffer(data, np.uint8), _IMDECODE)) is not None:
-            return np.asarray(image)
-        with open_image(data) as opened:
-            return np.array(to_rgb(opened))
-    except Exception as error:  # decoders raise whatever they meet
-        raise ValueError(f"not a readable image ({' '.join(str(error).split())})") from None
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether this is a JPEG of one or three components, not CMYK, that ends where a JPEG ends."""
-    if data[:3] != b"\xff\xd8\xff" or data[-2:] != b"\xff\xd9":
-        return False
-    at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
-            return data[at + 9] in (1, 3)
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
 
 
 class Renderer:
