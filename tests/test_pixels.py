@@ -16,7 +16,7 @@ from stages import image_check
 from stages.crops import centre_crops
 from stages.gallery import Picture
 from stages.image_check import check_image
-from stages.replay.apply import decode
+from stages.replay.decode import decode
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
 RAMP = np.tile(np.linspace(0, 65535, 48).astype(np.uint16), (40, 1))
