@@ -323,6 +323,12 @@ def test_of_files_called_after_splits_in_one_folder_those_of_the_split_are_taken
         assert len(listing.beside) == 2
 
 
+def test_class_tars_whose_names_end_in_numbers_are_class_tars(tmp_path):
+    for name in ("cat_1", "dog_2", "n01440764"):
+        tar(tmp_path / f"{name}.tar", {f"{n}.jpg": picture() for n in range(2)})
+    assert listed(tmp_path).classes == ("cat_1", "dog_2", "n01440764")
+
+
 def test_the_folder_of_the_official_archives_is_read_by_split(tmp_path, refused):
     inner = {kind: tar(tmp_path / kind, {f"{n}.JPEG": picture(kind) for n in range(3)}).read_bytes() for kind in "ab"}
     archives = tmp_path / "archives"

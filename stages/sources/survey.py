@@ -6,7 +6,7 @@ several readings remain, `source.classes` decides, since it lists the names that
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -28,6 +28,7 @@ _SHARD = re.compile(
     r"(?i)(?:.*[-_. ])?(?:shard|part|chunk|split|data|images?|batch|train|val|test)?[-_. ]*[0-9]+(?:[-_]of[-_][0-9]+)?"
 )
 """Names that writers of shards give, and few classes have."""
+_NUMBER = re.compile("[0-9]+")
 
 
 class Reading(NamedTuple):
@@ -139,7 +140,7 @@ def check_class_tars(surveys: dict[str, Survey], known: set[str], where: str) ->
     alike = [name for name in names if name.lower() in GROUPS]
     if alike and (len(alike) > 1 or len(names) < 3):
         raise PipelineError(f"{where}: the tars {', '.join(names[:3])} are called after splits; name one of them")
-    if len(names) > 1 and all(_SHARD.fullmatch(name) for name in names):
+    if len(names) > 1 and _like_shards(names):
         raise PipelineError(
             f"{where}: the tars {', '.join(names[:3])} hold images without folders and without .cls, and are called "
             "like shards rather than classes; list their names in source.classes, if they are classes"
@@ -214,7 +215,7 @@ def _tars_are_classes(
     if any(len(top) > 1 for top in tops):
         return False
     distinct = len(folders) == len(surveys)
-    if distinct and all(_SHARD.fullmatch(name) for name in stems):
+    if distinct and _like_shards(stems):
         return False
     raise PipelineError(
         f"{where}: {files[0]} holds the folder {', '.join(tops[0]) or '(none)'}: is the tar's name or the folder's the "
@@ -222,9 +223,14 @@ def _tars_are_classes(
     )
 
 
+def _like_shards(names: Collection[str]) -> bool:
+    """Whether names are one name with different numbers, as writers of shards give them."""
+    return all(map(_SHARD.fullmatch, names)) and len({_NUMBER.sub("0", name) for name in names}) == 1
+
+
 def _check_folders(surveys: Sequence[Survey], place: Place, known: set[str], where: str) -> None:
     inside = [inner for survey in surveys for folder in survey.images if (inner := below(folder, place.folder))]
     check_no_splits_below(inside, where)
     tops = {folder.partition("/")[0] for folder in inside}
-    if not tops <= known and any(survey.fields for survey in surveys) and all(map(_SHARD.fullmatch, tops)):
+    if not tops <= known and any(survey.fields for survey in surveys) and _like_shards(tops):
         _refuse_fields(next(survey for survey in surveys if survey.fields), "", where)
