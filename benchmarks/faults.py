@@ -43,9 +43,9 @@ from proxy import WAYS, Proxy  # noqa: E402
 from test_resume import TIMING  # noqa: E402
 from world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
-from pipeline import run as stages  # noqa: E402
+from pipeline.commands import run as stages  # noqa: E402
 from schemas.toml_text import toml_text  # noqa: E402
-from stages.store import Store  # noqa: E402
+from stages.storage.store import Store  # noqa: E402
 
 FAULTS = ("node", "worker", "driver", "stop", "two drivers", "store", "disk", "staging")
 VERBS = {"shard": "shards/train", "label-teacher": "labels/teacher", "train": "runs/student"}

@@ -17,10 +17,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from schemas.recipe import Recipe
-from stages.batches import PartViews, Steps
-from stages.dataset import Split
-from stages.labelset import LabelSpec
-from stages.loader import load
+from stages.data.loader import load
+from stages.data.split import Split
+from stages.data.views import PartViews, Steps
+from stages.label.label_set import LabelSpec
 from stages.replay.order import Stream
 
 RECIPE = Recipe()

@@ -40,7 +40,7 @@ def many_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
     """A run file whose every stage has run inline and undisturbed; nobody changes its workspace."""
-    from pipeline import run as stages
+    from pipeline.commands import run as stages
 
     workspace = tmp_path_factory.mktemp("whole") / "workspace"
     stages.shard(run_file(workspace, images), silent)

@@ -4,16 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import ray_pool
-from pipeline.loop import Lost
-from pipeline.ray_pool import Actors
-from pipeline.session import Seats
-from pipeline.work import Job, Worker, begin
+from pipeline.execution import ray_executor
+from pipeline.execution.ray_executor import Actors
+from pipeline.execution.ray_session import Seats
+from pipeline.execution.scheduler import Lost
+from pipeline.execution.stage_dir import Job, Worker, begin
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt
-from stages.commit import commit
-from stages.shard import ShardSpec
-from stages.store import Store
+from stages.shard.writer import ShardSpec
+from stages.storage.commit import commit
+from stages.storage.store import Store
 
 SPEC = ShardSpec(0, ())
 MADE = Receipt(part=SPEC.name, files=(), rows=1, made_by="me", facts={})
@@ -86,7 +86,7 @@ class Actor:
 def clock(monkeypatch):
     """Time that passes only while somebody sleeps; what was slept."""
     slept = []
-    monkeypatch.setattr(ray_pool, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
+    monkeypatch.setattr(ray_executor, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
     return slept
 
 

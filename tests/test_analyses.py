@@ -10,21 +10,21 @@ from PIL import Image
 from test_cli import complaint, typed, written
 from world import TEACHER, TINY_VIT, silent, stored
 
-from pipeline import run as stages
-from pipeline.analysing import disagreement, tokens
-from pipeline.comparing import compare, lines_of
-from pipeline.evaluating import ask
-from pipeline.measuring import throughput
+from pipeline.commands import run as stages
+from pipeline.commands.analyses import disagreement, tokens
+from pipeline.commands.compare import compare, lines_of
+from pipeline.commands.evaluate import ask
+from pipeline.commands.throughput import throughput
 from schemas import paper
 from schemas.config import Member, RunFile
-from stages.crops import centre_crops
-from stages.disagreement import TITLES
-from stages.figures import Series, chart, heat_map
-from stages.gallery import open_gallery
+from stages.data.center_crop import centre_crops
+from stages.data.image_set import open_gallery
+from stages.evaluate.disagreement import TITLES
+from stages.evaluate.evaluated_model import Who, open_subject
+from stages.evaluate.throughput import largest_batch
+from stages.evaluate.throughput import throughput as measure
+from stages.plotting.charts import Series, chart, heat_map
 from stages.replay.mix import normalise
-from stages.subject import Who, open_subject
-from stages.throughput import largest_batch
-from stages.throughput import throughput as measure
 
 
 def with_(run: RunFile, **changes: dict) -> RunFile:
@@ -106,11 +106,11 @@ def test_a_batch_grows_to_the_limit_or_until_memory_ends(monkeypatch):
     assert largest_batch(model, 4, cpu, 6) == (6, "max_batch")
     assert sizes == [1, 2, 4, 6]
     assert largest_batch(model, 4, cpu, 100) == (8, "memory")
-    monkeypatch.setattr("stages.throughput._peak_bytes", lambda: 100)
-    monkeypatch.setattr("stages.throughput._free_bytes", lambda: 500)
+    monkeypatch.setattr("stages.evaluate.throughput._peak_bytes", lambda: 100)
+    monkeypatch.setattr("stages.evaluate.throughput._free_bytes", lambda: 500)
     sizes.clear()
     assert largest_batch(model, 4, cpu, 0) == (8, "memory")
-    monkeypatch.setattr("stages.throughput._free_bytes", lambda: 300)
+    monkeypatch.setattr("stages.evaluate.throughput._free_bytes", lambda: 300)
     sizes.clear()
     assert largest_batch(model, 4, cpu, 0) == (1, "memory")
     assert sizes == [1]

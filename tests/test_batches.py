@@ -11,11 +11,11 @@ import torch
 from world import decisions, flip_byte
 
 from schemas.errors import PipelineError
-from stages import batches
-from stages.batches import Batch, PartViews, Steps, part_batches
-from stages.dataset import Split
-from stages.labelset import LabelSet, LabelSpec
-from stages.loader import load
+from stages.data import views as batches
+from stages.data.loader import load
+from stages.data.split import Split
+from stages.data.views import Batch, PartViews, Steps, part_batches
+from stages.label.label_set import LabelSet, LabelSpec
 from stages.replay.decide import Box, Decider
 from stages.replay.order import Stream
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from world import stored
 
 from schemas.config import Cache
-from stages import cache as cache_module
-from stages.batches import Steps
-from stages.cache import ShardCache
-from stages.dataset import Split
-from stages.labelset import LabelSet
+from stages.data.split import Split
+from stages.data.views import Steps
+from stages.label.label_set import LabelSet
 from stages.replay.order import Stream
-from stages.store import Store
+from stages.storage import shard_cache as cache_module
+from stages.storage.shard_cache import ShardCache
+from stages.storage.store import Store
 
 
 def remote(whole, bucket, settings: Cache) -> Split:

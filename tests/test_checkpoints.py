@@ -9,9 +9,9 @@ import pytest
 import torch
 from world import flip_byte, silent, stored
 
-from pipeline import run as stages
-from stages.checkpoints import Checkpoint, newest_checkpoint, newest_lines, save_checkpoint
-from stages.store import Store
+from pipeline.commands import run as stages
+from stages.storage.store import Store
+from stages.train.checkpoint import Checkpoint, newest_checkpoint, newest_lines, save_checkpoint
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -8,8 +8,8 @@ import pytest
 from hostile import folder, parquet, samples, tar
 
 from schemas.config import Source as Settings
-from stages.sources.find import list_source, list_sources
-from stages.sources.labels import Labels, read_classes
+from stages.sources.class_labels import Labels, read_classes
+from stages.sources.discover import list_source, list_sources
 
 ODD = {
     b"": "is empty", b" \n": "is empty", b"0.0": "is a number or several", b"-1": "is a number or several",
@@ -112,7 +112,7 @@ def test_every_type_of_text_that_writers_use_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize("image", [pa.binary(), pa.large_binary(), pa.binary_view()])
 def test_every_type_of_bytes_that_writers_use_is_read(tmp_path, image):
-    from stages.sources.reading import Reader
+    from stages.sources.reader import Reader
 
     listing = list_source(str(parquet(tmp_path / "x.parquet", pa.array([0, 1]), image=image)), "train", None)
     assert all(found.data[:2] == b"\xff\xd8" for found in Reader(listing.source).read(listing.images))

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from world import TINY_VIT, flip_byte, run_file, stored
 
 import cli
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.toml_text import toml_text
-from stages.teacher import Teacher
+from stages.models.teacher import Teacher
 
 
 def typed(*arguments: str) -> tuple[int, str, str]:

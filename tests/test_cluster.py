@@ -16,8 +16,8 @@ from nodes import Nodes
 from test_resume import left, receipts
 from world import ROOT, run_file, silent, stored, wait_until
 
-from pipeline import run as stages
-from pipeline.overview import verify
+from pipeline.commands import run as stages
+from pipeline.commands.status import verify
 from schemas.run_file import load_run_file
 from schemas.toml_text import toml_text
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.dataset import Split
+from stages.data.split import Split
 from stages.replay import decode as decode_module
 from stages.replay.decode import decode
 
@@ -93,7 +93,7 @@ def test_rows_of_real_photographs_are_those_of_pillow():
 
 
 def test_an_image_that_is_not_as_its_index_says_is_refused(whole, refused):
-    from stages.batches import ViewMaker
+    from stages.data.views import ViewMaker
 
     split = Split.open(whole.workspace, "train")
     index = split.index(0)

@@ -17,13 +17,14 @@ from world import ROOT, flip_byte
 from schemas.config import Cache
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
-from stages import batches, decoded
-from stages.batches import PartViews, Steps, ViewMaker
-from stages.dataset import Split
-from stages.labelset import LabelSet, LabelSpec
-from stages.loader import load
+from stages.data import decoded
+from stages.data import views as batches
+from stages.data.loader import load
+from stages.data.split import Split
+from stages.data.views import PartViews, Steps, ViewMaker
+from stages.label.label_set import LabelSet, LabelSpec
 from stages.replay.order import Stream
-from stages.store import Store
+from stages.storage.store import Store
 
 MOMENTS = ("pixels", "before the sum", "setting aside")
 

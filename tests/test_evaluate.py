@@ -12,19 +12,19 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from world import CLASSES, TINY_VIT, silent, stored, write_images
 
-from pipeline import run as stages
-from pipeline.evaluating import ask
+from pipeline.commands import run as stages
+from pipeline.commands.evaluate import ask
 from schemas.config import Cluster
 from schemas.errors import PipelineError
-from stages.crops import Crops, centre_crops
-from stages.dataset import Split
-from stages.evaluate import Predictions, predict, score
-from stages.gallery import Sharded, open_gallery
+from stages.data.center_crop import Crops, centre_crops
+from stages.data.image_set import Sharded, open_gallery
+from stages.data.split import Split
+from stages.evaluate.evaluated_model import Who
+from stages.evaluate.predictions import Predictions, predict, score
+from stages.models.classifier import Heads, build
+from stages.models.student import new_student
+from stages.models.weights import find_weights
 from stages.replay.mix import normalise
-from stages.run_student import new_student
-from stages.student import Heads, build
-from stages.subject import Who
-from stages.weights import find_weights
 
 
 def best(scores: np.ndarray, truth: np.ndarray, first: int) -> float:
@@ -158,7 +158,7 @@ def test_blocks_are_dealt_to_two_workers_and_every_image_is_asked_once(copied):
 def test_a_source_of_several_blocks_is_read_as_one(images, monkeypatch, copied):
     run = copied({"evaluate": {"source": str(images / "train")}})
     whole = list(open_gallery(run).read(0, range(61)))
-    monkeypatch.setattr("stages.gallery._BLOCK", 25)
+    monkeypatch.setattr("stages.data.image_set._BLOCK", 25)
     gallery = open_gallery(run)
     assert gallery.rows == (25, 25, 11)
     assert [one for block, rows in enumerate(gallery.rows) for one in gallery.read(block, range(rows))] == whole

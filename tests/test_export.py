@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from world import CLASSES, TEACHER, TINY_VIT, run_file, silent
 
-from pipeline import run as stages
-from pipeline.export import export
-from stages.dataset import Split
-from stages.run_student import new_student
+from pipeline.commands import run as stages
+from pipeline.commands.export import export
+from stages.data.split import Split
+from stages.models.student import new_student
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from world import command, silent, start, stored
 
-from pipeline import run as stages
-from pipeline.work import Worker
-from stages.dataset import Split
-from stages.labelset import LabelSet
+from pipeline.commands import run as stages
+from pipeline.execution.stage_dir import Worker
+from stages.data.split import Split
+from stages.label.label_set import LabelSet
 
 
 def without_labels(run):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from hostile import folder, parquet, picture, samples, tar
 
-from stages.sources.find import list_source
+from stages.sources.discover import list_source
 from stages.sources.listing import Listing
 
 

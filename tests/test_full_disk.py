@@ -20,8 +20,8 @@ from test_resume import left, lines
 from world import ROOT, run_file
 
 from schemas.toml_text import toml_text
-from stages.commit import broken_files, valid_receipts
-from stages.store import Store
+from stages.storage.commit import broken_files, valid_receipts
+from stages.storage.store import Store
 
 ROOM = ["unshare", "--map-root-user", "--mount"]
 STAGES = {

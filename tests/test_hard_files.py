@@ -12,9 +12,9 @@ from test_image_check import WHOLE, picture, saved
 from test_sources import sample_tars
 from world import run_file, silent
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.tables import SKIPPED
-from stages.dataset import Split
+from stages.data.split import Split
 
 LONG = "n" * 180
 

@@ -12,7 +12,7 @@ from hostile import picture, tar
 from world import ROOT
 
 from schemas.errors import PipelineError
-from stages.sources.find import list_source
+from stages.sources.discover import list_source
 from stages.sources.headers import members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "GNU": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -128,7 +128,7 @@ def test_tiny_sources_do_not_take_memory(tmp_path):
         paths[-1].write_bytes(data)
     paths.append(tar(tmp_path / "many.tar", {"x.jpg": picture(), "x.cls": b"2000000000"}))
     code = (
-        "import sys\nfrom schemas.errors import PipelineError\nfrom stages.sources.find import list_source\n"
+        "import sys\nfrom schemas.errors import PipelineError\nfrom stages.sources.discover import list_source\n"
         "for path in sys.argv[1:]:\n"
         "    try: list_source(path, 'train', None)\n    except PipelineError as error: print(error)\n"
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import image_check
-from stages.image_check import check_image
+from stages.shard import image_check
+from stages.shard.image_check import check_image
 
 
 def picture(size: tuple[int, int] = (90, 70), mode: str = "RGB") -> Image.Image:

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 import cli
 from schemas.recipe import Recipe
 from schemas.toml_text import toml_text
-from stages.batches import Steps, stack_mixes
-from stages.dataset import Split
-from stages.inspect import as_json, find_sample, inspect_views, readable, verdict
-from stages.labelset import LabelSet
+from stages.data.split import Split
+from stages.data.views import Steps, stack_mixes
+from stages.inspect.views import as_json, find_sample, inspect_views, readable, verdict
+from stages.label.label_set import LabelSet
 from stages.replay.apply import Renderer
 from stages.replay.decide import Box, DecidedMix, DecidedView, Erase, Op
 from stages.replay.decode import decode

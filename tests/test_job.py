@@ -16,7 +16,7 @@ from nodes import Nodes
 from test_resume import left, receipts
 from world import ROOT, run_file, silent, stored, wait_until
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.toml_text import toml_text
 
 pytest.importorskip("opencensus", reason="Ray's job server needs ray[default]; the dev extra brings it")

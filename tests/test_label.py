@@ -13,19 +13,19 @@ import torch
 from safetensors.torch import load_file
 from world import TINY_VIT, decisions, flip_byte, run_file, silent, stored
 
-from pipeline import labelling
-from pipeline import run as stages
-from pipeline.labelling import label_specs
+from pipeline.commands import label
+from pipeline.commands import run as stages
+from pipeline.commands.label import label_specs
 from schemas.tables import HARD
-from stages.batches import part_batches
-from stages.commit import valid_receipts
-from stages.dataset import Split
-from stages.label import Labeller
-from stages.labelset import LabelSpec
-from stages.plan import plan_training
+from stages.data.split import Split
+from stages.data.views import part_batches
+from stages.label.label_set import LabelSpec
+from stages.label.labeller import Labeller
 from stages.replay.signature import signed_rows
-from stages.store import Store
-from stages.train import Trainer
+from stages.storage.commit import valid_receipts
+from stages.storage.store import Store
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer
 
 
 def files(run, name: str = "teacher") -> dict[str, bytes]:
@@ -219,6 +219,6 @@ def test_a_shard_whose_only_image_has_no_partner_gets_an_empty_part(fresh, whole
 
 def test_a_whole_label_set_is_recognised_by_its_manifest_and_no_receipt_is_read(copied, monkeypatch):
     first = stages.label(copied(), silent)
-    monkeypatch.setattr(labelling, "valid_receipts", lambda _: pytest.fail("receipts are read"))
+    monkeypatch.setattr(label, "valid_receipts", lambda _: pytest.fail("receipts are read"))
     assert first["new_parts"] == 0 and stages.label(copied(), silent) == first
     assert first["decisions"] == len(decisions(copied().workspace))

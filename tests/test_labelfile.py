@@ -7,12 +7,12 @@ import pytest
 import torch
 from world import silent
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.config import Labels
 from schemas.tables import LABELS
-from stages.label import keep
-from stages.labelfile import read_labels, write_labels
-from stages.teacher import Teacher
+from stages.label.label_file import read_labels, write_labels
+from stages.label.labeller import keep
+from stages.models.teacher import Teacher
 
 ROWS, VIEWS, CLASSES = 6, 4, 30
 LOGITS = 4 * torch.randn(ROWS * VIEWS, CLASSES, generator=torch.Generator().manual_seed(0))

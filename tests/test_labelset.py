@@ -7,9 +7,9 @@ import pytest
 import torch
 from world import TINY_VIT, silent, stored
 
-from pipeline import run as stages
-from stages.plan import plan_training
-from stages.train import Trainer
+from pipeline.commands import run as stages
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer
 
 SINGLE = {"student": {"model": "deit_tiny_patch16_224", "extra": TINY_VIT}}
 STORES = {

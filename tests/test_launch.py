@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from test_resume import lines, receipts
 from world import silent
 
-from pipeline import run as stages
-from pipeline.launch import launch_training
-from pipeline.session import ray_session
-from pipeline.work import begin
+from pipeline.commands import run as stages
+from pipeline.execution.ray_session import ray_session
+from pipeline.execution.ray_train import launch_training
+from pipeline.execution.stage_dir import begin
 from schemas.errors import last_line
-from stages.dataset import Split
-from stages.plan import Plan
-from stages.store import Store
+from stages.data.split import Split
+from stages.storage.store import Store
+from stages.train.plan import Plan
 
 STEADY = {
     "student": {"drop_path": 0.0},

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from pipeline import lease as lease_module
-from pipeline.lease import Lease, live_leases
-from stages.store import Store
+from pipeline.execution import lease as lease_module
+from pipeline.execution.lease import Lease, live_leases
+from stages.storage.store import Store
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from PIL import Image
 from timm.data.readers.reader_wds import ReaderWds
 from world import command, run_file, silent, start
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.tables import LABELS
 from schemas.visible import visible
-from stages.sources.find import list_source
+from stages.sources.discover import list_source
 
 HIDDEN = (
     ".Trash-1000/x.jpg", ".ipynb_checkpoints/0-checkpoint.jpg", "a/._0.jpg", "a/@eaDir/0.jpg", "__MACOSX/a/0.jpg",

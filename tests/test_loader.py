@@ -12,11 +12,11 @@ from test_batches import same, steps
 from torch.utils.data import Dataset
 
 from schemas.errors import PipelineError
-from stages import batches
-from stages.batches import Batch, PartViews, Steps, ViewMaker
-from stages.dataset import Split
-from stages.labelset import LabelSpec
-from stages.loader import load, moved, on_device
+from stages.data import views as batches
+from stages.data.loader import load, moved, on_device
+from stages.data.split import Split
+from stages.data.views import Batch, PartViews, Steps, ViewMaker
+from stages.label.label_set import LabelSpec
 from stages.replay.mix import Mix
 from stages.replay.order import Stream
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import loop as loop_module
-from pipeline.failures import Fault
-from pipeline.loop import InThreads, Loop, Lost
-from pipeline.stopping import Stop
+from pipeline.execution import scheduler as loop_module
+from pipeline.execution.failures import Fault
+from pipeline.execution.scheduler import InThreads, Loop, Lost
+from pipeline.execution.shutdown import Stop
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
-from stages.shard import ShardSpec
+from stages.shard.writer import ShardSpec
 
 SPECS = [ShardSpec(number, ()) for number in range(4)]
 FAULT = Fault("ValueError: why", "its traceback")

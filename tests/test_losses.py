@@ -7,7 +7,7 @@ import torch
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-from stages.losses import class_loss, hard_distillation, soft_distillation, soft_targets, topk_distillation, total
+from stages.train.losses import class_loss, hard_distillation, soft_distillation, soft_targets, topk_distillation, total
 
 # softmax of a row of logarithms is the row itself, divided by its sum
 STUDENT = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]).log()

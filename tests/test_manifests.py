@@ -5,10 +5,10 @@ import json
 import pytest
 
 from schemas.receipts import canonical_json
-from stages import manifests
-from stages.commit import put_json
-from stages.manifests import open_manifest
-from stages.store import Store
+from stages.storage import manifest as manifests
+from stages.storage.commit import put_json
+from stages.storage.manifest import open_manifest
+from stages.storage.store import Store
 
 
 def manifest(count: int) -> dict:

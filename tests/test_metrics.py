@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from schemas.errors import PipelineError
-from stages.checkpoints import Checkpoint, save_checkpoint
-from stages.metrics import FILE, Metrics, show
-from stages.store import Store
+from stages.storage.store import Store
+from stages.train.checkpoint import Checkpoint, save_checkpoint
+from stages.train.metrics import FILE, Metrics, show
 
 LOSSES = dict(enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
-from stages.batches import stack_mixes
+from stages.data.views import stack_mixes
 from stages.replay.decide import Box, DecidedMix, Decider
 from stages.replay.mix import Mix, mix, normalise, normalised_mix
 

@@ -7,8 +7,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from schemas.errors import PipelineError
-from stages.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
-from stages.student import build
+from stages.models.classifier import build
+from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 
 DEIT = {"steps_per_epoch": 1251, "epochs": 300, "warmup_epochs": 5, "peak": 1e-3, "warmup_lr": 1e-6, "min_lr": 1e-5}
 

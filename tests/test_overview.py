@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from world import flip_byte, stored
 
-from pipeline.failures import Failures, Fault
-from pipeline.overview import about_stage, status, verify
-from stages.commit import put_json
-from stages.store import Store
+from pipeline.commands.status import about_stage, status, verify
+from pipeline.execution.failures import Failures, Fault
+from stages.storage.commit import put_json
+from stages.storage.store import Store
 
 
 def test_status_shows_every_stage_and_how_far_it_is(copied):

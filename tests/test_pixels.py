@@ -11,12 +11,12 @@ from hostile import folder, picture
 from PIL import Image, PngImagePlugin
 from world import run_file, silent
 
-from pipeline import run as stages
-from stages import image_check
-from stages.crops import centre_crops
-from stages.gallery import Picture
-from stages.image_check import check_image
+from pipeline.commands import run as stages
+from stages.data.center_crop import centre_crops
+from stages.data.image_set import Picture
 from stages.replay.apply import decode
+from stages.shard import image_check
+from stages.shard.image_check import check_image
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
 RAMP = np.tile(np.linspace(0, 65535, 48).astype(np.uint16), (40, 1))

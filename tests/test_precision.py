@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 from world import run_file, silent
 
-from pipeline import devices
-from pipeline import run as stages
-from pipeline.devices import compiled, data_processes, device_line, settled
+from pipeline.commands import run as stages
+from pipeline.execution import devices
+from pipeline.execution.devices import compiled, data_processes, device_line, settled
 from schemas.presets import PRESETS
-from stages import flops
-from stages.flops import forward_flops, peak_flops
-from stages.plan import plan_training
-from stages.precision import Precision, deterministic_algorithms
-from stages.student import build
-from stages.subject import stored_run
-from stages.train import Trainer
+from stages.evaluate.evaluated_model import stored_run
+from stages.models import flops
+from stages.models.classifier import build
+from stages.models.flops import forward_flops, peak_flops
+from stages.models.precision import Precision, deterministic_algorithms
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_the_peak_is_the_cards_and_unknown_cards_have_none(monkeypatch, card, pe
 
 
 def test_metrics_say_the_utilisation_where_the_peak_is_known(copied, monkeypatch):
-    monkeypatch.setattr("stages.train.peak_flops", lambda device: 1e12)
+    monkeypatch.setattr("stages.train.trainer.peak_flops", lambda device: 1e12)
     run = copied({"train": {"name": "known", "max_steps": 4}})
     stages.train(run, silent)
     lines = [json.loads(one) for one in Path(run.workspace, "runs/known/metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipeline.progress import Progress, duration, rate
+from pipeline.execution.progress import Progress, duration, rate
 
 
 class Clock:

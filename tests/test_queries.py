@@ -7,10 +7,10 @@ import pandas
 import pytest
 from world import ROOT, run_file, silent
 
-from pipeline import run as stages
-from stages.agreement import class_agreement
-from stages.dataset import Split
-from stages.labelset import LabelSet
+from pipeline.commands import run as stages
+from stages.data.split import Split
+from stages.inspect.agreement import class_agreement
+from stages.label.label_set import LabelSet
 
 DOCUMENTS = {"duckdb": "README.md", "pandas": "docs/labels.md", "polars": "docs/labels.md"}
 STORES = {"hard": {}, "topk": {"store": "topk", "topk": 3}, "full": {"store": "full"}}

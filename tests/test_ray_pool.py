@@ -15,17 +15,17 @@ import pytest
 from test_resume import kill_when, left, receipts
 from world import command, run_file, silent, stored
 
-from pipeline import run as stages
-from pipeline.failures import Failures
-from pipeline.ray_pool import Actors, make_parts
-from pipeline.session import Seats, ray_session
-from pipeline.work import Job, Worker, begin
+from pipeline.commands import run as stages
+from pipeline.execution.failures import Failures
+from pipeline.execution.ray_executor import Actors, make_parts
+from pipeline.execution.ray_session import Seats, ray_session
+from pipeline.execution.stage_dir import Job, Worker, begin
 from schemas.config import Cluster
 from schemas.errors import PipelineError
 from schemas.receipts import Made
-from stages.commit import valid_receipts
-from stages.shard import ShardSpec
-from stages.store import Store
+from stages.shard.writer import ShardSpec
+from stages.storage.commit import valid_receipts
+from stages.storage.store import Store
 
 CLUSTER = Cluster(address="local")
 SPECS = [ShardSpec(number, ()) for number in range(6)]

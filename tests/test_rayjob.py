@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from referencing import Registry, Resource
 
-from pipeline.session import Seats
+from pipeline.execution.ray_session import Seats
 from schemas.config import RunFile
 from schemas.run_file import load_run_file
 

@@ -7,8 +7,8 @@ from timm.data import ImageNetInfo
 from timm.data.real_labels import RealLabelsImagenet
 
 from schemas.errors import Mismatch
-from stages.evaluate import Predictions, score
-from stages.real_labels import real_labels
+from stages.evaluate.imagenet_real import real_labels
+from stages.evaluate.predictions import Predictions, score
 
 NAMES = [f"some/folder/ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()

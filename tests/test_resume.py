@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
 
-from pipeline import run as stages
-from stages import store
-from stages.train import Trainer
+from pipeline.commands import run as stages
+from stages.storage import store
+from stages.train.trainer import Trainer
 
 TIMING = {"views_per_second", "waiting"}
 
@@ -126,7 +126,7 @@ def test_training_killed_again_and_again_at_random_moments_ends_with_the_same_bi
     folder = Path(run.workspace, "runs/student")
     shutil.rmtree(folder)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.run"])
+    context.set_forkserver_preload(["pipeline.commands.run"])
     for events in random.integers(8, EVENTS // 2, 3).tolist():
         process = context.Process(target=train_until, args=(run, events))
         process.start()

@@ -8,11 +8,11 @@ import pytest
 from proxy import WAYS, Proxy
 from world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored
 
-from pipeline import run as stages
-from pipeline.overview import verify
-from stages import store as store_module
-from stages.commit import read_manifest, valid_receipts
-from stages.store import Store
+from pipeline.commands import run as stages
+from pipeline.commands.status import verify
+from stages.storage import store as store_module
+from stages.storage.commit import read_manifest, valid_receipts
+from stages.storage.store import Store
 
 
 def objects(uri: str) -> dict[str, bytes]:

@@ -18,10 +18,10 @@ from test_house import house
 from test_sources import files, write_tar
 from world import ROOT, command, run_file, silent, start, stored
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.errors import PipelineError
 from schemas.secrets import hide_secrets
-from stages.store import Store
+from stages.storage.store import Store
 
 
 class Evil:
@@ -98,7 +98,7 @@ def dangers(path: str, source: str) -> list[str]:
     found = []
     for name, call in calls(source):
         unpickles = name.startswith(READERS) or (name == "torch.load" and "weights_only=True" not in call)
-        if unpickles and (path, name) != ("stages/loader.py", "pickle.loads"):
+        if unpickles and (path, name) != ("stages/data/loader.py", "pickle.loads"):
             found.append(f"{path}: {call}")
         if any(name == one or (one.endswith((".", "exec", "spawn")) and name.startswith(one)) for one in SHELLS):
             found.append(f"{path}: {call}")
@@ -150,7 +150,7 @@ def test_a_uri_that_cannot_be_opened_is_named_without_its_secrets(refused):
 EMBEDDED = """
 import json, os, sys
 from pathlib import Path
-from pipeline.session import ray_session
+from pipeline.execution.ray_session import ray_session
 from schemas.config import Cluster
 
 before = dict(os.environ)

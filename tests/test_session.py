@@ -7,33 +7,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import session, shipping
-from stages.locks import scratch_folder
+from pipeline.execution import code_shipping, ray_session
+from stages.storage.locks import scratch_folder
 
 
 @pytest.fixture
 def attached(monkeypatch):
     """Joins of a cluster are noted and not made; its nodes are as they are written down, look after look."""
     joins, looks = [], []
-    monkeypatch.setattr(session, "_ask", lambda ray, address: None)
-    monkeypatch.setattr(session, "_join", lambda ray, address, ship: joins.append(ship))
-    monkeypatch.setattr(session, "_authenticated", lambda: True)
-    monkeypatch.setattr(session, "look_at_nodes", lambda ray: looks.pop(0) if looks else [])
+    monkeypatch.setattr(ray_session, "_ask", lambda ray, address: None)
+    monkeypatch.setattr(ray_session, "_join", lambda ray, address, ship: joins.append(ship))
+    monkeypatch.setattr(ray_session, "_authenticated", lambda: True)
+    monkeypatch.setattr(ray_session, "look_at_nodes", lambda ray: looks.pop(0) if looks else [])
 
     class Ray:
         shutdown = staticmethod(lambda: None)
 
-    return lambda *found: (looks.extend(found), session._attach(Ray, "head:6379"), joins)[2]
+    return lambda *found: (looks.extend(found), ray_session._attach(Ray, "head:6379"), joins)[2]
 
 
 def node(name="node-1", source="", asks=True):
-    return shipping.Node(name, shipping.version(), source or shipping.fingerprint(), asks)
+    return code_shipping.Node(name, code_shipping.version(), source or code_shipping.fingerprint(), asks)
 
 
 def test_a_cluster_without_a_token_is_warned_of_and_one_with_is_not(attached, capsys, monkeypatch):
     attached([node()])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(session, "_authenticated", lambda: False)
+    monkeypatch.setattr(ray_session, "_authenticated", lambda: False)
     attached([node(), node(asks=False)])
     assert "warning: head:6379: this Ray asks for no token" in capsys.readouterr().err
 
@@ -46,7 +46,7 @@ def test_a_command_with_a_token_joins_no_cluster_whose_workers_would_refuse_it(a
 @pytest.fixture
 def asked(monkeypatch):
     """What becomes of a join, where Ray's own client fails with an error; Ray is not loaded."""
-    monkeypatch.setattr(session, "_lacks_token", lambda: False)
+    monkeypatch.setattr(ray_session, "_lacks_token", lambda: False)
 
     class TokenRefused(RuntimeError):
         pass
@@ -55,7 +55,9 @@ def asked(monkeypatch):
         def client(address):
             raise error
 
-        return session._ask(SimpleNamespace(exceptions=exceptions, _raylet=SimpleNamespace(GcsClient=client)), address)
+        return ray_session._ask(
+            SimpleNamespace(exceptions=exceptions, _raylet=SimpleNamespace(GcsClient=client)), address
+        )
 
     exceptions = SimpleNamespace(RayError=RuntimeError, AuthenticationError=TokenRefused)
     return ask, TokenRefused
@@ -69,7 +71,7 @@ def test_a_token_that_is_not_the_clusters_is_said_before_ray_tries_for_long(aske
 
 def test_a_token_that_is_missing_is_said_before_ray_ends_the_process(asked, refused, monkeypatch):
     ask, _ = asked
-    monkeypatch.setattr(session, "_lacks_token", lambda: True)
+    monkeypatch.setattr(ray_session, "_lacks_token", lambda: True)
     line = refused(ask, AssertionError("never asked"))
     assert line.startswith("cluster.address = 127.0.0.1:6379: this Ray asks for a token that the command does not have")
 
@@ -103,15 +105,15 @@ def test_a_node_that_cannot_be_shipped_to_is_an_error(attached, refused):
 
 
 def test_another_version_on_a_node_is_an_error_and_other_source_of_this_one_is_shipped(monkeypatch, refused):
-    monkeypatch.setattr(shipping, "version", lambda: "2.0")
+    monkeypatch.setattr(code_shipping, "version", lambda: "2.0")
 
-    def seen(version: str, source: str) -> list[shipping.Node]:
-        return [shipping.Node("far", version, source, True)]
+    def seen(version: str, source: str) -> list[code_shipping.Node]:
+        return [code_shipping.Node("far", version, source, True)]
 
-    assert shipping.lacking_nodes(seen("2.0", shipping.fingerprint())) == []
-    assert shipping.lacking_nodes(seen("2.0", "other source")) == ["far"]
-    assert shipping.lacking_nodes(seen("", "")) == ["far"]
-    line = refused(shipping.lacking_nodes, seen("1.0", "other source"))
+    assert code_shipping.lacking_nodes(seen("2.0", code_shipping.fingerprint())) == []
+    assert code_shipping.lacking_nodes(seen("2.0", "other source")) == ["far"]
+    assert code_shipping.lacking_nodes(seen("", "")) == ["far"]
+    line = refused(code_shipping.lacking_nodes, seen("1.0", "other source"))
     assert line.startswith("node far of the cluster has deit-pipeline 1.0, this is 2.0")
 
 
@@ -121,17 +123,17 @@ def test_the_folder_of_a_killed_command_is_cleared_away_and_that_of_a_living_one
     process.start()
     assert held.wait(30)
     (of_another,) = tmp_path.iterdir()
-    with scratch_folder(session._FOLDER, tmp_path):
+    with scratch_folder(ray_session._FOLDER, tmp_path):
         assert of_another.is_dir()
     process.kill()
     process.join()
     assert of_another.is_dir()
-    with scratch_folder(session._FOLDER, tmp_path) as mine:
+    with scratch_folder(ray_session._FOLDER, tmp_path) as mine:
         assert [path.name for path in tmp_path.iterdir()] == [mine.name]
     assert list(tmp_path.iterdir()) == []
 
 
 def hold_a_folder(root: Path, held) -> None:
-    with scratch_folder(session._FOLDER, root):
+    with scratch_folder(ray_session._FOLDER, root):
         held.set()
         time.sleep(600)

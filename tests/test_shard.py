@@ -16,15 +16,15 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from world import CLASSES, command, silent, stored
 
-from pipeline import run as stages
-from pipeline import sharding
+from pipeline.commands import run as stages
+from pipeline.commands import shard as sharding
 from schemas.config import Shards
 from schemas.errors import PipelineError
 from schemas.tables import INDEX
-from stages.dataset import Split
-from stages.shard import check_image, plan_shards, tar_header
-from stages.sources.find import list_source
-from stages.sources.labels import read_classes
+from stages.data.split import Split
+from stages.shard.writer import check_image, plan_shards, tar_header
+from stages.sources.class_labels import read_classes
+from stages.sources.discover import list_source
 
 
 def names(images) -> list[str]:

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image, ImageColor
 
 from schemas.recipe import Recipe
-from stages.facts import facts, op_words
-from stages.inspect import Partner, Sample, SeenView
-from stages.lettering import PAPER, in_ascii, typeface, wrap
+from stages.inspect.captions import facts, op_words
+from stages.inspect.contact_sheet import _badge, _free_place, draw_sheet
+from stages.inspect.views import Partner, Sample, SeenView
+from stages.plotting.text import PAPER, in_ascii, typeface, wrap
 from stages.replay.apply import Renderer
 from stages.replay.decide import Box, DecidedMix, DecidedView, Decider
 from stages.replay.policies import LEVELS, Op
-from stages.sheet import _badge, _free_place, draw_sheet
 
 LONG = "Donaudampfschifffahrtsgesellschaft" * 6
 NAMES = ["cat", f"a name of many words, {'and more ' * 12}", LONG, "Größe 中文"]

@@ -14,10 +14,10 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 from world import CLASSES, ROOT
 
 from schemas.config import Source as Settings
-from stages.sources import labels as labels_module
-from stages.sources.find import list_source, list_sources
-from stages.sources.labels import MD5
-from stages.sources.reading import Reader
+from stages.sources import class_labels as labels_module
+from stages.sources.class_labels import MD5
+from stages.sources.discover import list_source, list_sources
+from stages.sources.reader import Reader
 
 DATA = ROOT.parent / "shared/data"
 real_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the photographs of ../shared/data")

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from test_resume import lines, receipts
 from world import command, silent, start, wait_until
 
-from pipeline import launch
-from pipeline import run as stages
-from pipeline.stopping import Stop, own_signals
+from pipeline.commands import run as stages
+from pipeline.execution import ray_train
+from pipeline.execution.shutdown import Stop, own_signals
 from schemas.errors import PipelineError, Unfinished
-from stages import train as trainer
-from stages.checkpoints import newest_checkpoint
-from stages.store import Store
-from stages.train import Ending, Trainer
+from stages.storage.store import Store
+from stages.train import trainer
+from stages.train.checkpoint import newest_checkpoint
+from stages.train.trainer import Ending, Trainer
 
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
 more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
@@ -134,7 +134,7 @@ def test_two_ranks_stop_at_one_step_and_go_on_to_the_bits_and_metrics_of_an_undi
     calm, run = copied({"train": {"name": "calm"}}), copied({"train": {"name": "stopped"}})
     trainings = [(calm, NEVER), (run, 0), (run, 4), (run, NEVER)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.run"])
+    context.set_forkserver_preload(["pipeline.commands.run"])
     ended = [context.Queue(), context.Queue()]
     for rank in range(2):
         context.Process(target=of_two, args=(trainings, rank, tmp_path / "meeting", ended[rank]), daemon=True).start()
@@ -183,7 +183,7 @@ class Ray:
 
 def test_no_step_waits_for_the_board_and_none_ends_with_it():
     ray = Ray()
-    messenger = launch._Messenger(ray, ray)
+    messenger = ray_train._Messenger(ray, ray)
     assert not messenger(0, {}) and not messenger(1, {}) and ray.sent == [0]  # the answer is on its way
     ray.answers[0] = False
     assert not messenger(2, {}) and ray.sent == [0, 2]
@@ -211,10 +211,10 @@ def test_a_training_that_was_asked_to_stop_is_not_tried_again(copied, monkeypatc
         error.worker_failures = {0: cause}
         raise error
 
-    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(ray_train, "_fit", fit)
     for _ in range(2):  # under way, and before it is
         with pytest.raises(KeyboardInterrupt):
-            launch._attempts(None, copied(), None, report)
+            ray_train._attempts(None, copied(), None, report)
     assert len(tries) == 1 and "started again" not in capsys.readouterr().err
 
 
@@ -230,9 +230,9 @@ def test_what_the_user_has_to_mend_is_said_also_where_a_stop_was_asked_for(copie
         error.worker_failures = {0: PipelineError("the loss is not finite")}
         raise error
 
-    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(ray_train, "_fit", fit)
     with pytest.raises(PipelineError, match="the loss is not finite"):
-        launch._attempts(None, copied(), None, report)
+        ray_train._attempts(None, copied(), None, report)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -293,7 +293,7 @@ def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path
 AS_SOON_AS_RAY_HAS_ITS_HANDLERS = """
 import atexit, os, signal, time
 import cli
-from pipeline import session
+from pipeline.execution import ray_session
 
 def hooked(ray, folder):
     worker = ray._private.worker
@@ -301,7 +301,7 @@ def hooked(ray, folder):
     worker.connect = lambda *a, **k: (connect(*a, **k), os.kill(os.getpid(), signal.SIGTERM))
     embed(ray, folder)
 
-embed, session._embed = session._embed, hooked
+embed, ray_session._embed = ray_session._embed, hooked
 atexit.register(time.sleep, 4)  # the one in C aborts the process three seconds after the signal
 cli.main()
 """

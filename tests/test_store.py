@@ -13,10 +13,10 @@ import pytest
 from world import flip_byte, stored
 
 from schemas.receipts import Made
-from stages import store as store_module
-from stages.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
-from stages.locks import locked
-from stages.store import Store
+from stages.storage import store as store_module
+from stages.storage.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
+from stages.storage.locks import locked
+from stages.storage.store import Store
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatc
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stages.store.os.fsync", full)
+    monkeypatch.setattr("stages.storage.store.os.fsync", full)
     line = refused(store.put, "file", b"new")
     assert (
         line == f"{store}/file: cannot be written (No space left on device); make room there, the same command goes on"

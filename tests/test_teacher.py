@@ -13,15 +13,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import InterpolationMode, functional
 from world import TINY_VIT, silent
 
-from pipeline import run as stages
-from pipeline.labelling import _outside
+from pipeline.commands import run as stages
+from pipeline.commands.label import _outside
 from schemas.config import Teacher as Settings
-from stages.commit import valid_receipts
+from stages.models.classifier import Heads
+from stages.models.teacher import Teacher
+from stages.models.weights import outside_data
 from stages.replay.mix import Mix, mix, normalise
-from stages.store import Store
-from stages.student import Heads
-from stages.teacher import Teacher
-from stages.weights import outside_data
+from stages.storage.commit import valid_receipts
+from stages.storage.store import Store
 
 VIEWS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8))
 MIX = Mix(torch.linspace(0.2, 0.9, 6), torch.linspace(0.2, 0.9, 6), torch.zeros(6, 4, dtype=torch.int32))

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 from world import CLASSES, run_file, silent, write_images
 
-from pipeline import run as stages
-from pipeline.evaluating import ask
+from pipeline.commands import run as stages
+from pipeline.commands.evaluate import ask
 from schemas.config import RunFile
-from stages.gallery import open_gallery
-from stages.subject import Who
+from stages.data.image_set import open_gallery
+from stages.evaluate.evaluated_model import Who
 
 DATA = Path(__file__).parents[2] / "shared/data"
 PHOTOS, LITE0 = DATA / "imagenet_sample_train.tar", DATA / "tf_efficientnet_lite0.safetensors"

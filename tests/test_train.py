@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from world import decisions, silent, stored
 
-from pipeline import run as stages
-from stages import student, tensorboard
-from stages.loader import moved
-from stages.plan import plan_training
-from stages.train import Trainer
+from pipeline.commands import run as stages
+from stages.data.loader import moved
+from stages.models import classifier
+from stages.train import tensorboard
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer
 
 
 def weights(run, name: str = "student", file: str = "model.safetensors") -> dict[str, torch.Tensor]:
@@ -134,7 +135,9 @@ def test_no_teacher_is_built_or_read_while_the_student_trains(copied, monkeypatc
     run = copied({"train": {"name": "alone"}})
     shutil.rmtree(Path(run.workspace, "runs/teacher"))
     built, create = [], timm.create_model
-    monkeypatch.setattr(student.timm, "create_model", lambda name, **more: built.append(name) or create(name, **more))
+    monkeypatch.setattr(
+        classifier.timm, "create_model", lambda name, **more: built.append(name) or create(name, **more)
+    )
     stages.train(run, silent)
     assert set(built) == {"deit_tiny_distilled_patch16_224"}
 
@@ -243,7 +246,7 @@ def test_a_student_is_fine_tuned_at_another_resolution_with_labels_made_there(co
     stages.train(run, silent)
     before, after = weights(whole), weights(run, "student-48")
     assert after["pos_embed"].shape == (1, 2 + 36, 48)
-    positions = student.resample_positions(before["pos_embed"], grid=(6, 6), prefix=2)
+    positions = classifier.resample_positions(before["pos_embed"], grid=(6, 6), prefix=2)
     torch.testing.assert_close(after["pos_embed"], positions, atol=1e-6, rtol=0)
     torch.testing.assert_close(after["head_dist.weight"], before["head_dist.weight"], atol=1e-6, rtol=0)
     assert metrics(run, "student-48")[0]["teacher_loss"] > 0

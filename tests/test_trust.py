@@ -9,16 +9,16 @@ import pytest
 import torch
 from world import decisions, silent
 
-from pipeline import inspect
-from pipeline.deep import verify_deep
-from stages.agreement import class_agreement
-from stages.batches import ViewMaker
-from stages.dataset import Split
-from stages.label import Labeller
-from stages.labelset import LabelSet, LabelSpec
+from pipeline.commands import inspect
+from pipeline.commands.verify_deep import verify_deep
+from stages.data.split import Split
+from stages.data.views import ViewMaker
+from stages.inspect.agreement import class_agreement
+from stages.label.label_set import LabelSet, LabelSpec
+from stages.label.labeller import Labeller
+from stages.label.margins import EDGES, SHARES, flips, histogram, near_tie, quantiles, stability
+from stages.models.teacher import Teacher
 from stages.replay.order import pairing
-from stages.teacher import Teacher
-from stages.trust import EDGES, SHARES, flips, histogram, near_tie, quantiles, stability
 
 
 def manifest_of(run) -> dict:

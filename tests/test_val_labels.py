@@ -14,10 +14,10 @@ from test_sources import files, kaggle, parquet, sample_tars, tar_of_folder, wri
 from world import CLASSES
 
 from schemas.config import Source as Settings
-from stages.sources.find import list_sources
-from stages.sources.labels import read_labels
+from stages.sources.class_labels import read_labels
+from stages.sources.discover import list_sources
 from stages.sources.matlab import read_structs
-from stages.sources.reading import Reader
+from stages.sources.reader import Reader
 
 
 def flat(images: Path) -> tuple[dict[str, bytes], list[str]]:

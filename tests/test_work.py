@@ -2,14 +2,14 @@
 
 import tempfile
 
-from pipeline.failures import Fault
-from pipeline.work import STAGING, Job, Worker, begin, finish, left_to_do, whole
+from pipeline.execution.failures import Fault
+from pipeline.execution.stage_dir import STAGING, Job, Worker, begin, finish, left_to_do, whole
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, canonical_json, fingerprint
-from stages.commit import commit, read_manifest
-from stages.locks import scratch_folder
-from stages.shard import ShardSpec
-from stages.store import Store
+from stages.shard.writer import ShardSpec
+from stages.storage.commit import commit, read_manifest
+from stages.storage.locks import scratch_folder
+from stages.storage.store import Store
 
 SPECS = [ShardSpec(number, ()) for number in range(3)]
 
