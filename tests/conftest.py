@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import CLASSES, TEACHER, run_file, silent, write_images
 
 from schemas.config import RunFile
 from schemas.errors import PipelineError
+from tests.support.world import CLASSES, TEACHER, run_file, silent, write_images
 
 # Before torch is loaded: its threads otherwise spin while they wait, which on a busy machine costs 20 times the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import save_file
-from test_resume import receipts
 from typer.testing import CliRunner
-from world import TINY_VIT, flip_byte, run_file, stored
 
 import cli
 from pipeline.commands import run as stages
 from schemas.toml_text import toml_text
 from stages.models.teacher import Teacher
+from tests.end_to_end.test_resume import receipts
+from tests.support.world import TINY_VIT, flip_byte, run_file, stored
 
 
 def typed(*arguments: str) -> tuple[int, str, str]:
