@@ -255,7 +255,7 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Read everything stored again and compare it with its receipts."""
-    from pipeline.commands.status import verify as check
+    from pipeline.commands.verify import verify as check
 
     with _errors():
         settings, say = load_run_file(config, set_ or []), _say(json_)

@@ -42,9 +42,9 @@ from moto.server import ThreadedMotoServer  # noqa: E402
 from pipeline.commands import run as stages  # noqa: E402
 from schemas.toml_text import toml_text  # noqa: E402
 from stages.storage.store import Store  # noqa: E402
-from tests.end_to_end.test_resume import TIMING  # noqa: E402
 from tests.support.nodes import Nodes, below, parent  # noqa: E402
 from tests.support.proxy import WAYS, Proxy  # noqa: E402
+from tests.support.stored import TIMING  # noqa: E402
 from tests.support.world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
 FAULTS = ("node", "worker", "driver", "stop", "two drivers", "store", "disk", "staging")

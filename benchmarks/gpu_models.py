@@ -15,12 +15,12 @@ from torch import Tensor
 from schemas.run_file import parse_run
 from stages.data.loader import load, moved, on_device
 from stages.data.split import Split
-from stages.data.views import Batch
 from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
 from stages.models.flops import TRAINING, forward_flops, peak_flops
 from stages.models.teacher import Teacher
 from stages.replay.mix import Mix, mix, normalise
+from stages.train.dataset import Batch
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
 

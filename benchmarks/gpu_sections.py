@@ -35,7 +35,7 @@ from stages.data.loader import load
 from stages.data.split import Split
 from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
-from stages.label.margins import stability
+from stages.label.stability import stability
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer, train
 

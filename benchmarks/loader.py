@@ -36,13 +36,14 @@ from schemas.receipts import fingerprint
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from stages.data.loader import load, on_device
 from stages.data.split import Split
-from stages.data.views import Steps
 from stages.replay.mix import normalised_mix
 from stages.replay.order import Stream
-from stages.shard.writer import ShardMaker, plan_shards
+from stages.shard.plan import plan_shards
+from stages.shard.writer import ShardMaker
 from stages.sources.discover import list_source
 from stages.storage.commit import commit
 from stages.storage.store import Store
+from stages.train.dataset import Steps
 
 RECIPE = Recipe()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

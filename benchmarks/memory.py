@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from schemas.recipe import Recipe
 from stages.data.loader import load
 from stages.data.split import Split
-from stages.data.views import PartViews, Steps
+from stages.label.dataset import PartViews
 from stages.label.label_set import LabelSpec
 from stages.replay.order import Stream
+from stages.train.dataset import Steps
 
 RECIPE = Recipe()
 Peaks = tuple[int, int]

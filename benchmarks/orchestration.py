@@ -21,13 +21,14 @@ import pyarrow as pa
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.execution.ray_executor import make_parts  # noqa: E402
 from pipeline.execution.ray_session import INLINE, LOCAL, Seats, ray_session  # noqa: E402
-from pipeline.execution.stage_dir import Job, begin, left_to_do  # noqa: E402
+from pipeline.execution.run_parts import make_parts  # noqa: E402
+from pipeline.execution.stage_dir import begin  # noqa: E402
+from pipeline.execution.worker import Job, left_to_do  # noqa: E402
 from schemas.config import Cluster  # noqa: E402
 from schemas.receipts import Made, Receipt, StoredFile, canonical_json  # noqa: E402
 from stages.replay.order import Stream  # noqa: E402
-from stages.shard.writer import ShardSpec  # noqa: E402
+from stages.shard.plan import ShardSpec  # noqa: E402
 from stages.storage.commit import valid_receipts  # noqa: E402
 from stages.storage.store import Store  # noqa: E402
 

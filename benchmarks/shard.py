@@ -28,7 +28,7 @@ from pipeline.commands import shard as stages
 from pipeline.execution.ray_session import ray_session
 from schemas.config import RunFile, Shards
 from schemas.run_file import parse_run
-from stages.shard.writer import plan_shards
+from stages.shard.plan import plan_shards
 from stages.sources.discover import list_source
 from stages.sources.reader import Reader
 

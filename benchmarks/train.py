@@ -32,9 +32,9 @@ from pipeline.commands import run as stages
 from schemas.config import RunFile
 from schemas.run_file import parse_run
 from stages.data.loader import load, on_device
-from stages.data.views import Batch
 from stages.models.classifier import Classifier, build
 from stages.replay.mix import mix, normalise
+from stages.train.dataset import Batch
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
 

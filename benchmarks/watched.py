@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.execution.failures import Fault
-from pipeline.execution.stage_dir import Worker
+from pipeline.execution.worker import Worker
 from schemas.errors import PipelineError
 from stages.storage.store import Store
 

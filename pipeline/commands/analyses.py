@@ -5,7 +5,6 @@ Each writes its figures as JSON, as a table and as a picture beside the run's ev
     WORKSPACE/runs/<run>/   disagreement.json  disagreement.md  disagreement.png  tokens.json  tokens.md  tokens.png
 """
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.commands.evaluate import Asked, ask, home
+from pipeline.commands.reports import put_figures
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, run_device, settled
 from pipeline.execution.progress import Progress
@@ -22,8 +22,8 @@ from stages.data.center_crop import centre_crops
 from stages.data.image_set import Gallery, open_gallery
 from stages.evaluate import disagreement as table_4
 from stages.evaluate import token_similarity as section_4
-from stages.evaluate.evaluated_model import Who, open_subject, stored_run
-from stages.storage.commit import put_json
+from stages.evaluate.evaluated_model import Who, open_subject
+from stages.storage.run_files import stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -109,18 +109,6 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
     text, picture = section_4.table(found), section_4.draw(title, found)
     _put(run, home(subject), "tokens", result, f"# {title}\n\n{text}", picture, say)
     return result
-
-
-def put_figures(store: Store, name: str, result: dict[str, Any], text: str, picture: Image.Image | None) -> list[str]:
-    """Put figures as JSON, Markdown and, where there is one, a picture; the files' names."""
-    put_json(store, f"{name}.json", result)
-    store.put(f"{name}.md", text.encode())
-    if picture is None:
-        return [f"{name}.json", f"{name}.md"]
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    store.put(f"{name}.png", out.getvalue())
-    return [f"{name}.json", f"{name}.md", f"{name}.png"]
 
 
 def _put(

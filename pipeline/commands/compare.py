@@ -10,15 +10,15 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.commands.analyses import put_figures
+from pipeline.commands.reports import put_figures
 from schemas import paper
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.presets import PRESETS
 from schemas.receipts import fingerprint, read_json, short
-from stages.evaluate.evaluated_model import stored_run
 from stages.plotting.charts import Series, chart, markdown
 from stages.storage.commit import read_manifest
+from stages.storage.run_files import stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]

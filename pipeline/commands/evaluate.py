@@ -20,9 +20,10 @@ import torch
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_executor import make_missing
 from pipeline.execution.ray_session import INLINE, LOCAL, Seats
-from pipeline.execution.stage_dir import Job, begin, finish
+from pipeline.execution.run_parts import make_missing
+from pipeline.execution.stage_dir import begin, finish
+from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.receipts import fingerprint
 from stages.data.image_set import Gallery, open_gallery

@@ -14,7 +14,7 @@ from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, dr
 from stages.inspect.contact_sheet import draw_sheet
 from stages.inspect.views import as_json, find_sample, inspect_views, readable
 from stages.label.label_set import LabelSet
-from stages.label.margins import stability as compare
+from stages.label.stability import stability as compare
 from stages.storage.commit import read_manifest
 
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
     """Say how many decisions flip in other precisions and batch sizes.
 
     Returns:
-        `baseline` and, for each other way, what `stages.label.margins.stability` says.
+        `baseline` and, for each other way, what `stages.label.stability.stability` says.
 
     Raises:
         PipelineError: if there are no shards, or the teacher cannot be had.

@@ -11,9 +11,10 @@ import torch
 
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_executor import make_missing
 from pipeline.execution.ray_session import Seats
-from pipeline.execution.stage_dir import Begun, Job, begin, finish, whole
+from pipeline.execution.run_parts import make_missing
+from pipeline.execution.stage_dir import Begun, begin, finish, whole
+from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt

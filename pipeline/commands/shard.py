@@ -12,16 +12,18 @@ import pyarrow as pa
 
 from pipeline.commands.source_notes import note_source
 from pipeline.execution.progress import Progress, note
-from pipeline.execution.ray_executor import make_missing
 from pipeline.execution.ray_session import INLINE, LOCAL, Seats
-from pipeline.execution.stage_dir import Begun, Job, begin, finish, whole
+from pipeline.execution.run_parts import make_missing
+from pipeline.execution.stage_dir import Begun, begin, finish, whole
+from pipeline.execution.worker import Job
 from schemas.config import RunFile, Shards
 from schemas.errors import BadImages, Mismatch, PipelineError
 from schemas.receipts import Receipt, StoredFile
 from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
+from stages.shard.plan import plan_shards
 from stages.shard.shared import warn_of_shared_images, warn_of_shared_names
-from stages.shard.writer import ShardMaker, packing_versions, plan_shards
+from stages.shard.writer import ShardMaker, packing_versions
 from stages.sources.discover import list_sources
 from stages.sources.listing import Listing
 from stages.storage.commit import put_json, put_table, read_manifest

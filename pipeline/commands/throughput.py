@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.commands.analyses import put_figures
+from pipeline.commands.reports import put_figures
 from pipeline.execution.devices import run_device
 from schemas import paper
 from schemas.config import Member, RunFile

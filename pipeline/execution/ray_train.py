@@ -19,7 +19,8 @@ from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
 from pipeline.execution.ray_session import INLINE, Seats, check_fits, ray_session
 from pipeline.execution.shutdown import Stop, own_signals
-from pipeline.execution.stage_dir import STAGING, Begun, settle
+from pipeline.execution.stage_dir import Begun
+from pipeline.execution.worker import STAGING, settle
 from schemas.config import RunFile
 from schemas.errors import PipelineError, Unfinished, last_line
 from schemas.secrets import hide_secrets

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from pipeline.execution.failures import Fault
 from pipeline.execution.shutdown import Stop
-from pipeline.execution.stage_dir import Spec, Worker
+from pipeline.execution.worker import Spec, Worker
 from schemas.errors import PipelineError, Unfinished, together
 from schemas.receipts import Receipt
 from schemas.secrets import hide_secrets

@@ -38,6 +38,8 @@ class Loader:
         dataset: asked for the items of an order one by one; they are tensors, alone or in tuples.
         workers: processes; 0 = build in this one.
         pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
+        preload: modules that the workers need, imported once by the server from which they are forked; timm among
+            them would cost every worker 130 MB.
     """
 
     def __init__(self, dataset: Dataset[Any], *, workers: int, pin: bool = False) -> None:
@@ -49,7 +51,7 @@ class Loader:
             num_workers=workers,
             pin_memory=pin,
             worker_init_fn=_begin,
-            multiprocessing_context=_workshop() if workers else None,
+            multiprocessing_context=_workshop(preload) if workers else None,
             prefetch_factor=_AHEAD if workers else None,
             persistent_workers=bool(workers),
         )
@@ -65,7 +67,9 @@ class Loader:
         return _raised(_unless_lost(iter(self._loader)))
 
 
-def load(dataset: Dataset[Any], *, workers: int, order: Iterable[Any], pin: bool = False) -> Iterator[Any]:
+def load(
+    dataset: Dataset[Any], *, workers: int, order: Iterable[Any], pin: bool = False, preload: tuple[str, ...] = ()
+) -> Iterator[Any]:
     """The items of one order; see `Loader`."""
     return Loader(dataset, workers=workers, pin=pin).items(order)
 
@@ -183,16 +187,14 @@ def _unless_lost(items: Iterator[Any]) -> Iterator[Any]:
 
 
 @cache
-def _workshop() -> Any:
+def _workshop(preload: tuple[str, ...]) -> Any:
     """Where worker processes come from: a server that has imported what they may need and run nothing.
 
     A fork of this process would inherit OpenCV's, torch's and object-store clients' locks without the threads that
     hold them, and wait for ever.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["stages.data.views"]
-    )  # not stages.data.center_crop: timm would cost every worker 130 MB
+    context.set_forkserver_preload(list(preload))
     return context
 
 

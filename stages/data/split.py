@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from schemas.config import Cache
 from schemas.errors import PipelineError
 from schemas.receipts import Receipt, StoredFile
-from stages.shard.writer import shard_name
+from stages.shard.plan import shard_name
 from stages.storage.commit import RECEIPTS, read_checked, read_receipt
 from stages.storage.manifest import open_manifest
 from stages.storage.shard_cache import ShardCache

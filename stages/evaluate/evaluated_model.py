@@ -4,7 +4,6 @@ Legend: B images of a batch, S side of a crop.
 """
 
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from schemas.config import Member, RunFile
 from schemas.errors import PipelineError
-from schemas.run_file import parse_run
 from stages.data.image_set import Gallery
-from stages.models.classifier import Classifier, Heads, build, load_weights, usual_size
+from stages.models.classifier import Classifier, Heads, build, usual_size
 from stages.models.precision import Precision
+from stages.models.state_dict import load_weights
 from stages.models.student import trained_student
 from stages.models.teacher import Teacher
 from stages.models.weights import EMA_FILE, MODEL_FILE, find_weights, pretrained_weights, weights_digest, weights_sha256
 from stages.replay.mix import normalise
 from stages.storage.commit import read_manifest
+from stages.storage.run_files import stored_run
 from stages.storage.store import Store
 
 
@@ -113,21 +113,6 @@ def as_trained(run: RunFile, name: str) -> RunFile:
     if name == run.train.name:
         return run
     return stored_run(run, name)
-
-
-def stored_run(run: RunFile, name: str) -> RunFile:
-    """The run file that was stored with a run, in today's workspace and with today's evaluation and cluster.
-
-    Raises:
-        PipelineError: if there is no such run.
-    """
-    runs = Store(run.workspace)
-    if not runs.exists(f"runs/{name}/run.toml"):
-        there = ", ".join(runs.folders("runs")) or "none"
-        raise PipelineError(f"{runs.name(f'runs/{name}')}: no such run; there are: {there}")
-    text = runs.read(f"runs/{name}/run.toml").decode()
-    stored = parse_run(tomllib.loads(text), runs.name(f"runs/{name}/run.toml"))
-    return stored.model_copy(update={"workspace": run.workspace, "evaluate": run.evaluate, "cluster": run.cluster})
 
 
 def weights_file(run: RunFile) -> str:

@@ -6,23 +6,41 @@ split, which knows images and no teacher.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from schemas.config import AUTO, RunFile, Teacher
+from schemas.config import AUTO, RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import StoredFile, fingerprint, refuse_changes
 from stages.data.split import Split
 from stages.label.label_file import read_labels
-from stages.shard.writer import shard_name
+from stages.shard.plan import shard_name
 from stages.storage.commit import PLAN, RECEIPTS, read_checked, read_manifest, read_receipt
 from stages.storage.store import Store
-from stages.train.losses import SoftLabels
+
+
+class SoftLabels(NamedTuple):
+    """A teacher's distributions, as a label set keeps them.
+
+    Attributes:
+        logits: of all K classes in their order, shape (B, K), or of k of them, shape (B, k).
+        classes: which k, int64 of shape (B, k); None = all.
+        log_sum_exp: over all K classes, of logits / tau, float32 of shape (B,); None = all logits are there.
+    """
+
+    logits: Tensor
+    classes: Tensor | None
+    log_sum_exp: Tensor | None
+
+    def map(self, do: Callable[[Tensor], Tensor]) -> "SoftLabels":
+        """The same with something done to each tensor."""
+        return SoftLabels(do(self.logits), *(one if one is None else do(one) for one in self[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,18 +280,6 @@ def _others(run: RunFile) -> str:
 
 def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split: Split) -> None:
     wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
-    settled = {key: value for key, value in teacher_settings(run.teacher).items() if value != AUTO}
+    settled = {key: value for key, value in run.teacher.identity().items() if value != AUTO}
     wanted["teacher"] = made_from["teacher"] | settled
     refuse_changes(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
-
-
-def teacher_settings(teacher: Teacher) -> dict[str, Any]:
-    """The part of a teacher's identity that the run file says; its weights say the rest."""
-    return {
-        "model": teacher.model,
-        "extra": teacher.extra,
-        "input_size": teacher.input_size,
-        "precision": teacher.precision,
-        "batch_size": teacher.batch_size,
-        "compile": teacher.compile,
-    }

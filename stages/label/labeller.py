@@ -22,7 +22,8 @@ from stages.data.center_crop import centre_crops
 from stages.data.image_set import Sharded
 from stages.data.loader import Loader, moved, on_device, one_late, pinned
 from stages.data.split import Split
-from stages.data.views import Contribution, PartViews, part_batches, stack_mixes
+from stages.data.views import stack_mixes
+from stages.label.dataset import Contribution, PartViews, part_batches
 from stages.label.label_file import Signatures, write_labels
 from stages.label.label_set import LabelSpec
 from stages.label.margins import histogram, near_tie

@@ -1,33 +1,23 @@
-"""The student: a timm classifier with both of its heads in the open, and weights to start it from.
+"""Any timm classifier with both of its heads in the open.
 
 Legend: B = views, K = classes, N = tokens, D = width. The network is timm's own, so its state_dict has
 timm's names and the trained weights load anywhere timm does. Rejected: timm's switch for distilled
 training, which hands out the heads in train mode only and averages them in eval mode, where
-accuracy is wanted for each head and for two ways of fusing them. Rejected too: timm's loader, which
-resamples positional embeddings with antialiasing where the authors did not.
+accuracy is wanted for each head and for two ways of fusing them.
 """
 
-import argparse
 import difflib
-import math
-import pickle
 import textwrap
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-import torch
-from safetensors.torch import load_file
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from schemas.errors import PipelineError
 
-_TORCH_FILES = (".pth", ".pt", ".bin")
 _OURS = ("num_classes", "img_size", "drop_path_rate", "pretrained", "pretrained_cfg", "checkpoint_path")
 
 
@@ -102,7 +92,7 @@ def build(
         if "'drop_path_rate'" in str(error):
             raise PipelineError(f"student.drop_path: {model} has no stochastic depth; set it to 0") from error
         raise PipelineError(
-            f"extra = {extra}: timm cannot build {model} with it ({_cause(error)}); mend or remove it"
+            f"extra = {extra}: timm cannot build {model} with it ({short_cause(error)}); mend or remove it"
         ) from error
     _refuse_cut_patches(model, network, img_size)
     _initialise_as_authors(network)
@@ -117,92 +107,6 @@ def own_size(model: str) -> int:
     """
     about = _known(model)
     return int(about.input_size[-1]) if about.fixed_input_size else 0
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a .safetensors file, or a .pth, .pt or .bin file of tensors; nothing else is ever unpickled.
-
-    Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken. The authors' training leaves
-    its arguments beside them as an argparse.Namespace, a bare record, which is let through and not looked at.
-
-    Raises:
-        PipelineError: the file is missing, damaged, of another kind, or holds more than tensors.
-    """
-    path = Path(path)
-    if path.suffix not in (".safetensors", *_TORCH_FILES):
-        raise PipelineError(f"{path}: not a weights file; give .safetensors, {', '.join(_TORCH_FILES)}")
-    if not path.is_file():
-        raise PipelineError(f"{path}: no such weights file; give the path of one that exists")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes fail in many ways
-        why = "pickled objects" if isinstance(error, pickle.UnpicklingError) else _cause(error)
-        raise PipelineError(
-            f"{path}: damaged, or not of tensors alone ({why}); save the state_dict by itself"
-        ) from error
-    for table in ("model", "state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(table), Mapping):
-            found = found[table]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise PipelineError(f"{path}: holds no table of tensors; save the model's state_dict by itself")
-    return dict(found)
-
-
-def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: str, new_head: bool = False) -> None:
-    """Load weights that fit exactly, apart from the positional embedding's resolution.
-
-    Args:
-        classifier: what `build` made.
-        weights: tensors under timm's names.
-        source: where they came from, for the error.
-        new_head: keep the heads' initial weights, whatever `weights` has for them (transfer, paper's Table 7).
-
-    Raises:
-        PipelineError: naming the first tensor that does not fit, and how many more do not.
-    """
-    model = classifier.model
-    expected: dict[str, Tensor] = model.state_dict()
-    weights = dict(weights)
-    if new_head:
-        _keep_new_heads(model, weights, expected)
-    positions = weights.get("pos_embed")
-    if positions is not None and positions.ndim == 3 and isinstance(model, VisionTransformer):
-        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-        weights["pos_embed"] = resample_positions(positions, grid=model.patch_embed.grid_size, prefix=prefix)
-    if problems := _misfits(weights, expected):
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise PipelineError(
-            f"{source} does not fit {model.pretrained_cfg['architecture']}: {problems[0]}{more}; "
-            "name the model and the classes that these weights were trained for"
-        )
-    model.load_state_dict(weights)
-
-
-def resample_positions(positions_1ND: Tensor, *, grid: tuple[int, int], prefix: int) -> Tensor:
-    """Resample a square grid's positional embedding to another grid, as the authors do for 384 pixels.
-
-    Bicubic with half-pixel centres and without antialiasing; the `prefix` tokens (class, distillation) are kept. An
-    embedding that already fits, or whose patches form no square, is returned as it is.
-
-    Args:
-        positions_1ND: shape (1, prefix + side**2, D).
-        grid: rows and columns of patches wanted.
-        prefix: tokens before the patches.
-
-    Returns:
-        Shape (1, prefix + rows * columns, D), the dtype of the input.
-    """
-    patches = positions_1ND.shape[1] - prefix
-    side = math.isqrt(max(patches, 0))
-    if patches == math.prod(grid) or side == 0 or side**2 != patches:
-        return positions_1ND
-    old_1DHW = positions_1ND[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    new_1DHW = interpolate(old_1DHW, size=tuple(grid), mode="bicubic", align_corners=False, antialias=False)
-    new_1ND = new_1DHW.flatten(2).transpose(1, 2).to(positions_1ND.dtype)
-    return torch.cat((positions_1ND[:, :prefix], new_1ND), dim=1)
 
 
 def usual_size(model: str) -> int:
@@ -246,22 +150,6 @@ def _initialise_as_authors(network: nn.Module) -> None:
         nn.init.trunc_normal_(network.cls_token, std=0.02)
 
 
-def _keep_new_heads(model: Any, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    heads = model.pretrained_cfg["classifier"]
-    for head in (heads,) if isinstance(heads, str) else heads:
-        names = (f"{head}.weight", f"{head}.bias")
-        weights.update({name: expected[name] for name in names if name in expected})
-
-
-def _misfits(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(wanted.shape)}"
-        for name, wanted in expected.items()
-        if name in weights and weights[name].shape != wanted.shape
-    ]
-    missing = [f"{name} is missing" for name in expected if name not in weights]
-    return shapes + missing + [f"{name} is unexpected" for name in weights if name not in expected]
-
-
-def _cause(error: Exception) -> str:
+def short_cause(error: Exception) -> str:
+    """An error's type and text on one line of at most 120 characters."""
     return textwrap.shorten(f"{type(error).__name__}: {error}".removesuffix(": "), 120, placeholder=" ...")

@@ -17,8 +17,7 @@ import torch
 from schemas.config import RunFile
 from schemas.errors import PipelineError
 from stages.models.classifier import Classifier
-from stages.models.weights import MODEL_FILE
-from stages.train.checkpoint import to_bytes
+from stages.models.weights import MODEL_FILE, to_bytes
 
 CONFIG_FILE = "config.json"
 ONNX_FILE = "model.onnx"

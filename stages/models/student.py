@@ -6,7 +6,8 @@ import torch
 
 from schemas.config import RunFile
 from schemas.errors import PipelineError
-from stages.models.classifier import Classifier, build, load_weights
+from stages.models.classifier import Classifier, build
+from stages.models.state_dict import load_weights
 from stages.models.weights import find_weights
 from stages.storage.store import Store
 

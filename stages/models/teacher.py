@@ -18,10 +18,10 @@ from torch.nn.functional import pad
 
 from schemas import config
 from schemas.errors import PipelineError
-from stages.label.label_set import teacher_settings
-from stages.models.classifier import Classifier, build, load_weights, own_size
+from stages.models.classifier import Classifier, build, own_size
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision
+from stages.models.state_dict import load_weights
 from stages.models.weights import find_weights, pretrained_weights, weights_digest
 from stages.replay.mix import Mix
 
@@ -74,7 +74,7 @@ class Teacher:
             "side": self.sides,
         }
         single = {name: values[0] for name, values in members.items()} if len(self.models) == 1 else members
-        return teacher_settings(self.settings) | single | {"device": self.device.type}
+        return self.settings.identity() | single | {"device": self.device.type}
 
     def logits(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
         """Logits of views, uint8 [B, S, S, 3] → float32 [B, K]; mixed where `how` is given.

@@ -10,11 +10,18 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from schemas.errors import PipelineError
-from stages.models.classifier import read_weights
+from stages.models.state_dict import read_weights
 from stages.storage.store import Store
+
+
+def to_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file of named tensors."""
+    return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
 
 RUN_PREFIX = "run:"
 MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.shard.writer import shard_name
+from stages.shard.plan import shard_name
 from stages.storage.commit import read_checked, read_receipt
 from stages.storage.manifest import open_manifest
 from stages.storage.store import Store

@@ -10,15 +10,10 @@ headers, which take more time than a member's bytes; and the former does not say
 
 import hashlib
 import io
-import json
 import os
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
@@ -27,13 +22,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from schemas.config import Shards
-from schemas.errors import BadImages, PipelineError, last_line
+from schemas.errors import BadImages, last_line
 from schemas.receipts import Made
 from schemas.tables import INDEX
-from stages.replay.draws import Draws, Purpose
 from stages.replay.pixels import open_image, to_rgb
 from stages.shard.image_check import check_image
-from stages.sources.listing import Listing, Source
+from stages.shard.plan import ShardSpec
+from stages.shard.tar import Sample, adopted_row, write_tar
+from stages.sources.listing import Source
 from stages.sources.names import suffix_of
 from stages.sources.reader import Found, Reader
 from stages.storage.store import Store
@@ -43,72 +39,6 @@ _KNOWN = ("jpg", "jpeg", "png", "webp")
 _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "avif": "jpg", "jpeg2000": "jpg", "webp": "webp"}
 """Of images that have none of these: readers look into the bytes, but drop a member that is called otherwise."""
 _QUALITY = 95
-_SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
-"""Fields of a USTAR header."""
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_WITHIN_BLOCKS = 1
-"""Address of a shard's own shuffling, where the listing is shuffled by blocks; 0 is the listing's."""
-
-
-class Sample(NamedTuple):
-    """An image that decodes: what was found, its height and width in pixels, and the suffix it gets in a tar."""
-
-    found: Found
-    height: int
-    width: int
-    suffix: str
-
-
-@dataclass(frozen=True)
-class ShardSpec:
-    """One shard to make: its number and its images in order, `schemas.tables.LISTING`."""
-
-    shard: int
-    images: pa.Table
-
-    @property
-    def name(self) -> str:
-        """The shard's part name."""
-        return shard_name(self.shard)
-
-
-def shard_name(shard: int) -> str:
-    """`shard-000000` and so on."""
-    return f"shard-{shard:06d}"
-
-
-def plan_shards(listing: Listing, config: Shards, *, shuffle: bool) -> list[ShardSpec]:
-    """Deal a listing into shards of nearly equal length, shuffled for training so that shards mix classes.
-
-    Adopted tars are the shards. The rows of Parquet are shuffled by row groups, then within a shard.
-
-    Raises:
-        PipelineError: if tars are to be adopted that are no WebDataset shards.
-    """
-    images = listing.images
-    if config.adopt:
-        if not listing.samples:
-            raise PipelineError("shards.adopt: the source is not WebDataset tars; unset it, so that they are written")
-        ends = np.searchsorted(images["file"].to_numpy(), np.arange(len(listing.source.files)), side="right")
-        blocks = np.split(np.arange(len(images)), ends[:-1])
-    else:
-        draws = Draws(config.seed, Purpose.SHUFFLE)
-        by_blocks = listing.source.layout == "rows"
-        order = np.arange(len(images))
-        if shuffle:
-            order = _block_order(images, draws) if by_blocks else draws.at(0).permutation(len(images))
-        blocks = np.array_split(order, -(-len(images) // config.samples_per_shard))
-        if shuffle and by_blocks:
-            blocks = [b[draws.at(_WITHIN_BLOCKS, shard).permutation(len(b))] for shard, b in enumerate(blocks)]
-    return [ShardSpec(shard, images.take(pa.array(block))) for shard, block in enumerate(blocks)]
-
-
-def _block_order(images: pa.Table, draws: Draws) -> np.ndarray:
-    """Rows with their blocks in random order, a block's rows together and in theirs."""
-    file, block = images["file"].to_numpy(), images["block"].to_numpy()
-    starts = np.flatnonzero(np.r_[True, (np.diff(file) != 0) | (np.diff(block) != 0)])
-    blocks = np.split(np.arange(len(images)), starts[1:])
-    return np.concatenate([blocks[number] for number in draws.at(0).permutation(len(blocks))])
 
 
 class ShardMaker:
@@ -131,7 +61,7 @@ class ShardMaker:
         facts: dict[str, Any] = {}
         sha256: dict[str, str] = {}
         if self._config.adopt:
-            rows = [_adopted_row(sample) for sample in samples]
+            rows = [adopted_row(sample) for sample in samples]
             facts["tar"] = self._identity(self._source.files[spec.shard])
         else:
             files[f"{spec.name}.tar"] = tar = staging / f"{spec.name}.tar"
@@ -179,46 +109,6 @@ class ShardMaker:
             return {"path": path, "bytes": file.seek(0, os.SEEK_END), "sha256": digest}
 
 
-def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> tuple[list[dict[str, Any]], str]:
-    """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`, and the tar's sha256."""
-    tar, rows = _Tar(file), []
-    for number, sample in enumerate(samples):
-        key, found = f"{shard:06d}-{number:07d}", sample.found
-        image = f"{key}.{'jpg' if sample.suffix == 'jpeg' else sample.suffix}"
-        label, about = str(found.class_index).encode(), _to_json({"name": found.name}).encode()
-        tar.write(_member(f"{key}.cls", label) + tar_header(image, len(found.data)))
-        rows.append(_row(sample, key, tar.length))
-        tar.write(found.data)
-        tar.write(_padding(found.data) + _member(f"{key}.json", about))
-    return rows, tar.end()
-
-
-def _member(name: str, data: bytes) -> bytes:
-    return tar_header(name, len(data)) + data + _padding(data)
-
-
-def _padding(data: bytes) -> bytes:
-    return bytes(-len(data) % tarfile.BLOCKSIZE)
-
-
-class _Tar:
-    """A tar that is hashed as it is written, while its bytes are at hand; `length` is what it has of them."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self.length = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> None:
-        """Write what comes next."""
-        self._file.write(data)
-        self._digest.update(data)
-        self.length += len(data)
-
-    def end(self) -> str:
-        """Write what ends a tar; its sha256."""
-        self.write(bytes(-(self.length + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
-        return self._digest.hexdigest()
-
-
 def packing_versions() -> dict[str, str]:
     """Versions of the libraries that touch an image's bytes or shuffle."""
     return {"numpy": np.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
@@ -232,39 +122,3 @@ def shrink(data: bytes, max_side: int) -> bytes:
     out = io.BytesIO()
     pixels.save(out, "JPEG", quality=_QUALITY, subsampling=0)
     return out.getvalue()
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """The header that tarfile makes of a plain file, read-only and of no time and no owner, by filling in a form.
-
-    Args:
-        name: ASCII, at most 100 characters.
-        size: in bytes, less than 8 GiB.
-    """
-    form, blank = _form()
-    named, sized = name.encode("ascii"), b"%011o\0" % size
-    filled = bytearray(form)
-    filled[: len(named)], filled[_SIZE] = named, sized
-    filled[_CHECKSUM] = b"%06o\0 " % (blank + sum(named) + sum(sized))
-    return bytes(filled)
-
-
-@cache
-def _form() -> tuple[bytes, int]:
-    """A header without name and size, and its sum, counted with spaces for its checksum."""
-    info = tarfile.TarInfo()
-    info.mode = 0o444
-    blank = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    blank[_SIZE], blank[_CHECKSUM] = bytes(12), b" " * 8
-    return bytes(blank), sum(blank)
-
-
-def _adopted_row(sample: Sample) -> dict[str, Any]:
-    key = sample.found.name.partition("/")[2].removesuffix(os.path.splitext(sample.found.name)[1])
-    return _row(sample, key, sample.found.offset)
-
-
-def _row(sample: Sample, key: str, offset: int) -> dict[str, Any]:
-    found = sample.found
-    row = dict(key=key, offset=offset, size=len(found.data), height=sample.height, width=sample.width)
-    return row | {"class": found.class_index, "crc32": zlib.crc32(found.data), "name": found.name}

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, Receipt
+from stages.models.weights import to_bytes
 from stages.storage.commit import RECEIPTS, commit, read_checked, read_receipt
 from stages.storage.store import Store
 
@@ -95,11 +96,6 @@ def newest_lines(store: Store) -> bytes | None:
         except PipelineError:
             continue  # it is passed over whole, or another command has newer ones by now
     return None
-
-
-def to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file of named tensors."""
-    return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def _path(part: str, name: str) -> str:

@@ -6,32 +6,13 @@ a criterion that runs the teacher itself, as online distillation needs, since he
 decision is already in the batch.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
 Reduction = Literal["authors", "paper"]
-
-
-class SoftLabels(NamedTuple):
-    """A teacher's distributions, as a label set keeps them.
-
-    Attributes:
-        logits: of all K classes in their order, shape (B, K), or of k of them, shape (B, k).
-        classes: which k, int64 of shape (B, k); None = all.
-        log_sum_exp: over all K classes, of logits / tau, float32 of shape (B,); None = all logits are there.
-    """
-
-    logits: Tensor
-    classes: Tensor | None
-    log_sum_exp: Tensor | None
-
-    def map(self, do: Callable[[Tensor], Tensor]) -> "SoftLabels":
-        """The same with something done to each tensor."""
-        return SoftLabels(do(self.logits), *(one if one is None else do(one) for one in self[1:]))
 
 
 def soft_targets(class_a_B: Tensor, class_b_B: Tensor, lam_B: Tensor, *, num_classes: int, smoothing: float) -> Tensor:

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from schemas.errors import PipelineError
+from stages.storage.run_files import METRICS_FILE
 from stages.storage.store import Store
 from stages.train.checkpoint import newest_lines
 from stages.train.tensorboard import EVENTS_FILE, event_file
 
-FILE = "metrics.jsonl"
 _CLOCK = ("views_per_second", "waiting", "mfu")
 _ALWAYS = {"views_per_second", "waiting"}
 _NEVER = 2**62
@@ -149,7 +149,8 @@ class Metrics:
             return [line for line in _read(self._store) or () if line["step"] <= step]
         except ValueError as error:
             raise PipelineError(
-                f"{self._store.name(FILE)}: is damaged ({error}); mend it, or delete it to go on without its lines"
+                f"{self._store.name(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on without "
+                "its lines"
             ) from None
 
     def show(self) -> None:
@@ -201,7 +202,7 @@ def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: boo
         clock = {line["step"]: {key: line[key] for key in _CLOCK if key in line} for line in with_clock}
         lines = [line | clock.get(line["step"], {}) for line in _parse(newest)]
         if lines != beside:
-            store.put(FILE, _to_bytes(lines))
+            store.put(METRICS_FILE, _to_bytes(lines))
             if tensorboard:
                 store.put(EVENTS_FILE, event_file(lines))
 
@@ -209,7 +210,7 @@ def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: boo
 def _read(store: Store) -> list[dict[str, Any]] | None:
     """The lines that were put for people to read; raises ValueError if they are damaged."""
     try:
-        return _parse(store.read(FILE))
+        return _parse(store.read(METRICS_FILE))
     except FileNotFoundError:
         return None
 

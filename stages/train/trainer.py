@@ -10,7 +10,6 @@ Legend: B views of a local batch, K classes.
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,26 +23,26 @@ from schemas.config import RunFile
 from schemas.errors import PipelineError
 from schemas.receipts import fingerprint
 from stages.data.loader import load, on_device
-from stages.data.views import Batch, Steps
 from stages.models.classifier import Heads
 from stages.models.flops import TRAINING, forward_flops, peak_flops
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision, deterministic_algorithms
 from stages.models.student import new_student
-from stages.models.weights import EMA_FILE, MODEL_FILE
+from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
 from stages.storage.commit import MANIFEST, put_json
 from stages.storage.store import Store
 from stages.train import losses
-from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint, to_bytes
+from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.train.dataset import Batch, Steps
 from stages.train.metrics import Metrics
 from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.train.plan import TAUGHT, Plan, plan_training
+from stages.train.stop_sync import Ending
 
 Report = Callable[[int, dict[str, Any]], bool]
 """Told a step and the newest metrics; whether the user wants an end."""
-_LISTEN_SECONDS = 2.0
 _SCALE = "scaler/"
 _SCALE_KEYS = ("scale", "_growth_tracker")
 """In a checkpoint's state, what torch's gradient scaler says of itself, but for its constants."""
@@ -80,6 +79,7 @@ def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report:
         workers=run.train.processes,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
+        preload=(Steps.__module__,),
     )
     ready = trainer.metrics.timed(on_device(batches, device))
     ending = Ending(started, world=world, device=device)
@@ -94,41 +94,6 @@ def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report:
     if step == plan.steps:
         trainer.finish(loss)
     return {"steps": step, "resumed_from_step": started, "loss": loss}
-
-
-class Ending:
-    """Brings all ranks to the same last step when rank 0 is asked to end: a checkpoint takes all of them.
-
-    A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step
-    in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
-
-    Args:
-        step: the first at which all ranks listen.
-        world: number of processes.
-        device: of this process, through which they talk.
-    """
-
-    def __init__(self, step: int, *, world: int, device: torch.device) -> None:
-        self._world, self._device = world, device
-        self._heard = self._next = step
-        self._since = time.perf_counter()
-
-    def agreed(self, step: int, asked: bool) -> bool:
-        """Whether all ranks end after `step` steps; every rank calls it at every step, and rank 0's `asked` counts."""
-        if self._world == 1:
-            return asked
-        if step < self._next:
-            return False
-        word = torch.tensor([asked, self._pause(step)], dtype=torch.int64, device=self._device)
-        dist.broadcast(word, src=0)
-        ends, pause = word.tolist()
-        self._heard, self._next, self._since = step, step + pause, time.perf_counter()
-        return bool(ends)
-
-    def _pause(self, step: int) -> int:
-        """Steps that take two seconds at the rate since the last word, and at most twice as many as those were."""
-        steps, seconds = step - self._heard, time.perf_counter() - self._since
-        return max(1, int(steps * _LISTEN_SECONDS / max(seconds, _LISTEN_SECONDS / 2)))
 
 
 class Trainer:

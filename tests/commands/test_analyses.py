@@ -23,8 +23,8 @@ from stages.evaluate.throughput import largest_batch
 from stages.evaluate.throughput import throughput as measure
 from stages.plotting.charts import Series, chart, heat_map
 from stages.replay.mix import normalise
+from tests.support.command_line import complaint, typed, written
 from tests.support.world import TEACHER, TINY_VIT, silent, stored
-from tests.test_cli import complaint, typed, written
 
 
 def with_(run: RunFile, **changes: dict) -> RunFile:

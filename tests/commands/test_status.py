@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands.status import about_stage, status, verify
+from pipeline.commands.status import about_stage, status
+from pipeline.commands.verify import verify
 from pipeline.execution.failures import Failures, Fault
 from stages.storage.commit import put_json
 from stages.storage.store import Store

@@ -19,10 +19,12 @@ from stages.data import decoded
 from stages.data import views as batches
 from stages.data.loader import load
 from stages.data.split import Split
-from stages.data.views import PartViews, Steps, ViewMaker
+from stages.data.views import ViewMaker
+from stages.label.dataset import PartViews
 from stages.label.label_set import LabelSet, LabelSpec
 from stages.replay.order import Stream
 from stages.storage.store import Store
+from stages.train.dataset import Steps
 from tests.end_to_end.test_full_disk import ROOM
 from tests.support.world import ROOT, flip_byte
 

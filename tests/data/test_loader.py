@@ -14,11 +14,14 @@ from schemas.errors import PipelineError
 from stages.data import views as batches
 from stages.data.loader import load, moved, on_device
 from stages.data.split import Split
-from stages.data.views import Batch, PartViews, Steps, ViewMaker
+from stages.data.views import ViewMaker
+from stages.label import dataset
+from stages.label.dataset import PartViews
 from stages.label.label_set import LabelSpec
 from stages.replay.mix import Mix
 from stages.replay.order import Stream
-from tests.train.test_dataset import same, steps
+from stages.train.dataset import Batch, Steps
+from tests.support.batches import same, steps
 
 
 class Numbers(Dataset):
@@ -183,7 +186,7 @@ def decodes(monkeypatch, split, recipe, spec, kept_bytes) -> tuple[int, torch.Te
         count += 1
         return decode(data, rows)
 
-    monkeypatch.setattr(batches, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(dataset, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(batches, "decode", counted)
     views = torch.cat([one.views for one in part_views(split, recipe, spec, 16, workers=0)])
     monkeypatch.setattr(batches, "decode", decode)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands import run as stages
-from pipeline.commands.status import verify
+from pipeline.commands.verify import verify
 from schemas.run_file import load_run_file
 from schemas.toml_text import toml_text
-from tests.end_to_end.test_resume import left, receipts
 from tests.support.nodes import Nodes
+from tests.support.stored import left, receipts
 from tests.support.world import ROOT, run_file, silent, stored, wait_until
 
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"

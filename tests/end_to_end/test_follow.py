@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from pipeline.commands import run as stages
-from pipeline.execution.stage_dir import Worker
+from pipeline.execution.worker import Worker
 from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from tests.support.world import command, silent, start, stored

@@ -20,7 +20,7 @@ import pytest
 from schemas.toml_text import toml_text
 from stages.storage.commit import broken_files, valid_receipts
 from stages.storage.store import Store
-from tests.end_to_end.test_resume import left, lines
+from tests.support.stored import left, lines
 from tests.support.world import ROOT, run_file
 
 ROOM = ["unshare", "--map-root-user", "--mount"]

@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.commands import run as stages
 from schemas.tables import SKIPPED
 from stages.data.split import Split
-from tests.shard.test_image_check import WHOLE, picture, saved
-from tests.sources.test_discover import sample_tars
+from tests.support.images import WHOLE, picture, saved
+from tests.support.sources import sample_tars
 from tests.support.world import run_file, silent
 
 LONG = "n" * 180

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.commands import run as stages
 from schemas.toml_text import toml_text
-from tests.end_to_end.test_resume import left, receipts
 from tests.support.nodes import Nodes
+from tests.support.stored import left, receipts
 from tests.support.world import ROOT, run_file, silent, stored, wait_until
 
 pytest.importorskip("opencensus", reason="Ray's job server needs ray[default]; the dev extra brings it")

@@ -3,7 +3,6 @@
 Two ways to end one: in this process, at every single write it makes; and a real process, by SIGKILL, while it works.
 """
 
-import json
 import multiprocessing
 import os
 import random
@@ -17,9 +16,8 @@ import pytest
 from pipeline.commands import run as stages
 from stages.storage import store
 from stages.train.trainer import Trainer
+from tests.support.stored import kill_when, left, lines, receipts
 from tests.support.world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
-
-TIMING = {"views_per_second", "waiting"}
 
 
 class PowerCut(BaseException):
@@ -40,17 +38,6 @@ def cut_at(monkeypatch, put: int) -> None:
         raise PowerCut
 
     monkeypatch.setattr(store, "_put_on_disk", cut)
-
-
-def left(folder: Path) -> dict[str, bytes]:
-    """What counts of a stage's folder: all files but hidden halves."""
-    return {name: data for name, data in stored(folder).items() if not Path(name).name.startswith(".")}
-
-
-def lines(workspace: Path | str, name: str = "student") -> list[dict]:
-    """A run's metrics without what the clock says."""
-    text = Path(workspace, "runs", name, "metrics.jsonl").read_text()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in text.splitlines()]
 
 
 def interrupt_at_every_write(monkeypatch, run, stage, folder: Path, truth: dict[str, bytes], same) -> int:
@@ -137,20 +124,6 @@ def test_training_killed_again_and_again_at_random_moments_ends_with_the_same_bi
     for name in ("model.safetensors", "model_ema.safetensors", "manifest.json"):
         assert (folder / name).read_bytes() == Path(whole.workspace, "runs/student", name).read_bytes()
     assert lines(run.workspace) == lines(whole.workspace)
-
-
-def kill_when(arguments: list[str], seen) -> None:
-    process = start(arguments)
-    try:
-        wait_until(process, seen)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    finally:
-        process.kill()
-
-
-def receipts(folder: Path | str) -> list[str]:
-    return sorted(path.name for path in Path(folder, "receipts").glob("[!.]*.json"))
 
 
 @pytest.fixture

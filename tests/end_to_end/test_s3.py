@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.commands import run as stages
-from pipeline.commands.status import verify
+from pipeline.commands.verify import verify
 from stages.storage import store as store_module
 from stages.storage.commit import read_manifest, valid_receipts
 from stages.storage.store import Store
@@ -126,7 +126,7 @@ def test_a_uri_says_how_long_a_store_may_be_silent_and_keeps_its_other_options(b
 
 
 def test_sources_may_lie_on_an_object_store(bucket, images, truth, tmp_path):
-    from tests.sources.test_discover import parquet, sample_tars, tar_of_class_tars, tar_of_folder
+    from tests.support.sources import parquet, sample_tars, tar_of_class_tars, tar_of_folder
 
     root = images / "train"
     forms = {form.__name__: form(root, tmp_path) for form in (tar_of_folder, tar_of_class_tars, sample_tars, parquet)}

@@ -19,7 +19,7 @@ from pipeline.commands import run as stages
 from schemas.errors import PipelineError
 from schemas.secrets import hide_secrets
 from stages.storage.store import Store
-from tests.sources.test_discover import files, write_tar
+from tests.support.sources import files, write_tar
 from tests.support.world import ROOT, command, run_file, silent, start, stored
 from tests.test_architecture import house
 

@@ -8,10 +8,11 @@ from pipeline.execution import ray_executor
 from pipeline.execution.ray_executor import Actors
 from pipeline.execution.ray_session import Seats
 from pipeline.execution.scheduler import Lost
-from pipeline.execution.stage_dir import Job, Worker, begin
+from pipeline.execution.stage_dir import begin
+from pipeline.execution.worker import Job, Worker
 from schemas.errors import PipelineError
 from schemas.receipts import Made, Receipt
-from stages.shard.writer import ShardSpec
+from stages.shard.plan import ShardSpec
 from stages.storage.commit import commit
 from stages.storage.store import Store
 

@@ -18,7 +18,7 @@ from schemas.errors import last_line
 from stages.data.split import Split
 from stages.storage.store import Store
 from stages.train.plan import Plan
-from tests.end_to_end.test_resume import lines, receipts
+from tests.support.stored import lines, receipts
 from tests.support.world import silent
 
 STEADY = {

@@ -15,16 +15,18 @@ import pytest
 
 from pipeline.commands import run as stages
 from pipeline.execution.failures import Failures
-from pipeline.execution.ray_executor import Actors, make_parts
+from pipeline.execution.ray_executor import Actors
 from pipeline.execution.ray_session import Seats, ray_session
-from pipeline.execution.stage_dir import Job, Worker, begin
+from pipeline.execution.run_parts import make_parts
+from pipeline.execution.stage_dir import begin
+from pipeline.execution.worker import Job, Worker
 from schemas.config import Cluster
 from schemas.errors import PipelineError
 from schemas.receipts import Made
-from stages.shard.writer import ShardSpec
+from stages.shard.plan import ShardSpec
 from stages.storage.commit import valid_receipts
 from stages.storage.store import Store
-from tests.end_to_end.test_resume import kill_when, left, receipts
+from tests.support.stored import kill_when, left, receipts
 from tests.support.world import command, run_file, silent, stored
 
 CLUSTER = Cluster(address="local")

@@ -14,7 +14,7 @@ from pipeline.execution.scheduler import InThreads, Loop, Lost
 from pipeline.execution.shutdown import Stop
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Receipt
-from stages.shard.writer import ShardSpec
+from stages.shard.plan import ShardSpec
 
 SPECS = [ShardSpec(number, ()) for number in range(4)]
 FAULT = Fault("ValueError: why", "its traceback")

@@ -23,8 +23,9 @@ from schemas.errors import PipelineError, Unfinished
 from stages.storage.store import Store
 from stages.train import trainer
 from stages.train.checkpoint import newest_checkpoint
-from stages.train.trainer import Ending, Trainer
-from tests.end_to_end.test_resume import lines, receipts
+from stages.train.stop_sync import Ending
+from stages.train.trainer import Trainer
+from tests.support.stored import lines, receipts
 from tests.support.world import command, silent, start, wait_until
 
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"

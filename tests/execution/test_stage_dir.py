@@ -3,10 +3,11 @@
 import tempfile
 
 from pipeline.execution.failures import Fault
-from pipeline.execution.stage_dir import STAGING, Job, Worker, begin, finish, left_to_do, whole
+from pipeline.execution.stage_dir import begin, finish, whole
+from pipeline.execution.worker import STAGING, Job, Worker, left_to_do
 from schemas.errors import PipelineError, Unfinished
 from schemas.receipts import Made, canonical_json, fingerprint
-from stages.shard.writer import ShardSpec
+from stages.shard.plan import ShardSpec
 from stages.storage.commit import commit, read_manifest
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store

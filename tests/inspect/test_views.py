@@ -11,7 +11,7 @@ import cli
 from schemas.recipe import Recipe
 from schemas.toml_text import toml_text
 from stages.data.split import Split
-from stages.data.views import Steps, stack_mixes
+from stages.data.views import stack_mixes
 from stages.inspect.views import as_json, find_sample, inspect_views, readable, verdict
 from stages.label.label_set import LabelSet
 from stages.replay.apply import Renderer
@@ -19,6 +19,7 @@ from stages.replay.decide import Box, DecidedMix, DecidedView, Erase, Op
 from stages.replay.decode import decode
 from stages.replay.mix import mix, normalise
 from stages.replay.order import Stream, pairing
+from stages.train.dataset import Steps
 
 AS_LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

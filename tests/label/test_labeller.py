@@ -17,7 +17,7 @@ from pipeline.commands import run as stages
 from pipeline.commands.label import label_specs
 from schemas.tables import HARD
 from stages.data.split import Split
-from stages.data.views import part_batches
+from stages.label.dataset import part_batches
 from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
 from stages.replay.signature import signed_rows

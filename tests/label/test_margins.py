@@ -15,7 +15,8 @@ from stages.data.views import ViewMaker
 from stages.inspect.agreement import class_agreement
 from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
-from stages.label.margins import EDGES, SHARES, flips, histogram, near_tie, quantiles, stability
+from stages.label.margins import EDGES, SHARES, flips, histogram, near_tie, quantiles
+from stages.label.stability import stability
 from stages.models.teacher import Teacher
 from stages.replay.order import pairing
 from tests.support.world import decisions, silent

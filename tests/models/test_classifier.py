@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from schemas.errors import PipelineError
-from stages.models.classifier import Classifier, build, load_weights, read_weights, resample_positions
+from stages.models.classifier import Classifier, build
+from stages.models.state_dict import load_weights, read_weights, resample_positions
 
 TINY = {"depth": 4, "embed_dim": 96, "num_heads": 3, "patch_size": 8}
 LITE0 = Path(__file__).parents[2] / "../shared/data/tf_efficientnet_lite0.safetensors"

@@ -13,11 +13,11 @@ from pipeline.commands import run as stages
 from pipeline.execution import devices
 from pipeline.execution.devices import compiled, data_processes, device_line, settled
 from schemas.presets import PRESETS
-from stages.evaluate.evaluated_model import stored_run
 from stages.models import flops
 from stages.models.classifier import build
 from stages.models.flops import forward_flops, peak_flops
 from stages.models.precision import Precision, deterministic_algorithms
+from stages.storage.run_files import stored_run
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
 from tests.support.world import run_file, silent

@@ -1,3 +1,5 @@
+""""""
+
 import hashlib
 import json
 import math
@@ -8,17 +10,8 @@ import pytest
 
 from schemas.errors import PipelineError
 from schemas.recipe import Recipe
-from stages.replay.decide import DecidedView, Decider
-
-HEIGHT, WIDTH, SIZE = 375, 500, 224
-
-
-def our_views(count: int, **changes: Any) -> list[DecidedView]:
-    decider = Decider(Recipe(**changes))
-    return [decider.view(row // 1000, row % 1000, row % 7, HEIGHT, WIDTH) for row in range(count)]
-
-
-# Addresses
+from stages.replay.decide import Decider
+from tests.support.views import HEIGHT, SIZE, WIDTH, our_views
 
 
 def test_a_decision_depends_on_its_address_alone() -> None:
@@ -73,9 +66,6 @@ def test_decisions_are_plain_data_and_stay_as_they_are() -> None:
         record.append(asdict(decider.mix(3, row, 5)))
         lines.append(json.dumps(json.loads(json.dumps(record), parse_float=lambda text: round(float(text), 9))))
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == "2b94584c6b669fee"
-
-
-# Edges
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 900), (900, 1), (2, 3), (40, 4000), (5000, 60)])

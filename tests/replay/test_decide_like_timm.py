@@ -18,7 +18,7 @@ from torchvision.transforms import ColorJitter
 from schemas.recipe import Recipe
 from stages.replay.decide import Decider
 from stages.replay.policies import LEVELS
-from tests.replay.test_decide import HEIGHT, SIZE, WIDTH, our_views
+from tests.support.views import HEIGHT, SIZE, WIDTH, our_views
 
 COUNT = 20_000
 DISAGREE = 1e-4  # smallest p-value of up to 80 comparisons below which two samples are not of one distribution

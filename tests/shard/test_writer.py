@@ -21,7 +21,9 @@ from schemas.config import Shards
 from schemas.errors import PipelineError
 from schemas.tables import INDEX
 from stages.data.split import Split
-from stages.shard.writer import check_image, plan_shards, tar_header
+from stages.shard.plan import plan_shards
+from stages.shard.tar import tar_header
+from stages.shard.writer import check_image
 from stages.sources.class_labels import read_classes
 from stages.sources.discover import list_source
 from tests.support.world import CLASSES, command, silent, stored

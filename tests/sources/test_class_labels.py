@@ -16,7 +16,7 @@ from stages.sources.class_labels import read_labels
 from stages.sources.discover import list_sources
 from stages.sources.matlab import read_structs
 from stages.sources.reader import Reader
-from tests.sources.test_discover import files, kaggle, parquet, sample_tars, tar_of_folder, write_tar
+from tests.support.sources import files, kaggle, parquet, sample_tars, tar_of_folder, write_tar
 from tests.support.world import CLASSES
 
 

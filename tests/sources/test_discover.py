@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -17,90 +16,23 @@ from stages.sources import class_labels as labels_module
 from stages.sources.class_labels import MD5
 from stages.sources.discover import list_source, list_sources
 from stages.sources.reader import Reader
+from tests.support.sources import (
+    class_tars,
+    files,
+    folder_of_class_tars,
+    kaggle,
+    parquet,
+    path_into_tar,
+    sample_tars,
+    tar_of_class_tars,
+    tar_of_folder,
+    tar_of_splits,
+    write_tar,
+)
 from tests.support.world import CLASSES, ROOT
 
 DATA = ROOT.parent / "shared/data"
 real_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the photographs of ../shared/data")
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """Path below the root → bytes, sorted."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*.*"))}
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def tar_of_folder(root: Path, out: Path) -> str:
-    return str(write_tar(out / "folder.tar", {f"./{name}": data for name, data in reversed(files(root).items())}))
-
-
-def tar_of_splits(root: Path, out: Path) -> str:
-    """As CIFAR-10 comes: test first."""
-    splits = {f"test/{name}": b"x" for name in files(root)} | {f"train/{n}": data for n, data in files(root).items()}
-    return str(write_tar(out / "splits.tar", splits))
-
-
-def path_into_tar(root: Path, out: Path) -> str:
-    return f"{tar_of_splits(root, out)}/train"
-
-
-def class_tars(root: Path, out: Path) -> dict[str, bytes]:
-    for name in CLASSES:
-        write_tar(out / f"{name}.tar", {path.name: path.read_bytes() for path in sorted((root / name).iterdir())})
-    return {f"{name}.tar": (out / f"{name}.tar").read_bytes() for name in CLASSES}
-
-
-def tar_of_class_tars(root: Path, out: Path) -> str:
-    """As the official training archive comes."""
-    return str(write_tar(out / "ILSVRC2012_img_train.tar", class_tars(root, out / "parts")))
-
-
-def folder_of_class_tars(root: Path, out: Path) -> str:
-    class_tars(root, out / "classes")
-    return str(out / "classes")
-
-
-def kaggle(root: Path, out: Path) -> str:
-    target = out / "kaggle/ILSVRC/Data/CLS-LOC"
-    target.mkdir(parents=True)
-    (target / "train").symlink_to(root)
-    return str(out / "kaggle")
-
-
-def sample_tars(root: Path, out: Path) -> str:
-    """WebDataset tars with class names, the image first in one and last in the other."""
-    for number, half in enumerate((slice(0, 30), slice(30, 61))):
-        members: dict[str, bytes] = {"README": b"not a sample"} if number else {}
-        for name, data in list(files(root).items())[half]:
-            stem, suffix = name.replace("/", "-").rsplit(".", 1)
-            pair = [(f"{stem}.{suffix}", data), (f"{stem}.cls", name.split("/")[0].encode())]
-            members |= dict(pair[:: -1 if number else 1])
-        write_tar(out / f"wds-{number:04d}.tar", members)
-    return str(out / "wds-{0000..0001}.tar")
-
-
-def parquet(root: Path, out: Path) -> str:
-    """As Hugging Face stores it, in two files of several row groups, with the names of the classes."""
-    label = {"_type": "ClassLabel", "names": list(CLASSES)}
-    about = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
-    rows = [
-        {"image": {"bytes": data, "path": Path(name).name}, "label": CLASSES.index(name.split("/")[0])}
-        for name, data in files(root).items()
-    ]
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate((rows[:40], rows[40:])):
-        table = pa.Table.from_pylist(part).replace_schema_metadata({"huggingface": about})
-        pq.write_table(table, out / f"data/train-{number:05d}.parquet", row_group_size=7)
-    return str(out / "data/train-*.parquet")
-
 
 FORMS = [
     lambda root, out: str(root), tar_of_folder, tar_of_splits, path_into_tar, tar_of_class_tars, folder_of_class_tars,
@@ -296,9 +228,6 @@ def test_a_cut_parquet_file_is_refused(images, tmp_path, refused):
     assert line.startswith(f"{file}: not a whole Parquet file")
 
 
-# ---- md5 sums
-
-
 def test_the_published_sums_are_those_that_torchvision_has():
     assert dict(ARCHIVE_META.values()) == MD5
 
@@ -313,9 +242,6 @@ def test_md5_sums_are_compared_on_request_only(images, tmp_path, refused, monkey
     assert list_sources(asked)["train"].classes == CLASSES
     other = Settings(train=tar_of_folder(images / "train", tmp_path), check_md5=True)
     assert "has no published md5 sum" in refused(list_sources, other)
-
-
-# ---- the real archives
 
 
 @real_data

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from schemas.config import Cache
 from stages.data.split import Split
-from stages.data.views import Steps
 from stages.label.label_set import LabelSet
 from stages.replay.order import Stream
 from stages.storage import shard_cache as cache_module
 from stages.storage.shard_cache import ShardCache
 from stages.storage.store import Store
+from stages.train.dataset import Steps
 from tests.support.world import stored
 
 

@@ -13,23 +13,12 @@ from schemas.errors import PipelineError
 from stages.data import views as batches
 from stages.data.loader import load
 from stages.data.split import Split
-from stages.data.views import Batch, PartViews, Steps, part_batches
-from stages.label.label_set import LabelSet, LabelSpec
+from stages.label.dataset import PartViews, part_batches
+from stages.label.label_set import LabelSpec
 from stages.replay.decide import Box, Decider
-from stages.replay.order import Stream
+from stages.train.dataset import Batch
+from tests.support.batches import same, steps
 from tests.support.world import decisions, flip_byte
-
-
-def steps(run, rank: int = 0, world: int = 1, labelled: bool = True) -> Steps:
-    split = Split.open(run.workspace, "train")
-    labels = LabelSet.open(run, split) if labelled else None
-    stream = Stream(split.rows, repeats=2, window=2, recipe_seed=run.views.seed, seed=run.train.seed, passes=3)
-    return Steps(split, run.views, stream, labels, batch=16, rank=rank, world=world)
-
-
-def same(first: Batch, second: Batch) -> bool:
-    one, other = ((b.step, b.views, b.classes, *b.mix, b.decisions) for b in (first, second))
-    return one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))
 
 
 @pytest.fixture(scope="module")

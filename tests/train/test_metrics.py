@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from schemas.errors import PipelineError
+from stages.storage.run_files import METRICS_FILE
 from stages.storage.store import Store
 from stages.train.checkpoint import Checkpoint, save_checkpoint
-from stages.train.metrics import FILE, Metrics, show
+from stages.train.metrics import Metrics, show
 
 LOSSES = dict(enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]))
 
@@ -28,7 +29,7 @@ def commit(store: Store, meter: Metrics, step: int) -> None:
 
 
 def steps(store: Store) -> list[int]:
-    return [json.loads(line)["step"] for line in store.read(FILE).splitlines()]
+    return [json.loads(line)["step"] for line in store.read(METRICS_FILE).splitlines()]
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_line_holds_the_means_since_the_one_before(store):
     walk(meter, 0, 7)
     commit(store, meter, 7)
     meter.show()
-    lines = [json.loads(line) for line in store.read(FILE).splitlines()]
+    lines = [json.loads(line) for line in store.read(METRICS_FILE).splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(3, 7 / 3), (6, 56 / 3)]
     assert [line["class_loss"] for line in lines] == [14 / 3, 112 / 3]
     assert [(line["epoch"], line["lr"]) for line in lines] == [(0, 0.5), (1, 0.5)]
@@ -79,15 +80,15 @@ def test_lines_that_were_damaged_or_deleted_are_put_anew_from_the_checkpoint(sto
     walk(meter, 0, 6)
     commit(store, meter, 6)
     if damage:
-        store.put(FILE, damage)
+        store.put(METRICS_FILE, damage)
     show(store)
-    lines = [json.loads(line) for line in store.read(FILE).splitlines()]
+    lines = [json.loads(line) for line in store.read(METRICS_FILE).splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(3, 7 / 3), (6, 56 / 3)]
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_from_the_lines_beside_it_up_to_its_step(store):
     first = b'{"step": 3, "loss": 1.5, "views_per_second": 8.0, "waiting": 0.5}\n'
-    store.put(FILE, first + b'{"step": 6, "loss": 1.25}\n')
+    store.put(METRICS_FILE, first + b'{"step": 6, "loss": 1.25}\n')
     save_checkpoint(store, Checkpoint(4, {}, {}, {}), "me", keep=1)
     meter = metrics(store)
     meter.restore(4, {}, None)
@@ -96,12 +97,12 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_from_the_lines_beside_it_up_
     walk(meter, 4, 6)
     commit(store, meter, 6)
     meter.show()
-    assert steps(store) == [3, 6] and store.read(FILE).startswith(first)
+    assert steps(store) == [3, 6] and store.read(METRICS_FILE).startswith(first)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_lines_beside_a_checkpoint_of_an_earlier_version_are_named_with_the_mend(store, damage):
-    store.put(FILE, b'{"step": 1}\n' + damage)
+    store.put(METRICS_FILE, b'{"step": 1}\n' + damage)
     with pytest.raises(PipelineError, match=r"metrics\.jsonl: is damaged \(.*\); mend it, or delete it"):
         metrics(store).restore(2, {}, None)
 
@@ -113,7 +114,7 @@ def test_a_command_that_is_behind_takes_no_line_from_one_ahead_not_even_by_a_lat
     commit(store, behind, 1)
 
     def late(self, path, content):
-        if path == FILE:  # the one ahead commits and puts its lines between the other's look and its put
+        if path == METRICS_FILE:  # the one ahead commits and puts its lines between the other's look and its put
             monkeypatch.undo()
             commit(store, ahead, 2)
             ahead.show()
@@ -124,7 +125,7 @@ def test_a_command_that_is_behind_takes_no_line_from_one_ahead_not_even_by_a_lat
     behind.show()
     assert steps(store) == [1, 2]
     ahead.show()
-    lines = [json.loads(line) for line in store.read(FILE).splitlines()]
+    lines = [json.loads(line) for line in store.read(METRICS_FILE).splitlines()]
     assert lines == ahead._lines  # with what the clock said
 
 
@@ -137,7 +138,7 @@ def test_a_resumed_run_keeps_what_the_clock_said_before(store):
     walk(after, 3, 6)
     commit(store, after, 6)
     after.show()
-    lines = [json.loads(line) for line in store.read(FILE).splitlines()]
+    lines = [json.loads(line) for line in store.read(METRICS_FILE).splitlines()]
     assert lines == [before.last, after.last] and "waiting" in lines[0]
 
 

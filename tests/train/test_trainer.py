@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.commands import run as stages
 from stages.data.loader import moved
-from stages.models import classifier
+from stages.models import classifier, state_dict
 from stages.train import tensorboard
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
@@ -246,7 +246,7 @@ def test_a_student_is_fine_tuned_at_another_resolution_with_labels_made_there(co
     stages.train(run, silent)
     before, after = weights(whole), weights(run, "student-48")
     assert after["pos_embed"].shape == (1, 2 + 36, 48)
-    positions = classifier.resample_positions(before["pos_embed"], grid=(6, 6), prefix=2)
+    positions = state_dict.resample_positions(before["pos_embed"], grid=(6, 6), prefix=2)
     torch.testing.assert_close(after["pos_embed"], positions, atol=1e-6, rtol=0)
     torch.testing.assert_close(after["head_dist.weight"], before["head_dist.weight"], atol=1e-6, rtol=0)
     assert metrics(run, "student-48")[0]["teacher_loss"] > 0
