@@ -19,9 +19,9 @@ from pipeline.commands import run as stages
 from schemas.errors import PipelineError
 from schemas.secrets import hide_secrets
 from stages.storage.store import Store
+from tests.support.project import project_sources
 from tests.support.sources import files, write_tar
 from tests.support.world import ROOT, command, run_file, silent, start, stored
-from tests.test_architecture import house
 
 
 class Evil:
@@ -106,7 +106,7 @@ def dangers(path: str, source: str) -> list[str]:
 
 
 def test_the_house_calls_nothing_that_unpickles_or_runs_programs():
-    assert [danger for path, source in house().items() for danger in dangers(path, source)] == []
+    assert [danger for path, source in project_sources().items() for danger in dangers(path, source)] == []
 
 
 @pytest.mark.parametrize(
