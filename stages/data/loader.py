@@ -42,7 +42,9 @@ class Loader:
             them would cost every worker 130 MB.
     """
 
-    def __init__(self, dataset: Dataset[Any], *, workers: int, pin: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], *, workers: int, pin: bool = False, preload: tuple[str, ...] = ()
+    ) -> None:
         self._order = _Order()
         self._loader: Iterable[Any] = DataLoader(
             _Handed(dataset),
@@ -71,7 +73,7 @@ def load(
     dataset: Dataset[Any], *, workers: int, order: Iterable[Any], pin: bool = False, preload: tuple[str, ...] = ()
 ) -> Iterator[Any]:
     """The items of one order; see `Loader`."""
-    return Loader(dataset, workers=workers, pin=pin).items(order)
+    return Loader(dataset, workers=workers, pin=pin, preload=preload).items(order)
 
 
 class _Order(Sampler[Any]):

@@ -151,7 +151,8 @@ class Labeller:
         return self._gathered(spec, made, shares, loader)
 
     def _new_loader(self) -> Loader:
-        return Loader(self._views, workers=self.settings.processes, pin=self.teacher.device.type == "cuda")
+        pin, preload = self.teacher.device.type == "cuda", (PartViews.__module__,)
+        return Loader(self._views, workers=self.settings.processes, pin=pin, preload=preload)
 
     def _gathered(
         self, spec: LabelSpec, contributions: Iterator[Contribution], each: int, loader: Loader
