@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from pipeline.commands import run as stages
 from stages.data.center_crop import centre_crops
 from stages.data.image_set import Picture
-from stages.replay.apply import decode
+from stages.replay.decode import decode
 from stages.shard import image_check
 from stages.shard.image_check import check_image
 from tests.support.hostile import folder, picture
