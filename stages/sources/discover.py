@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from schemas.config import Source as Settings
 from schemas.errors import PipelineError
-from stages.sources.class_labels import Labels, check_md5, read_classes, read_labels
+from stages.sources.class_labels import MD5, Labels, check_md5, read_classes, read_labels
 from stages.sources.class_names import Classes
 from stages.sources.headers import compression
 from stages.sources.image_folder import DiskTree, entries, has_images_below, list_folder
@@ -140,7 +140,8 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
             continue
         if entry.fault and suffix_of(entry.name) in _KINDS and not is_hidden(entry.name):
             raise PipelineError(f"{where}: {entry.name} {entry.fault}; remove it or put the file there")
-        if not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name):
+        packed = not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name)
+        if packed and entry.name not in MD5:  # the devkit lies with the official archives
             raise PipelineError(
                 f"{where}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "
                 f"meant, such as {where.partition(' = ')[2]}/*.{suffix_of(names[0])}"

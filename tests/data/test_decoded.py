@@ -76,7 +76,9 @@ def test_training_and_labelling_read_it(whole, tmp_path, decodes):
         stream = Stream(one.rows, repeats=2, window=2, recipe_seed=0, seed=0)
         asked = Steps(one, whole.views, stream, LabelSet.open(whole, one), batch=16, rank=0, world=1)
         steps[name] = [asked[step].views for step in range(7)]
-        parts[name] = [made for _, made in load(PartViews(one, whole.views, LabelSpec(1, 0, 3), 16), workers=0)]
+        part = PartViews(one, whole.views, 16)
+        made = load(part, workers=0, order=part.order(LabelSpec(1, 0, 3), 1))
+        parts[name] = [contribution.views for contribution in made]
     assert decodes == []
     for name in ("decoded", "again"):
         assert all((a == b).all() for a, b in zip(steps[name], steps["plain"], strict=True))

@@ -323,6 +323,16 @@ def test_of_files_called_after_splits_in_one_folder_those_of_the_split_are_taken
         assert len(listing.beside) == 2
 
 
+def test_the_folder_of_the_official_archives_is_read_by_split(tmp_path, refused):
+    inner = {kind: tar(tmp_path / kind, {f"{n}.JPEG": picture(kind) for n in range(3)}).read_bytes() for kind in "ab"}
+    archives = tmp_path / "archives"
+    tar(archives / "ILSVRC2012_img_train.tar", {f"n{kind}.tar": data for kind, data in inner.items()})
+    tar(archives / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": picture()})
+    (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"\x1f\x8b\x08 rubbish")
+    assert listed(archives).classes == ("na", "nb")
+    assert "its images have no classes; name them with source.val_labels" in refused(listed, archives, "val")
+
+
 @pytest.mark.parametrize("suffix", ["tar", "parquet"])
 def test_folders_of_tars_or_parquet_are_split_like_folders_of_images(tmp_path, suffix):
     for number, split in enumerate(("train", "val")):
