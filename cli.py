@@ -42,13 +42,13 @@ inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
 app.add_typer(inspect, name="inspect")
 
 _ROOMS = {
-    "shard": "sharding",
-    "label": "labelling",
-    "train": "training",
-    "evaluate": "evaluating",
-    "disagreement": "analysing",
-    "tokens": "analysing",
-    "throughput": "measuring",
+    "shard": "shard",
+    "label": "label",
+    "train": "train",
+    "evaluate": "evaluate",
+    "disagreement": "analyses",
+    "tokens": "analyses",
+    "throughput": "throughput",
     "everything": "run",
 }
 
@@ -94,7 +94,7 @@ def demo(
     json_: Json = False,
 ) -> None:
     """The whole way in miniature: real handwritten digits, a teacher, its labels, students with and without it."""
-    from pipeline.demo import demo as run_demo
+    from pipeline.commands.demo import demo as run_demo
 
     with _errors():
         _print(run_demo(folder, address or "local", _say(json_)), json_)
@@ -198,7 +198,7 @@ def compare(
     """Lay finished runs side by side: what differs in their run files, and their figures (Tables 3, 8; Figure 3)."""
     with _errors():
         settings = load_run_file(config, set_ or [])
-        from pipeline.comparing import compare as lay_out
+        from pipeline.commands.compare import compare as lay_out
 
         _print(lay_out(settings, runs, _say(json_)), json_)
 
@@ -214,7 +214,7 @@ def export(
     """Write the trained model in a form in which others load it."""
     with _errors():
         settings = load_run_file(config, set_ or [])
-        from pipeline.export import export as write
+        from pipeline.commands.export import export as write
 
         _print(write(settings, format_, out, _say(json_)), json_)
 
@@ -234,8 +234,8 @@ def run(
 @app.command()
 def status(config: Config = "deit.toml", set_: Override = None, json_: Json = False) -> None:
     """Show what the workspace holds and how far each stage is."""
-    from pipeline.overview import about_stage
-    from pipeline.overview import status as overview
+    from pipeline.commands.status import about_stage
+    from pipeline.commands.status import status as overview
 
     with _errors():
         found = overview(load_run_file(config, set_ or []).workspace)
@@ -255,7 +255,7 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Read everything stored again and compare it with its receipts."""
-    from pipeline.overview import verify as check
+    from pipeline.commands.verify import verify as check
 
     with _errors():
         settings, say = load_run_file(config, set_ or []), _say(json_)
@@ -264,7 +264,7 @@ def verify(
             say(f"{problem['path']}: {problem['what']}")
         say(f"{found['checked']} files checked, {len(found['problems'])} problems")
         if deep and found["ok"]:
-            from pipeline.deep import verify_deep
+            from pipeline.commands.verify_deep import verify_deep
 
             found |= {"deep": verify_deep(settings, parts, say)}
         _print(found, json_)
@@ -291,7 +291,7 @@ def views(
     """Draw what the teacher saw of one sample: its views, how they were made and mixed, and what it named."""
     with _errors():
         settings = load_run_file(config, set_ or [])
-        from pipeline.inspect import views as draw
+        from pipeline.commands.inspect import views as draw
 
         _print(draw(settings, sample, views, out, _say(json_)), json_)
 
@@ -306,7 +306,7 @@ def labels(
     """Print and plot how far the teacher's decisions agree with the truth, class by class, and by what margins."""
     with _errors():
         settings = load_run_file(config, set_ or [])
-        from pipeline.inspect import labels as draw
+        from pipeline.commands.inspect import labels as draw
 
         _print(draw(settings, out, _say(json_)), json_)
 
@@ -321,7 +321,7 @@ def stability(
     """Count the decisions that flip in other precisions and batch sizes, and their margins; stores nothing."""
     with _errors():
         settings = load_run_file(config, set_ or [])
-        from pipeline.inspect import stability as compare
+        from pipeline.commands.inspect import stability as compare
 
         _print(compare(settings, views, _say(json_)), json_)
 
@@ -342,7 +342,9 @@ def _stage(name: str, config: str, overrides: list[str] | None, address: str | N
         settings = load_run_file(config, overrides or [])
         if address is not None:
             settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"address": address})})
-        room = importlib.import_module(f"pipeline.{_ROOMS[name]}")  # now that the run file is good: torch takes seconds
+        room = importlib.import_module(
+            f"pipeline.commands.{_ROOMS[name]}"
+        )  # now that the run file is good: torch takes seconds
         stage: Callable[[RunFile, Callable[[str], None]], dict[str, Any]] = getattr(room, name)
         _print(stage(settings, _say(as_json)), as_json)
 

@@ -33,19 +33,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import boto3  # noqa: E402
 import watched  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
-from nodes import Nodes, below, parent  # noqa: E402
-from proxy import WAYS, Proxy  # noqa: E402
-from test_resume import TIMING  # noqa: E402
-from world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
-from pipeline import run as stages  # noqa: E402
+from pipeline.commands import run as stages  # noqa: E402
 from schemas.toml_text import toml_text  # noqa: E402
-from stages.store import Store  # noqa: E402
+from stages.storage.store import Store  # noqa: E402
+from tests.support.nodes import Nodes, below, parent  # noqa: E402
+from tests.support.proxy import WAYS, Proxy  # noqa: E402
+from tests.support.stored import TIMING  # noqa: E402
+from tests.support.world import CLASSES, TEACHER, run_file, silent, write_images  # noqa: E402
 
 FAULTS = ("node", "worker", "driver", "stop", "two drivers", "store", "disk", "staging")
 VERBS = {"shard": "shards/train", "label-teacher": "labels/teacher", "train": "runs/student"}

@@ -21,7 +21,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.config import RunFile
 from schemas.run_file import parse_run
 

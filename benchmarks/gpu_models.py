@@ -13,16 +13,16 @@ from gpu_bench import STUDENTS, Bench, Variant, at_once, changed, in_child, peak
 from torch import Tensor
 
 from schemas.run_file import parse_run
-from stages.batches import Batch
-from stages.dataset import Split
-from stages.flops import TRAINING, forward_flops, peak_flops
-from stages.label import Labeller
-from stages.labelset import LabelSpec
-from stages.loader import load, moved, on_device
-from stages.plan import plan_training
+from stages.data.loader import load, moved, on_device
+from stages.data.split import Split
+from stages.label.label_set import LabelSpec
+from stages.label.labeller import Labeller
+from stages.models.flops import TRAINING, forward_flops, peak_flops
+from stages.models.teacher import Teacher
 from stages.replay.mix import Mix, mix, normalise
-from stages.teacher import Teacher
-from stages.train import Trainer
+from stages.train.dataset import Batch
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer
 
 # ---- compiling ahead: many networks at once, into the compiler's cache on disk ------------------------------------
 

@@ -27,17 +27,17 @@ from gpu_bench import (
 )
 from gpu_models import compiling, student, teacher
 
-from pipeline.measuring import throughput as measure_throughput
+from pipeline.commands.throughput import throughput as measure_throughput
 from schemas.config import RunFile
 from schemas.paper import TABLE_5
 from schemas.toml_text import toml_text
-from stages.dataset import Split
-from stages.label import Labeller
-from stages.labelset import LabelSpec
-from stages.loader import load
-from stages.plan import plan_training
-from stages.train import Trainer, train
-from stages.trust import stability
+from stages.data.loader import load
+from stages.data.split import Split
+from stages.label.label_set import LabelSpec
+from stages.label.labeller import Labeller
+from stages.label.stability import stability
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer, train
 
 # ---- (a) ceilings -------------------------------------------------------------------------------------------------
 

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from schemas.config import RunFile
 from schemas.run_file import load_run_file
-from stages.dataset import Split
-from stages.label import Labeller, keep
-from stages.labelset import LabelSpec
+from stages.data.split import Split
+from stages.label.label_set import LabelSpec
+from stages.label.labeller import Labeller, keep
 
 
 def main() -> None:

@@ -34,15 +34,16 @@ from timm.data import Mixup, auto_augment, create_dataset, create_loader
 from schemas.config import Cache, Shards
 from schemas.receipts import fingerprint
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
-from stages.batches import Steps
-from stages.commit import commit
-from stages.dataset import Split
-from stages.loader import load, on_device
+from stages.data.loader import load, on_device
+from stages.data.split import Split
 from stages.replay.mix import normalised_mix
 from stages.replay.order import Stream
-from stages.shard import ShardMaker, plan_shards
-from stages.sources.find import list_source
-from stages.store import Store
+from stages.shard.plan import plan_shards
+from stages.shard.writer import ShardMaker
+from stages.sources.discover import list_source
+from stages.storage.commit import commit
+from stages.storage.store import Store
+from stages.train.dataset import Steps
 
 RECIPE = Recipe()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

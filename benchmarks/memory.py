@@ -17,11 +17,12 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from schemas.recipe import Recipe
-from stages.batches import PartViews, Steps
-from stages.dataset import Split
-from stages.labelset import LabelSpec
-from stages.loader import load
+from stages.data.loader import load
+from stages.data.split import Split
+from stages.label.dataset import PartViews
+from stages.label.label_set import LabelSpec
 from stages.replay.order import Stream
+from stages.train.dataset import Steps
 
 RECIPE = Recipe()
 Peaks = tuple[int, int]

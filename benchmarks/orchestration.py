@@ -21,15 +21,16 @@ import pyarrow as pa
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.ray_pool import make_parts  # noqa: E402
-from pipeline.session import INLINE, LOCAL, Seats, ray_session  # noqa: E402
-from pipeline.work import Job, begin, left_to_do  # noqa: E402
+from pipeline.execution.ray_session import INLINE, LOCAL, Seats, ray_session  # noqa: E402
+from pipeline.execution.run_parts import make_parts  # noqa: E402
+from pipeline.execution.stage_dir import begin  # noqa: E402
+from pipeline.execution.worker import Job, left_to_do  # noqa: E402
 from schemas.config import Cluster  # noqa: E402
 from schemas.receipts import Made, Receipt, StoredFile, canonical_json  # noqa: E402
-from stages.commit import valid_receipts  # noqa: E402
 from stages.replay.order import Stream  # noqa: E402
-from stages.shard import ShardSpec  # noqa: E402
-from stages.store import Store  # noqa: E402
+from stages.shard.plan import ShardSpec  # noqa: E402
+from stages.storage.commit import valid_receipts  # noqa: E402
+from stages.storage.store import Store  # noqa: E402
 
 Maker = Callable[[ShardSpec, Path], Made]
 
@@ -109,8 +110,8 @@ def plan(shards: int) -> None:
 
     From the shards' manifest on, as the commands do.
     """
-    from pipeline.labelling import label_specs  # loads torch, as the command does
-    from stages.dataset import Split
+    from pipeline.commands.label import label_specs  # loads torch, as the command does
+    from stages.data.split import Split
 
     with tempfile.TemporaryDirectory() as folder:
         size = _many_shards(Path(folder, "shards/train/manifest.json"), shards)

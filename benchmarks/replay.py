@@ -32,8 +32,8 @@ from timm.data import auto_augment, create_transform
 
 from schemas.config import Cache
 from schemas.recipe import Recipe
-from stages.batches import ViewMaker
-from stages.dataset import Split
+from stages.data.split import Split
+from stages.data.views import ViewMaker
 from stages.replay.apply import Renderer
 from stages.replay.decide import DecidedView, Decider
 from stages.replay.decode import decode

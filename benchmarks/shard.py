@@ -24,13 +24,13 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline import sharding as stages
-from pipeline.session import ray_session
+from pipeline.commands import shard as stages
+from pipeline.execution.ray_session import ray_session
 from schemas.config import RunFile, Shards
 from schemas.run_file import parse_run
-from stages.shard import plan_shards
-from stages.sources.find import list_source
-from stages.sources.reading import Reader
+from stages.shard.plan import plan_shards
+from stages.sources.discover import list_source
+from stages.sources.reader import Reader
 
 _ROUNDS = 3
 _PER_SHARD = 250

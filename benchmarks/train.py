@@ -28,15 +28,15 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import run as stages
+from pipeline.commands import run as stages
 from schemas.config import RunFile
 from schemas.run_file import parse_run
-from stages.batches import Batch
-from stages.loader import load, on_device
-from stages.plan import plan_training
+from stages.data.loader import load, on_device
+from stages.models.classifier import Classifier, build
 from stages.replay.mix import mix, normalise
-from stages.student import Classifier, build
-from stages.train import Trainer
+from stages.train.dataset import Batch
+from stages.train.plan import plan_training
+from stages.train.trainer import Trainer
 
 SIDES = ("ready", "pipeline", "online")
 _LABELLER = "test_resnet"

@@ -16,10 +16,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.failures import Fault
-from pipeline.work import Worker
+from pipeline.execution.failures import Fault
+from pipeline.execution.worker import Worker
 from schemas.errors import PipelineError
-from stages.store import Store
+from stages.storage.store import Store
 
 PAUSE = 0.05
 """Seconds before a worker puts a file, and before a step of training."""
@@ -28,7 +28,7 @@ STEP = "step-"
 """How the ledger's names of training steps begin; a training's others are of checkpoints."""
 _LEDGER = "ledger.jsonl"
 _OUT, _ERR = "out.txt", "err.txt"
-_PRELOADED = ["watched", "cli", "ray.train.torch", "pipeline.run"]
+_PRELOADED = ["watched", "cli", "ray.train.torch", "pipeline.commands.run"]
 
 
 class Attempt(NamedTuple):
@@ -66,13 +66,13 @@ def said(folder: Path) -> tuple[str, str]:
 
 def _command(folder: Path, arguments: tuple[str, ...]) -> None:
     import cli
-    from pipeline import launch, ray_pool
+    from pipeline.execution import ray_executor, ray_train
 
     os.setsid()
     os.chdir(folder)
     for number, name in ((1, _OUT), (2, _ERR)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    for module, name, watched in ((ray_pool, "Worker", Watched), (launch, "_in_worker", _watched_training)):
+    for module, name, watched in ((ray_executor, "Worker", Watched), (ray_train, "_in_worker", _watched_training)):
         assert hasattr(module, name)
         setattr(module, name, watched)
     sys.argv[1:] = arguments
@@ -90,8 +90,8 @@ class Watched(Worker):
 
 def _watched_training(config: dict[str, Any]) -> None:
     """A worker of training, in its process."""
-    from pipeline.launch import _in_worker
-    from stages.train import Trainer
+    from pipeline.execution.ray_train import _in_worker
+    from stages.train.trainer import Trainer
 
     step, save = Trainer.step, Trainer.save
 

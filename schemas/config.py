@@ -189,6 +189,17 @@ class Teacher(Table):
         """What people call it."""
         return " + ".join(member.model for member in self.members)
 
+    def identity(self) -> dict[str, Any]:
+        """The part of a teacher's identity that the run file says; its weights say the rest."""
+        return {
+            "model": self.model,
+            "extra": self.extra,
+            "input_size": self.input_size,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "compile": self.compile,
+        }
+
 
 class Labels(Table):
     """Which decisions are made and how they are kept."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import CLASSES, TEACHER, run_file, silent, write_images
 
 from schemas.config import RunFile
 from schemas.errors import PipelineError
+from tests.support.world import CLASSES, TEACHER, run_file, silent, write_images
 
 # Before torch is loaded: its threads otherwise spin while they wait, which on a busy machine costs 20 times the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -40,7 +40,7 @@ def many_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
     """A run file whose every stage has run inline and undisturbed; nobody changes its workspace."""
-    from pipeline import run as stages
+    from pipeline.commands import run as stages
 
     workspace = tmp_path_factory.mktemp("whole") / "workspace"
     stages.shard(run_file(workspace, images), silent)

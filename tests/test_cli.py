@@ -10,36 +10,12 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import save_file
-from test_resume import receipts
-from typer.testing import CliRunner
-from world import TINY_VIT, flip_byte, run_file, stored
 
-import cli
-from pipeline import run as stages
-from schemas.toml_text import toml_text
-from stages.teacher import Teacher
-
-
-def typed(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    result = CliRunner().invoke(cli.app, list(arguments))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def complaint(code: int, *arguments: str) -> str:
-    """The one line in which a command is refused."""
-    exit_code, out, err = typed(*arguments)
-    lines = [line for line in err.splitlines() if line.startswith("deit-pipeline: ")]
-    assert (exit_code, out, len(lines)) == (code, "", 1), err
-    assert err.splitlines()[-1] == lines[0]
-    assert "Traceback" not in err
-    return lines[0].removeprefix("deit-pipeline: ")
-
-
-def written(run, folder: Path) -> str:
-    (folder / "deit.toml").write_text(toml_text(run))
-    return str(folder / "deit.toml")
+from pipeline.commands import run as stages
+from stages.models.teacher import Teacher
+from tests.support.command_line import complaint, typed, written
+from tests.support.stored import receipts
+from tests.support.world import TINY_VIT, flip_byte, run_file, stored
 
 
 @pytest.fixture

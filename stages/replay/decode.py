@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 import simplejpeg
 
-from stages.pixels import open_image, to_rgb
+from stages.replay.pixels import open_image, to_rgb
 
 DECODERS = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
 """Versions of the libraries that decode."""

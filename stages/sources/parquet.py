@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from schemas.errors import PipelineError
 from stages.sources.class_names import Classes, LabelCheck, same_words
 from stages.sources.listing import Collector, Listing, Source
-from stages.store import Store
+from stages.storage.store import Store
 
 _ROWS = 64
 

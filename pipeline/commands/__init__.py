@@ -1,0 +1,1 @@
+"""The verbs: what each command says, reads and writes."""

@@ -1,0 +1,80 @@
+"""What is stored, and how far each stage is."""
+
+from typing import Any
+
+from pipeline.execution.failures import Failures
+from pipeline.execution.lease import live_leases
+from pipeline.execution.progress import duration, rate
+from stages.storage.commit import PLAN, RECEIPTS, read_manifest
+from stages.storage.run_files import METRICS_FILE as METRICS
+from stages.storage.store import Store
+
+STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs", "evaluate": "predictions"}
+
+
+def status(workspace: str) -> dict[str, Any]:
+    """Every stage's folders with what is done, under way, failed and missing in each, from any machine, at any time."""
+    return {
+        "workspace": Store(workspace).shown,
+        "stages": [
+            {"stage": stage, "name": name} | _state(Store(workspace).at(f"{folder}/{name}"))
+            for stage, folder in STAGES.items()
+            for name in Store(workspace).folders(folder)
+        ],
+    }
+
+
+def about_stage(one: dict[str, Any]) -> str:
+    """One stage of `status` in words: "12 of 1,000 parts done, 4 running, 984 missing; 2.0 parts/s, 8 min left"."""
+    unit = "steps" if "steps" in one else "parts"
+    of = f" of {one['wanted']:,}" if "wanted" in one else ""
+    words = [f"{one.get(unit, 0):,}{of} {unit} done"]
+    words += [f"{len(one[key])} {key}" for key in ("running", "failed") if one.get(key)]
+    words += [f"{one['missing']:,} missing"] if one.get("missing") else []
+    pace = f"; {rate(one['per_second'], unit)}, {duration(one['seconds_left'])} left" if "per_second" in one else ""
+    return ", ".join(words) + pace
+
+
+def _state(store: Store) -> dict[str, Any]:
+    """How far a stage's folder is, from its plan, receipts, failures and leases, or from its manifest where whole."""
+    manifest, plan = read_manifest(store), read_manifest(store, PLAN)
+    leases = live_leases(store)
+    if manifest and not leases and _covers(manifest, plan):
+        return _whole(manifest)
+    receipts = {name.removesuffix(".json") for name in store.files(RECEIPTS) if name.endswith(".json")}
+    running = sorted({part for lease in leases for part in lease["running"]} - receipts)
+    failed = sorted(Failures(store).read().keys() - receipts)
+    training = store.exists(METRICS) or (not running and bool(leases) and all(one["training"] for one in leases))
+    done = _steps(receipts) if training else len(receipts)
+    wanted = int((plan or {}).get("wanted", 0)) or done
+    state: dict[str, Any] = {"state": "running" if leases else "begun" if plan or receipts else "empty"}
+    if training:
+        done = max([done, *(lease["at"] for lease in leases)])
+        state |= {"steps": done, "wanted": wanted, "missing": max(wanted - done, 0)}
+    else:
+        missing = max(wanted - done - len(running) - len(failed), 0)
+        state |= {"parts": done, "wanted": wanted, "running": running, "failed": failed, "missing": missing}
+    return state | _pace(leases, wanted - done - len(failed))
+
+
+def _covers(manifest: dict[str, Any], plan: dict[str, Any] | None) -> bool:
+    """Whether a manifest is of all that is wanted by now: more views or steps may have been asked for since."""
+    return bool(manifest.get("steps", len(manifest["parts"])) >= (plan or {}).get("wanted", 0))
+
+
+def _whole(manifest: dict[str, Any]) -> dict[str, Any]:
+    if "steps" in manifest:
+        return {"state": "done", "steps": manifest["steps"], "loss": manifest["loss"]}
+    return {"state": "done", "parts": len(manifest["parts"])}
+
+
+def _steps(receipts: set[str]) -> int:
+    """The step of the newest checkpoint."""
+    return int(max(receipts, default="step-0").rpartition("-")[2])
+
+
+def _pace(leases: list[dict[str, Any]], left: int) -> dict[str, Any]:
+    """Units a second of all commands at work, and the seconds left at that."""
+    spans = [(lease["new"], lease["refreshed"] - lease["started"]) for lease in leases]
+    rate = sum(new / seconds for new, seconds in spans if new and seconds > 0)
+    return {"per_second": rate, "seconds_left": left / rate} if rate else {}

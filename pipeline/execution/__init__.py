@@ -1,0 +1,1 @@
+"""How parts are made: work, workers, retries and Ray. It knows no command."""

@@ -1,0 +1,223 @@
+"""Ray for the time of a command: an embedded one that nobody else can use, or an existing cluster.
+
+Embedded: a token from the environment of its processes guards it, there is no dashboard, and its folder is deleted at
+the end. Attached: the user's settings stand, a token that is missing or not the cluster's is an error before Ray would
+try with it for long, and the package is shipped to nodes that do not have it.
+"""
+
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.execution.code_shipping import PACKAGES, Node, lacking_nodes, look_at_nodes
+from pipeline.execution.shutdown import own_signals
+from schemas.config import Cluster
+from schemas.errors import PipelineError
+from stages.storage.locks import scratch_folder
+
+INLINE = "inline"
+LOCAL = "local"
+_KNOCK_SECONDS = 10.0
+_FOLDER = ".deit-ray-"
+_LONGEST_FOLDER = 40
+"""Characters of the session's folder: Ray puts sockets below it, whose paths have 107 at most."""
+_TOKEN_WANTED = (
+    "this Ray asks for a token that the command does not have; set RAY_AUTH_MODE=token, and put the cluster's token "
+    "into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+)
+_QUIET = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
+
+
+@dataclass(frozen=True)
+class Seats:
+    """How many workers (0 = as many as fit), and what each needs of the cluster."""
+
+    count: int
+    cpus: int
+    gpus: int = 0
+
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[Any]:
+    """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
+
+    Raises:
+        PipelineError: if there is no cluster at the address, or it cannot run this package.
+    """
+    before = dict(os.environ)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = cluster.address == LOCAL
+    if local:
+        # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
+        os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    else:
+        _knock(cluster.address)
+    import ray  # only now: it reads the token when it is loaded
+
+    if ray.is_initialized():
+        yield ray
+        return
+    with (
+        scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder,
+        redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object
+    ):
+        try:
+            with own_signals():
+                _embed(ray, folder) if folder else _attach(ray, cluster.address)
+            yield ray
+        finally:
+            ray.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
+    """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
+
+    Raises:
+        PipelineError: if no worker could ever start.
+    """
+    has = ray.cluster_resources()
+    for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
+        if has.get(resource, 0) < needed:
+            raise PipelineError(
+                f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
+                "lower labels.workers, train.workers or cluster.devices, or add nodes"
+            )
+
+
+def _embed(ray: Any, folder: Path) -> None:
+    try:
+        ray.init(address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(folder), **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise PipelineError(
+            f"cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without"
+        ) from None
+
+
+def _attach(ray: Any, address: str) -> None:
+    """Join a cluster; a second time with the package in the luggage, if a node lacks it."""
+    if address.startswith("ray://"):
+        _warn(f"{address}: Ray's client loses all work when it is cut off; `ray job submit` on the cluster does not")
+    _ask(ray, address)
+    _join(ray, address, ship=False)
+    nodes = look_at_nodes(ray)
+    _compare_tokens(address, nodes)
+    if lacking := lacking_nodes(nodes):
+        ray.shutdown()
+        _join(ray, address, ship=True)
+        if still := lacking_nodes(look_at_nodes(ray)):
+            raise PipelineError(
+                f"cluster.address = {address}: node {still[0]} cannot import the package that was shipped to it; "
+                f"install deit-pipeline there (it lacked on {len(lacking)} nodes)"
+            )
+
+
+def _ask(ray: Any, address: str) -> None:
+    """See whether it is Ray that listens at host:port, and whether it takes this process's token.
+
+    Ray itself would try both for minutes, and then say only that it cannot connect.
+    """
+    address = _host_and_port(address)
+    if not address:
+        return
+    if _lacks_token():
+        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}")
+    try:
+        ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({_one_line(error)})") from None
+
+
+def _join(ray: Any, address: str, *, ship: bool) -> None:
+    environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it here
+    if ship:
+        environment["py_modules"] = [str(package) for package in PACKAGES]
+    try:
+        ray.init(address=address, runtime_env=environment, **_QUIET)
+    except ray.exceptions.AuthenticationError:
+        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = _one_line(error)
+        raise PipelineError(f"cluster.address = {address}: no Ray there, or with another token ({line})") from None
+
+
+def _compare_tokens(address: str, nodes: list[Node]) -> None:
+    """Warn of a cluster that asks for no token; one whose workers would refuse this process's is an error."""
+    careless = [node.name for node in nodes if not node.asks]
+    if careless and _authenticated() and "://" not in address:
+        raise PipelineError(
+            f"cluster.address = {address}: node {careless[0]} asks for no token, and its workers refuse a command that "
+            "has one; set RAY_AUTH_MODE=token where `ray start` is typed, or RAY_AUTH_MODE=disabled for this command"
+        )
+    if careless:
+        _warn(f"{address}: this Ray asks for no token, so whoever reaches it can run code there; see docs/cluster.md")
+
+
+def _lacks_token() -> bool:
+    """Whether this process is to use a token and has none, upon which Ray's client would end it."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+    except AuthenticationError:
+        return True
+    return False
+
+
+def _authenticated() -> bool:
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at host:port, before Ray is loaded."""
+    host, _, port = _host_and_port(address).rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
+
+
+def _host_and_port(address: str) -> str:
+    """An address that names a host and its port, RAY_ADDRESS for "auto" as in a Ray job; "" where Ray has to look."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    return address if host and port.isdigit() and "://" not in address else ""
+
+
+@cache
+def _token() -> str:
+    """One token for the life of this process, since Ray keeps the first it reads."""
+    return secrets.token_hex(32)
+
+
+def _root() -> Path:
+    """Where an embedded Ray's sockets and logs go."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= _LONGEST_FOLDER - len(_FOLDER) - 8 else Path("/tmp")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,234 @@
+"""Launch a training: Ray Train's TorchTrainer as launcher, our own checkpoints as the state.
+
+Each attempt is a fresh Ray run that finds the newest checkpoint by its receipt. Rejected: Ray Train's own restore,
+whose snapshot is written in place and changes between versions, and its report(), which is a barrier of seconds.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.execution.devices import device_count, run_device
+from pipeline.execution.lease import Lease
+from pipeline.execution.progress import Progress
+from pipeline.execution.ray_session import INLINE, Seats, check_fits, ray_session
+from pipeline.execution.shutdown import Stop, own_signals
+from pipeline.execution.stage_dir import Begun
+from pipeline.execution.worker import STAGING, settle
+from schemas.config import RunFile
+from schemas.errors import PipelineError, Unfinished, last_line
+from schemas.secrets import hide_secrets
+from schemas.toml_text import toml_text
+from stages.storage.locks import scratch_folder
+from stages.train.plan import Plan
+from stages.train.trainer import train
+
+_POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+
+
+def launch_training(run: RunFile, plan: Plan, begun: Begun, started: int) -> dict[str, Any]:
+    """Train on all devices to the plan's last step; see `stages.train.trainer.train` for what comes back.
+
+    Raises:
+        PipelineError: as the training raised it.
+        Unfinished: if workers were lost in all attempts without a step forward, or the user stopped the command.
+    """
+    bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
+    try:
+        with (
+            bar as progress,
+            Stop(run.cluster.grace_seconds) as stop,
+            begun.at_work(plan.steps, step=started) as lease,
+        ):
+            begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
+            return _train(run, begun, _Reporter(progress, lease, started, stop))
+    except KeyboardInterrupt:
+        raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
+
+
+def _train(run: RunFile, begun: Begun, report: "_Reporter") -> dict[str, Any]:
+    if run.cluster.address == INLINE:
+        return train(run, rank=0, world=1, device=torch.device(run_device(run)), report=report)
+    with ray_session(run.cluster) as ray:
+        return _attempts(ray, run, begun, report)
+
+
+class _Reporter:
+    """Moves the progress to a step, with its loss as the note; says whether the user wants an end."""
+
+    def __init__(self, progress: Progress, lease: Lease, started: int, stop: Stop) -> None:
+        self._progress, self.lease, self.stop = progress, lease, stop
+        self.step = started
+
+    def __call__(self, step: int, metrics: dict[str, Any]) -> bool:
+        self.lease.count(max(step - self.step, 0))
+        self.step = max(step, self.step)
+        self._progress.update(step)
+        if "loss" in metrics:
+            self._progress.note(_note(metrics))
+        return self.stop.asked
+
+
+def _note(metrics: dict[str, Any]) -> str:
+    """What the progress line says of the newest metrics."""
+    rate = (
+        f", {metrics['views_per_second']:,.0f} views/s" if "views_per_second" in metrics else ""
+    )  # none, just resumed
+    used = f", MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
+    return f"loss {metrics['loss']:.3f}{rate}{used}"
+
+
+def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
+    """Try until the training ends; attempts are counted anew whenever one got further than the last.
+
+    Raises:
+        KeyboardInterrupt: if the user wants an end and no attempt is under way.
+    """
+    from ray.train import TrainingFailedError
+
+    left, furthest = run.cluster.attempts, 0
+    while not report.stop.asked:
+        try:
+            return _fit(ray, run, begun, report)
+        except TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, PipelineError) and not isinstance(cause, Unfinished):
+                raise cause from None
+            if report.stop.asked:
+                break
+            left = run.cluster.attempts if report.step > furthest else left
+            furthest, left = max(report.step, furthest), left - 1
+            line = last_line(cause)
+            if not left:
+                raise Unfinished(
+                    f"training failed {run.cluster.attempts} times at step {furthest} ({line}); the same command "
+                    "goes on from the newest checkpoint"
+                ) from error
+            print(
+                f"warning: training is started again from its newest checkpoint ({line})", file=sys.stderr, flush=True
+            )
+    raise KeyboardInterrupt
+
+
+def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpu, world = run_device(run) == "cuda", device_count(run)
+    cpus = 1 + run.train.processes if gpu else 1
+    check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}
+    with scratch_folder(STAGING) as scratch, _reading(ray, board, report), own_signals():
+        TorchTrainer(
+            _in_worker,
+            train_loop_config={"run": run, "board": board, "settle": stage},
+            scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+            run_config=RunConfig(
+                name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
+                storage_path=str(scratch),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+            ),
+        ).fit()
+    result: dict[str, Any] = ray.get(board.result.remote())
+    return result
+
+
+def _in_worker(config: dict[str, Any]) -> None:
+    """One training process, which Ray Train has joined to the others."""
+    import ray.train
+    import ray.train.torch
+
+    context, board = ray.train.get_context(), config["board"]
+    run: RunFile = config["run"]
+    if error := settle(**config["settle"]):
+        raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
+    rank = context.get_world_rank()
+    result = train(
+        run,
+        rank=rank,
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        report=_Messenger(ray, board),
+    )
+    if rank == 0:
+        ray.get(board.finish.remote(result))
+
+
+class _Messenger:
+    """Tells the board from rank 0 how far it is, and hears whether the user wants an end.
+
+    No step waits for an answer: while one is on its way, nothing is sent. Before the first step it is waited for.
+    """
+
+    def __init__(self, ray: Any, board: Any) -> None:
+        self._ray, self._board, self._answer = ray, board, None
+        self._ends = False
+
+    def __call__(self, step: int, metrics: dict[str, Any]) -> bool:
+        first = self._answer is None
+        if first:
+            self._answer = self._board.put.remote(step, metrics)
+        if self._ray.wait([self._answer], timeout=_ANSWER_SECONDS if first else 0)[0]:
+            with contextlib.suppress(self._ray.exceptions.RayError):  # a board that is lost ends nothing under way
+                self._ends = self._ray.get(self._answer)
+            self._answer = self._board.put.remote(step, metrics)
+        return self._ends
+
+
+class _Board:
+    """Where rank 0 says how far it is and the command whether the user wants an end; an actor that costs no CPU."""
+
+    def __init__(self) -> None:
+        self._news: tuple[int, dict[str, Any]] = (0, {})
+        self._ends = False
+        self._result: dict[str, Any] = {}
+
+    def put(self, step: int, metrics: dict[str, Any]) -> bool:
+        self._news = step, metrics
+        return self._ends
+
+    def news(self, ends: bool) -> tuple[int, dict[str, Any]]:
+        self._ends = ends
+        return self._news
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self._result = result
+
+    def result(self) -> dict[str, Any]:
+        return self._result
+
+
+@contextlib.contextmanager
+def _reading(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
+    """Read the board now and then while the caller blocks, and write there what the user wants."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.wait(_POLL_SECONDS):
+            with contextlib.suppress(ray.exceptions.RayError):
+                step, metrics = ray.get(board.news.remote(report.stop.asked), timeout=_ANSWER_SECONDS)
+                if step:
+                    report(step, metrics)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _cause(error: Exception) -> BaseException:
+    """The user's error among the workers' failures, else any of them."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    causes = [getattr(one, "cause", None) or one for one in failures.values()] or [error]
+    return next((one for one in causes if isinstance(one, PipelineError)), causes[0])

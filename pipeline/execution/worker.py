@@ -1,0 +1,127 @@
+"""A worker makes parts of a stage and commits them, in this process or on a cluster's node."""
+
+import errno
+import os
+import platform
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pipeline.execution.failures import Fault
+from pipeline.execution.stage_dir import Begun
+from schemas.errors import PipelineError
+from schemas.receipts import Made, Receipt
+from stages.storage.commit import commit
+from stages.storage.locks import scratch_folder
+from stages.storage.store import Store
+
+
+class Spec(Protocol):
+    """What a stage is told to make for one part; its name is the part's."""
+
+    @property
+    def name(self) -> str:
+        """The part's name."""
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+Maker = Callable[[Any, Path], Made]
+"""Makes a part from its spec in a local staging folder."""
+
+STAGING = ".deit-pipeline-staging-"
+"""How the names of folders begin in which parts are made; such folders are nobody else's, and swept."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's work on one folder.
+
+    Attributes:
+        begun: the folder.
+        maker: builds what makes the parts, once a process; picklable.
+        lanes: parts that a process makes at once, each in a thread of its own, where the maker allows it.
+    """
+
+    begun: Begun
+    maker: Callable[[], Maker]
+    lanes: int = 1
+
+
+@dataclass
+class Worker:
+    """A process that makes parts and commits them; errors come back as values, so that a user's stays one line.
+
+    Attributes:
+        job: what is made.
+        proof: a file that only the command's own storage has: its lease.
+        folder: that of the command; relative paths of the run file are meant from there.
+    """
+
+    job: Job
+    proof: str
+    folder: str = field(default_factory=os.getcwd)
+    _maker: Maker | None = field(default=None, init=False)
+    _building: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def settle(self) -> PipelineError | None:
+        """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
+        return settle(self.folder, self.job.begun.store.absolute, self.proof)
+
+    def run(self, spec: Spec) -> Receipt | PipelineError | Fault:
+        """Make one part and commit it."""
+        try:
+            with self._building:
+                maker = self._maker = self._maker or self.job.maker()
+            with scratch_folder(STAGING) as staging:
+                made = maker(spec, staging)
+                return commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
+        except PipelineError as error:  # Unfinished among them: a data process or the store was lost
+            return error
+        except OSError as error:
+            return _no_room(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else self._fault(error)
+        except Exception as error:
+            return self._fault(error)
+
+    def _fault(self, error: Exception) -> Fault:
+        self._maker = None  # whatever state the error left it in
+        lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+        return Fault(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
+
+
+def settle(folder: str, stage: str, proof: str) -> PipelineError | None:
+    """Make relative paths mean on another node what they mean for the command.
+
+    Args:
+        folder: the command's working folder.
+        stage: path or URI of a stage's folder.
+        proof: a file in it that only the command's own storage has.
+
+    Returns:
+        The error, if this node does not see that file.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    store = Store(stage)
+    if store.exists(proof):
+        return None
+    return PipelineError(
+        f"{store.name(proof)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "
+        "all nodes share: an absolute path on a shared disk, or a URI"
+    )
+
+
+def _no_room(error: OSError) -> PipelineError:
+    return PipelineError(
+        f"{tempfile.gettempdir()} on {platform.node()}: no room for a part being made ({error.strerror}); make some, "
+        "or set TMPDIR to a folder on a larger disk"
+    )
+
+
+def left_to_do(wanted: Iterable[SpecT], done: dict[str, Receipt]) -> list[SpecT]:
+    """The wanted parts without a receipt, in their order."""
+    return [spec for spec in wanted if spec.name not in done]

@@ -1,0 +1,91 @@
+"""Crops: a gallery's images as models are measured on them.
+
+They are timm's own evaluation transform on Pillow's decoding (resize the short side to size / crop_pct bicubic, centre
+crop), so that figures compare with everybody's. Threads make them, as Pillow lets go of Python's lock while it decodes
+and resizes; processes would each have to import timm first.
+
+Legend: B images of a batch, S side of a crop.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from schemas.errors import PipelineError, last_line
+from stages.data.image_set import Gallery, Picture
+from stages.replay.pixels import open_image, to_rgb
+
+_LONG = 32
+"""Times the short side, of which the centre crop takes once at the most."""
+
+
+class Crops(NamedTuple):
+    """A batch: uint8 [B, S, S, 3], true classes int64 [B], and the images' names."""
+
+    views: Tensor
+    classes: Tensor
+    names: list[str]
+
+
+def centre_crops(
+    gallery: Gallery, block: int, *, image_size: int, crop_pct: float, batch: int, threads: int
+) -> Iterator[Crops]:
+    """A block's centre crops in batches, the last one smaller; threads make the next while one is used.
+
+    Args:
+        gallery: the images.
+        block: which of its blocks.
+        image_size: S.
+        crop_pct: the crop's share of the resized short side.
+        batch: B.
+        threads: that make them.
+
+    Raises:
+        PipelineError: if an image cannot be read.
+    """
+    transform = create_transform(
+        image_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct, use_prefetcher=True
+    )
+    count = gallery.rows[block]
+    ranges = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        before: list[tuple[Picture, Future[np.ndarray]]] = []
+        for rows in ranges:
+            now = [(one, pool.submit(_crop, transform, one)) for one in gallery.read(block, rows)]
+            if before:
+                yield _stacked(before)
+            before = now
+        if before:
+            yield _stacked(before)
+
+
+def _crop(transform: Callable[[Image.Image], np.ndarray], picture: Picture) -> np.ndarray:
+    """An image's centre crop, uint8 [S, S, 3]."""
+    try:
+        with open_image(picture.data) as image:
+            return np.asarray(transform(_middle(to_rgb(image)))).transpose(1, 2, 0)
+    except Exception as error:  # decoders raise whatever they meet
+        cause = last_line(error)
+        raise PipelineError(f"{picture.name}: cannot be decoded ({cause}); mend or remove it") from None
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """An image without the ends of a very long side: no centre crop reaches them, and resized they take gigabytes."""
+    short, long = sorted(image.size)
+    if long <= _LONG * short:
+        return image
+    cut = (long - _LONG * short) // 2  # as much at both ends, so that the centre stays
+    width, height = image.size
+    return image.crop((cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut))
+
+
+def _stacked(made: Sequence[tuple[Picture, "Future[np.ndarray]"]]) -> Crops:
+    crops = np.stack([future.result() for _, future in made])
+    pictures = [picture for picture, _ in made]
+    return Crops(torch.from_numpy(crops), torch.tensor([one.label for one in pictures]), [one.name for one in pictures])

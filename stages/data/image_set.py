@@ -1,0 +1,145 @@
+"""Gallery: the images that models are measured on, a sharded split or any source as it lies, in blocks.
+
+A block is a unit of work: a shard, or a thousand images of a source that was never packed. Blocks do not depend on
+who works on them, so every image is in exactly one, whatever the number of workers, and nothing is padded.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from schemas import config
+from schemas.config import RunFile
+from schemas.errors import Mismatch, PipelineError
+from stages.data.split import Split
+from stages.sources.class_labels import read_classes, read_labels
+from stages.sources.class_names import Classes
+from stages.sources.discover import list_source
+from stages.sources.listing import Listing
+from stages.sources.reader import Reader
+from stages.storage.commit import read_manifest
+from stages.storage.store import Store
+
+_BLOCK = 1000
+
+
+class Picture(NamedTuple):
+    """An image: its name in its source, its class index, its file's bytes."""
+
+    name: str
+    label: int
+    data: bytes
+
+
+class Gallery(Protocol):
+    """Images in blocks. Picklable.
+
+    Attributes:
+        rows: how many images each block has.
+        classes: class names by index.
+        content: changes with any image.
+        title: a folder name for it.
+    """
+
+    rows: tuple[int, ...]
+    classes: tuple[str, ...]
+    content: str
+    title: str
+
+    def read(self, block: int, rows: range) -> Iterator[Picture]:
+        """Images of a block.
+
+        Raises:
+            PipelineError: if one cannot be read.
+        """
+
+
+class Sharded:
+    """A split that the shard stage stored; its blocks are its shards."""
+
+    def __init__(self, split: Split, title: str) -> None:
+        self.split, self.title = split, title
+        self.rows, self.classes, self.content = split.rows, split.classes, split.content
+
+    def read(self, block: int, rows: range) -> Iterator[Picture]:
+        """Images of a shard; raises PipelineError if one's bytes are not those that were sharded."""
+        index = self.split.index(block)
+        for row in rows:
+            yield Picture(index.names[row], int(index.classes[row]), self.split.image(block, row))
+
+
+class Listed:
+    """A source's images as they lie, which nothing has checked yet."""
+
+    def __init__(self, listing: Listing, classes: tuple[str, ...], title: str) -> None:
+        if listing.refused:
+            one = listing.refused[0]
+            raise PipelineError(f"evaluate.source: {one['name']} {one['reason']}; remove it, every image counts")
+        self.listing, self.classes, self.content, self.title = listing, classes, listing.fingerprint(), title
+        count = len(listing.images)
+        self.rows = tuple(min(_BLOCK, count - start) for start in range(0, count, _BLOCK))
+        self._reader = Reader(listing.source)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_reader": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._reader = Reader(self.listing.source)
+
+    def read(self, block: int, rows: range) -> Iterator[Picture]:
+        """Images of a block; raises PipelineError if one cannot be read."""
+        images = self.listing.images.slice(block * _BLOCK + rows.start, len(rows))
+        for found in self._reader.read(images):
+            if found.fault:
+                raise PipelineError(f"evaluate.source: {found.name} cannot be read ({found.fault}); mend or remove it")
+            yield Picture(found.name, found.class_index, found.data)
+
+
+def open_gallery(run: RunFile) -> Gallery:
+    """The images that the run file's `[evaluate]` names.
+
+    Raises:
+        PipelineError: if there is no val split and no source, or the source cannot be listed.
+        Mismatch: if their classes are not those of the train split.
+    """
+    settings, known = run.evaluate, known_classes(run)
+    if not settings.source:
+        if not Store(run.workspace).exists("shards/val/manifest.json") and not run.source.val:
+            raise PipelineError("evaluate: there is no val split; set source.val and shard it, or set evaluate.source")
+        split = Split.open(run.workspace, "val", run.cache)
+        if known and split.classes != known:
+            raise Mismatch(
+                f"{split.store}: has {len(split.classes)} classes, the train split {len(known)} or others; delete the "
+                "older folder of the two and run `deit-pipeline shard`"
+            )
+        return Sharded(split, "val")
+    by_index = settings.class_folders == "indices"
+    if by_index and not known:
+        raise PipelineError(
+            'evaluate.class_folders = "indices": indices of which classes? name them in source.classes, such as '
+            '"imagenet-1k"'
+        )
+    numbers = tuple(map(str, range(len(known or ()))))
+    given = known if known else read_classes(run.source.classes)
+    listing = _list(settings, numbers if by_index else given)
+    title = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.source.partition("?")[0].rstrip("/").rpartition("/")[2])
+    classes = known if by_index and known else listing.classes
+    return Listed(listing, classes, f"{title}-{listing.fingerprint()[:8]}")
+
+
+def known_classes(run: RunFile) -> tuple[str, ...] | None:
+    """Class names by index, as the train split has them, else as the run file says; None = a source's own."""
+    manifest = read_manifest(Store(run.workspace).at("shards/train"))
+    if manifest:
+        return tuple(manifest["classes"])
+    given = read_classes(run.source.classes)
+    return given if isinstance(given, tuple) else None
+
+
+def _list(settings: config.Evaluate, classes: Classes) -> Listing:
+    try:
+        labels = read_labels(settings.source_labels) if settings.source_labels else None
+        return list_source(settings.source, "val", classes, labels)
+    except PipelineError as error:  # it speaks of the key that a source usually is the value of
+        raise PipelineError(str(error).replace("source.val", "evaluate.source")) from None

@@ -1,0 +1,154 @@
+"""Read what the shard stage stored: a split's images by address.
+
+Every byte is proven before it is used: an index against its receipt, an image against the checksum in the index. So
+one flipped bit ends a run with a line, not with a slightly worse student.
+"""
+
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from schemas.config import Cache
+from schemas.errors import PipelineError
+from schemas.receipts import Receipt, StoredFile
+from stages.shard.plan import shard_name
+from stages.storage.commit import RECEIPTS, read_checked, read_receipt
+from stages.storage.manifest import open_manifest
+from stages.storage.shard_cache import ShardCache
+from stages.storage.store import Store
+
+_OPEN_TARS = 32
+
+
+@dataclass(frozen=True)
+class Index:
+    """A shard's index as arrays over its rows."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    crc32s: np.ndarray
+    classes: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    names: list[str]
+
+
+class Split:
+    """A sharded split: samples by address (shard, row). Picklable; opens its files where it is used.
+
+    Args:
+        store: of the split's folder.
+        manifest: of its shard stage.
+        rows: samples in each shard.
+        cache: where shards across a network, and decoded images, are kept.
+    """
+
+    def __init__(self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], cache: Cache) -> None:
+        self.store, self.rows, self.cache = store, rows, cache
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.content: str = manifest["content"]
+        self._adopted = "adopted" in manifest
+        self._tars_lie = Store(manifest["adopted"]["root"]) if self._adopted else store
+        self._cache = None if self._tars_lie.local else ShardCache(self._tars_lie, cache)
+        self._caches()
+
+    @classmethod
+    def open(cls, workspace: str, name: str, cache: Cache | None = None) -> "Split":
+        """Open a split that is whole.
+
+        Raises:
+            PipelineError: if it is not.
+        """
+        store = Store(workspace).at(f"shards/{name}")
+        found = open_manifest(store)
+        if found is None:
+            raise PipelineError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
+        return cls(store, *found, cache or Cache())
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that are mixed in a pass."""
+        return sum(rows // 2 for rows in self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_receipt", "index", "_opened")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._caches()
+
+    def image(self, shard: int, row: int) -> bytes:
+        """A sample's image file.
+
+        Raises:
+            PipelineError: if its bytes are not those that were sharded.
+        """
+        index = self.index(shard)
+        offset, size = int(index.offsets[row]), int(index.sizes[row])
+        if self._cache is not None:
+            data = self._cache.read(self.tar(shard), size, offset)
+        else:
+            data = bytes(self._opened(shard).read_at(size, offset))
+        if zlib.crc32(data) != int(index.crc32s[row]):
+            name = self._tar_name(shard)
+            raise PipelineError(
+                f"{name}: image {index.names[row]} (row {row}) has other bytes; run `deit-pipeline verify`"
+            )
+        return data
+
+    def expect(self, now: Sequence[int], after: Sequence[int]) -> None:
+        """Say which shards are read now and which after them; copies are made ahead where they are across a network.
+
+        Raises:
+            PipelineError: if the cache cannot hold those that are read now.
+        """
+        if self._cache is not None:
+            self._cache.expect(*([self.tar(shard) for shard in shards] for shards in (now, after)))
+
+    def tar(self, shard: int) -> StoredFile:
+        """A shard's tar, below where the split's tars lie."""
+        receipt = self._receipt(shard)
+        return StoredFile(**receipt.facts["tar"]) if self._adopted else receipt.file(".tar")
+
+    def _read_receipt(self, shard: int) -> Receipt:
+        try:
+            return read_receipt(self.store, shard_name(shard))
+        except FileNotFoundError:
+            path = self.store.name(f"{RECEIPTS}/{shard_name(shard)}.json")
+            raise PipelineError(f"{path}: is missing; run `deit-pipeline shard` again") from None
+
+    def _caches(self) -> None:
+        self._receipt: Callable[[int], Receipt] = lru_cache(256)(self._read_receipt)
+        self.index: Callable[[int], Index] = lru_cache(256)(self._read_index)
+        self._opened: Callable[[int], Any] = lru_cache(_OPEN_TARS)(self._open_tar)
+
+    def _open_tar(self, shard: int) -> Any:
+        try:
+            return self._tars_lie.open(self.tar(shard).path)
+        except FileNotFoundError:
+            raise PipelineError(f"{self._tar_name(shard)}: is missing; run `deit-pipeline verify`") from None
+
+    def _tar_name(self, shard: int) -> str:
+        return self._tars_lie.name(self.tar(shard).path)
+
+    def _read_index(self, shard: int) -> Index:
+        table = pq.read_table(io.BytesIO(read_checked(self.store, self._receipt(shard).file(".parquet"))))
+        column = {name: table[name] for name in table.column_names}
+        return Index(
+            offsets=column["offset"].to_numpy(),
+            sizes=column["size"].to_numpy(),
+            crc32s=column["crc32"].to_numpy(),
+            classes=column["class"].to_numpy(),
+            heights=column["height"].to_numpy(),
+            widths=column["width"].to_numpy(),
+            names=column["name"].to_pylist(),
+        )

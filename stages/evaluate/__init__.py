@@ -1,0 +1,1 @@
+"""Evaluation: predictions of a model, what is counted of them, and the paper's analyses."""

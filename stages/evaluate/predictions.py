@@ -1,0 +1,166 @@
+"""Evaluate: what every head says of centre crops, each image exactly once, and how often that is right.
+
+A model's answers are kept image by image; accuracy, ImageNet-Real's accuracy and disagreement between models are all
+counted from them. Rejected: summing hits as the batches come, which leaves nothing that a figure could be traced to.
+
+Legend: B images of a batch, N of a gallery, K classes, S side of a crop, T = min(5, K) ranks kept.
+"""
+
+import io
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from schemas.config import RunFile
+from schemas.errors import PipelineError
+from schemas.receipts import Made, Receipt
+from schemas.tables import PREDICTIONS
+from stages.data.center_crop import Crops, centre_crops
+from stages.data.image_set import Gallery
+from stages.evaluate.evaluated_model import Who, open_subject
+from stages.models.classifier import Heads
+from stages.storage.commit import read_checked
+from stages.storage.store import Store
+
+HEADS = {"class": "top", "distillation": "top_distillation", "fused": "top_fused", "fused_softmax": "top_softmax"}
+"""Heads by their name in results, and their column: `fused` is the mean of both heads' logits (the authors' code),
+`fused_softmax` the sum of their softmaxes (the paper)."""
+_RANKS = 5
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """A block of a gallery as a unit of work."""
+
+    block: int
+
+    @property
+    def name(self) -> str:
+        """Of its part."""
+        return f"block-{self.block:06d}"
+
+
+class Predictor:
+    """Asks one model about blocks of one gallery, on one device; see `__call__`."""
+
+    def __init__(self, run: RunFile, who: Who, gallery: Gallery, device: str) -> None:
+        if device == "cpu":
+            torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
+        self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.processes
+        self.subject = open_subject(run, who, gallery, torch.device(device))
+
+    def __call__(self, spec: BlockSpec, staging: Path) -> Made:
+        """Answers for one block.
+
+        Raises:
+            PipelineError: if an image cannot be read.
+        """
+        settings = self.settings
+        crops = centre_crops(
+            self.gallery,
+            spec.block,
+            image_size=self.subject.image_size,
+            crop_pct=settings.crop_pct,
+            batch=settings.batch_size,
+            threads=self.threads,
+        )
+        table = predict(self.subject.heads, crops)
+        path = staging / f"{spec.name}.parquet"
+        pq.write_table(table, path, compression="zstd")
+        return Made(files={path.name: path}, rows=len(table), facts={})
+
+
+def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops]) -> pa.Table:
+    """What a model says of batches, as `schemas.tables.PREDICTIONS`.
+
+    Args:
+        heads: logits of uint8 views [B, S, S, 3].
+        crops: at least one batch.
+    """
+    batches = []
+    for views, classes, names in crops:
+        ranked = {HEADS[head]: _ranked(logits) for head, logits in rankings(heads(views)).items()}
+        columns = {"name": names, "class": classes.numpy()} | ranked
+        filled = [pa.array(columns.get(field.name, [None] * len(names)), field.type) for field in PREDICTIONS]
+        batches.append(pa.record_batch(filled, schema=PREDICTIONS))
+    return pa.Table.from_batches(batches).combine_chunks()
+
+
+def rankings(heads: Heads) -> dict[str, Tensor]:
+    """Scores [B, K] by which each head ranks the classes, and both ways to fuse them; one for a single head."""
+    if heads.distillation is None:
+        return {"class": heads.classes}
+    softmaxes = heads.classes.float().softmax(1) + heads.distillation.float().softmax(1)
+    return {
+        "class": heads.classes,
+        "distillation": heads.distillation,
+        "fused": heads.fused,
+        "fused_softmax": softmaxes,
+    }
+
+
+def _ranked(scores_BK: Tensor) -> list[list[int]]:
+    return scores_BK.topk(min(_RANKS, scores_BK.shape[1])).indices.tolist()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers over a whole gallery, in its order.
+
+    Attributes:
+        names: of the images.
+        classes: their own, int64 [N].
+        top: by head, the likeliest classes, int64 [N, T]; heads that a model has not are absent.
+    """
+
+    names: list[str]
+    classes: np.ndarray
+    top: Mapping[str, np.ndarray]
+
+    @classmethod
+    def read(cls, store: Store, receipts: Sequence[Receipt]) -> "Predictions":
+        """What the parts of a folder hold, in their order.
+
+        Raises:
+            PipelineError: if a file is not what its receipt says.
+        """
+        files = [file for receipt in receipts for file in receipt.files]
+        return cls.of(pa.concat_tables([pq.read_table(io.BytesIO(read_checked(store, file))) for file in files]))
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Predictions":
+        """What a table holds."""
+        there = {head: table[column] for head, column in HEADS.items() if not table[column].null_count}
+        top = {head: np.array(column.to_pylist(), np.int64) for head, column in there.items()}
+        return cls(table["name"].to_pylist(), table["class"].to_numpy().astype(np.int64), top)
+
+
+def score(found: Predictions, truth: Sequence[Collection[int]]) -> dict[str, Any]:
+    """Top-1 and top-5 of every head as fractions; None for heads that the model has not.
+
+    Args:
+        found: a model's answers.
+        truth: an image's true classes, of which any is right; an image without one is not scored.
+
+    Raises:
+        PipelineError: if no image is scored.
+    """
+    scored = np.array([bool(classes) for classes in truth], bool)
+    if not scored.any():
+        raise PipelineError("evaluate: there are no images with labels")
+    result: dict[str, Any] = {"samples": int(scored.sum())}
+    for head in HEADS:
+        result[head] = None
+        if head in found.top:
+            hits = [[one in classes for one in ranks] for ranks, classes in zip(found.top[head], truth, strict=True)]
+            right = np.array(hits, bool)[scored]
+            result[head] = {"top1": float(right[:, 0].mean()), "top5": float(right.any(1).mean())}
+    return result

@@ -1,0 +1,1 @@
+"""timm classifiers: student and teacher, where weights come from, and export."""

@@ -1,0 +1,65 @@
+"""The run file's student: a new one with its initial weights, or the one that its run left."""
+
+from typing import Protocol
+
+import torch
+
+from schemas.config import RunFile
+from schemas.errors import PipelineError
+from stages.models.classifier import Classifier, build
+from stages.models.state_dict import load_weights
+from stages.models.weights import find_weights
+from stages.storage.store import Store
+
+
+class Classed(Protocol):
+    """Anything that has class names by index: a split, or images to evaluate on."""
+
+    classes: tuple[str, ...]
+
+
+def new_student(run: RunFile, split: Classed) -> Classifier:
+    """The run file's student with its initial weights.
+
+    Raises:
+        PipelineError: if timm does not know it, or the initial checkpoint does not fit.
+    """
+    student = run.student
+    torch.manual_seed(run.train.seed)
+    classifier = _built(run, split)
+    if run.train.distillation == "label" and not classifier.distilled:
+        raise PipelineError(
+            f'train.distillation = "label": {student.model} has no second class token; choose a distilled student'
+        )
+    if student.init_checkpoint:
+        weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
+        source = f"student.init_checkpoint = {student.init_checkpoint}"
+        try:
+            load_weights(classifier, weights, source=source, new_head=student.new_head)
+        except PipelineError as error:
+            more = "" if student.new_head else ", or set student.new_head = true if only the classes are others"
+            raise PipelineError(f"{error}{more}") from None
+    return classifier
+
+
+def trained_student(run: RunFile, split: Classed, file: str) -> Classifier:
+    """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
+
+    Raises:
+        PipelineError: if there are none, or they are another student's.
+    """
+    classifier = _built(run, split)
+    weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
+    load_weights(classifier, weights, source=Store(run.workspace).at(f"runs/{run.train.name}").name(file))
+    return classifier
+
+
+def _built(run: RunFile, split: Classed) -> Classifier:
+    return build(
+        run.student.model,
+        num_classes=len(split.classes),
+        img_size=run.student.img_size or run.views.image_size,
+        drop_path=run.student.drop_path,
+        drop_rate=run.student.drop_rate,
+        extra=run.student.extra,
+    )

@@ -1,0 +1,1 @@
+"""Sharding: images into tars with an index."""

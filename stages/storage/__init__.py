@@ -1,0 +1,1 @@
+"""Files of a workspace: stores, receipts, manifests, locks and local copies of shards."""

@@ -1,0 +1,140 @@
+"""The protocol by which a part becomes done, and what proves that it is.
+
+A part is made in full in a local staging folder, then every file of it is *put*, then its receipt is put. A crash
+therefore leaves either no receipt, and the part is made again to the same bytes, or a whole part. A receipt counts
+only while its files are there with their lengths; `verify` re-reads the bytes.
+
+It lives with the stages, not above them, because the training loop commits its own checkpoints. Rejected: completion
+markers without content (they survive a torn file) and one database of what is done (a second truth).
+"""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import PipelineError, Unfinished
+from schemas.receipts import Made, Receipt, StoredFile, canonical_json, read_json
+from stages.storage.store import Store
+
+RECEIPTS = "receipts"
+PLAN = "plan.json"
+MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+
+
+def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:
+    """Put a part's files, then the receipt that says so."""
+    files = tuple(store.put(name, content, made.sha256.get(name, "")) for name, content in sorted(made.files.items()))
+    receipt = Receipt(part=part, files=files, rows=made.rows, made_by=made_by, facts=made.facts)
+    store.put(f"{RECEIPTS}/{part}.json", receipt.to_json())
+    return receipt
+
+
+def valid_receipts(store: Store, folders: tuple[str, ...] = ("",)) -> dict[str, Receipt]:
+    """The receipts whose files are all there with their lengths, by part, in the order of their names.
+
+    `folders` are those below the store in which parts keep files.
+    """
+    lengths = {
+        f"{folder}/{name}".lstrip("/"): length for folder in folders for name, length in store.files(folder).items()
+    }
+    parts = sorted(name.removesuffix(".json") for name in store.files(RECEIPTS) if name.endswith(".json"))
+    read = partial(read_receipt, store)
+    if store.local:
+        receipts: Iterator[Receipt] = map(read, parts)
+    else:
+        with ThreadPoolExecutor(16) as threads:
+            receipts = threads.map(read, parts)
+    return {one.part: one for one in receipts if all(lengths.get(f.path) == f.bytes for f in one.files)}
+
+
+def valid_receipt(store: Store, part: str) -> Receipt | None:
+    """A part's receipt, if its files are all there with their lengths; else None.
+
+    Raises:
+        PipelineError: if it is torn.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        receipt = read_receipt(store, part)
+        if all(store.length(file.path) == file.bytes for file in receipt.files):
+            return receipt
+    return None
+
+
+def read_manifest(store: Store, file: str = MANIFEST) -> dict[str, Any] | None:
+    """A stage's manifest (or plan), or None where it is not written yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return _undamaged(store, lambda: read_json(store.read(file), store.name(file)))
+    return None
+
+
+def read_receipt(store: Store, part: str) -> Receipt:
+    """A part's receipt, whatever its files; raises FileNotFoundError where there is none.
+
+    Raises:
+        PipelineError: if it is torn.
+    """
+    path = f"{RECEIPTS}/{part}.json"
+    return _undamaged(store, lambda: Receipt.from_json(store.read(path), store.name(path)))
+
+
+def put_json(store: Store, path: str, value: Any) -> None:
+    """Put a JSON value in its canonical spelling."""
+    store.put(path, canonical_json(value))
+
+
+def put_table(store: Store, path: str, table: pa.Table) -> None:
+    """Put a table as a Parquet file."""
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    store.put(path, out.getvalue())
+
+
+def broken_files(store: Store, receipt: Receipt) -> Iterator[tuple[str, str]]:
+    """Read a part's files again; give the path and the fault of each that is not what its receipt says."""
+    for file in receipt.files:
+        try:
+            data = store.read(file.path)
+        except FileNotFoundError:
+            yield file.path, "is missing"
+            continue
+        if len(data) != file.bytes:
+            yield file.path, f"has {len(data)} bytes, its receipt says {file.bytes}"
+        elif hashlib.sha256(data).hexdigest() != file.sha256:
+            yield file.path, "has other bytes than its receipt says"
+
+
+def read_checked(store: Store, file: StoredFile) -> bytes:
+    """A file's bytes, proven against its receipt; across a network they are asked for again before they are blamed.
+
+    Raises:
+        PipelineError: if it is missing or has other bytes.
+    """
+    for _ in range(store.askings):
+        try:
+            data = store.read(file.path)
+        except FileNotFoundError:
+            raise PipelineError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+        if hashlib.sha256(data).hexdigest() == file.sha256:
+            return data
+    raise PipelineError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
+
+
+def _undamaged(store: Store, read: Callable[[], T]) -> T:
+    """Read what has no sum; across a network again, before it is blamed."""
+    for _ in range(store.askings - 1):
+        try:
+            return read()
+        except Unfinished:
+            raise
+        except PipelineError:
+            continue
+    return read()

@@ -1,0 +1,382 @@
+"""Storage on any URI that pyarrow.fs opens.
+
+Putting a file is all or nothing for a reader: on POSIX it is written under a unique hidden name, flushed to the disk,
+and renamed; on an object store one upload makes one object. Across a network errors are given time to pass, and what
+looks wrong is asked for again. How a part becomes done is `stages.storage.commit`.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import mmap
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from schemas.errors import PipelineError, Unfinished
+from schemas.receipts import StoredFile
+from stages.storage.locks import locked, remove_if_left
+
+T = TypeVar("T")
+
+_WAITS = (1.0, 3.0)
+"""Seconds between tries of an object store, in each of which its client goes on by itself."""
+_RETRIES = 8
+"""Of the client, with growing pauses that add up to about six seconds."""
+_SILENT_SECONDS = 10
+"""Without a byte from an object store, until its client asks again. pyarrow's own are 3, and a store that always needs
+longer would never be heard; `request_timeout=SECONDS` among the options of a URI is another number."""
+_REMOTE_BUFFER = 1 << 16
+_MARK_BYTES = 16
+_OURS = f".{platform.node()}.tmp"
+"""How the names of this node's half-written files end."""
+_OLD_SECONDS = 3600.0
+_TRIES = 10
+"""Of putting a file, while another command takes its folder away."""
+
+
+class Store:
+    """A folder on a local disk, a shared file system or an object store."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
+        if "://" in uri:
+            try:
+                self._fs, self._base = _file_system(self.uri)
+            except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
+                raise PipelineError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
+        else:
+            self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
+        self.local = isinstance(self._fs, pafs.LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.absolute,)  # a process elsewhere may work in another folder
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def shown(self) -> str:
+        """The URI without credentials or options, for people and for files."""
+        if "://" not in self.uri:
+            return self.uri
+        parts = urlsplit(self.uri)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    @property
+    def askings(self) -> int:
+        """How often what looks wrong is asked for: a connection cut within an answer may garble it silently."""
+        return 1 if self.local else 3
+
+    @property
+    def absolute(self) -> str:
+        """The URI, or the path from the root, so that it means the same in any working folder."""
+        return self.uri if "://" in self.uri else str(self._base)
+
+    @property
+    def portable(self) -> str:
+        """The same without credentials, by which others with their own can open the store."""
+        parts = urlsplit(self.absolute)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme else self.absolute
+
+    def at(self, folder: str) -> "Store":
+        """The store of a folder below this one."""
+        if "://" not in self.uri:
+            return Store(f"{self.uri}/{folder}")
+        parts = urlsplit(self.uri)
+        return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(folder)}")))
+
+    def name(self, path: str) -> str:
+        """How a file of this store is called in messages."""
+        return f"{self.shown}/{path}"
+
+    def open(self, path: str) -> Any:
+        """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
+        for _ in range(self.askings):
+            file = self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+            if self.patiently(file.size):  # an answer cut within its head looks like an empty file's
+                break
+        return file
+
+    def stream(self, path: str) -> io.BufferedReader:
+        """Open a file for buffered reads and seeks; raises FileNotFoundError where there is none."""
+        if self.local:
+            return open(f"{self._base}/{path}", "rb")
+
+        def ask() -> Any:
+            file = self._fs.open_input_file(f"{self._base}/{path}")
+            if file.size() != self._fs.get_file_info(f"{self._base}/{path}").size:  # a head may be cut in a number
+                raise OSError(f"{path}: two answers disagree about its length")
+            return file
+
+        return io.BufferedReader(_Patient(self, self.patiently(ask)), _REMOTE_BUFFER)
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file; raises FileNotFoundError where there is none."""
+        if self.local:
+            with open(f"{self._base}/{path}", "rb", buffering=0) as plain:  # a hundred thousand receipts in seconds
+                return plain.read()
+        with self.open(path) as file:
+            return self.read_at(file, self.patiently(file.size), 0)
+
+    def read_at(self, file: Any, count: int, offset: int) -> bytes:
+        """Bytes of an open file, fewer only at its end.
+
+        Across a network a cut connection can shorten an answer without an error, and its client then takes for the
+        rest what its memory held before, another file's bytes maybe. So the end of the memory is marked beforehand.
+        """
+        wanted = max(0, min(count, self.patiently(file.size) - offset))
+
+        def ask() -> bytes:
+            if self.local:
+                return bytes(file.read_at(wanted, offset))
+            data, mark = bytearray(wanted), os.urandom(min(wanted, _MARK_BYTES))
+            data[wanted - len(mark) :] = mark
+            file.seek(offset)
+            if file.readinto(data) < wanted or (mark and data.endswith(mark)):
+                raise OSError(f"an answer was cut off before its {wanted} bytes")
+            return bytes(data)
+
+        return self.patiently(ask)
+
+    def files(self, folder: str = "") -> dict[str, int]:
+        """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
+        found = self._list(folder)
+        return {info.base_name: info.size for info in found if info.is_file and not info.base_name.startswith(".")}
+
+    def files_below(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Paths below the store and lengths in bytes of the files in a folder at any depth."""
+        for info in self._list(folder, recursive=True):
+            if info.is_file:
+                yield info.path.removeprefix(f"{self._base}/"), info.size
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Sorted names of the folders directly in a folder, but hidden ones; empty where there is none."""
+        found = (info.base_name for info in self._list(folder) if not info.is_file)
+        return sorted(name for name in found if not name.startswith("."))
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there."""
+        return bool(self._info(path).is_file)
+
+    def is_folder(self) -> bool:
+        """Whether the store is a folder that is there."""
+        return self._info("").type == pafs.FileType.Directory
+
+    def length(self, path: str) -> int | None:
+        """A file's length in bytes, or None where there is none."""
+        info = self._info(path)
+        return int(info.size) if info.is_file else None
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._base}/{path}")
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(f"{self._base}/{folder}")
+
+    def put(self, path: str, content: bytes | Path, sha256: str = "") -> StoredFile:
+        """Store a whole file under its name, or nothing; a local file is moved there, where it lies on the same disk.
+
+        `sha256` is that of the content, where it is known.
+
+        Raises:
+            PipelineError: if the store cannot take it, a full disk for example.
+        """
+        target = f"{self._base}/{path}"
+        stored = _described(path, content, sha256)
+        try:
+            if self.local:
+                _put_on_disk(Path(target), content)
+            else:
+                with _bytes_of(content) as data:
+                    self.patiently(lambda: self._upload(target, data))
+        except OSError as error:
+            cause = error.strerror or _first_line(error)
+            raise PipelineError(f"{self.name(path)}: cannot be written ({cause}); {_mend(error)}") from None
+        return stored
+
+    def patiently(self, do: Callable[[], T]) -> T:
+        """Ask the store for something; where it is across a network, an error is given time to pass.
+
+        Raises:
+            Unfinished: if it does not.
+        """
+        if self.local:
+            return do()
+        for wait in (*_WAITS, None):
+            try:
+                return do()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if wait is None:
+                    raise Unfinished(f"{self.shown}: {_first_line(error)}; the same command goes on") from None
+                time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _upload(self, target: str, data: Any) -> None:
+        with self._fs.open_output_stream(target) as out:
+            out.write(data)
+
+    def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        path = f"{self._base}/{folder}".rstrip("/")
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        for _ in range(self.askings):
+            if found := self.patiently(lambda: self._fs.get_file_info(selector)):
+                return found
+        return []  # believed when said again: an answer cut within its head looks like an empty folder's
+
+    def _info(self, path: str) -> pafs.FileInfo:
+        return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
+
+    def sweep(self) -> None:
+        """Take away the halves that killed writers left; those of writers at work stay.
+
+        Locks of another node may not be seen on this one: what came from there has to be old as well.
+        """
+        if self.local:
+            with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
+                for half in Path(self._base).rglob(".*.tmp"):
+                    if half.name.endswith(_OURS) or time.time() - half.stat().st_mtime > _OLD_SECONDS:
+                        remove_if_left(half)
+
+    def local_path(self, path: str) -> Path | None:
+        """The file's path where this store is a disk, else None."""
+        return Path(f"{self._base}/{path}") if self.local else None
+
+
+class _Patient(io.RawIOBase):
+    """A remote file as Python's own readers want it."""
+
+    def __init__(self, store: Store, file: Any) -> None:
+        self._store, self._file, self._at, self._size = store, file, 0, file.size()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        data = self._store.read_at(self._file, count, self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def split_uri(value: str) -> tuple[Store, str]:
+    """The store of the folder that a path or URI lies in, and its name there."""
+    path, options = uri_options(value)
+    folder, _, name = path.rpartition("/")
+    return Store((folder or ("/" if value.startswith("/") else ".")) + options), name
+
+
+def uri_options(value: str) -> tuple[str, str]:
+    """A path or URI without its options, and these with their question mark."""
+    path, mark, options = value.partition("?") if "://" in value else (value, "", "")
+    return path, mark + options
+
+
+def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
+    """What a receipt says of a file."""
+    if isinstance(content, bytes):
+        return StoredFile(path=path, bytes=len(content), sha256=sha256 or hashlib.sha256(content).hexdigest())
+    with content.open("rb") as file:
+        digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, the same command goes on"
+    return "see that this user may write there, or name another workspace"
+
+
+def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path in it; one that is patient, where it is S3."""
+    path, options = uri_options(uri)
+    chosen = dict(parse_qsl(options[1:]))
+    seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
+    fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
+    if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
+        build, (settings,) = fs.__reduce__()  # of all options of the URI but those two
+        patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
+        fs = build(settings | patience | {"allow_delayed_open": True})  # a small file is one request in place of three
+    return fs, base
+
+
+@contextlib.contextmanager
+def _bytes_of(content: bytes | Path) -> Iterator[Any]:
+    """A file's bytes without a copy of it in memory."""
+    if isinstance(content, bytes):
+        yield content
+    elif content.stat().st_size == 0:
+        yield b""
+    else:
+        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield mapped
+
+
+def _put_on_disk(target: Path, content: bytes | Path) -> None:
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # another command takes the folder away
+            return _put_in_folder(target, content)
+    _put_in_folder(target, content)
+
+
+def _put_in_folder(target: Path, content: bytes | Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
+    try:
+        with _half(temporary, content) as file:
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _half(temporary: Path, content: bytes | Path) -> Iterator[Any]:
+    """The hidden file with the content, under a lock; a local file is moved there, or copied from another disk."""
+    if isinstance(content, Path):
+        with locked(content, needed=False) as file:
+            try:
+                content.rename(temporary)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                yield file
+                return
+    with locked(temporary, needed=False) as file, _bytes_of(content) as data:
+        file.write(data)
+        yield file
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0]

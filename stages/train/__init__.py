@@ -1,0 +1,1 @@
+"""Training: plan, batches, losses, optimiser, the training loop, checkpoints and metrics."""

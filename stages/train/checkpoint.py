@@ -1,0 +1,129 @@
+"""Checkpoints: all that a training needs to go on, committed like any other part.
+
+A checkpoint is three tensor files, the lines of metrics so far, and a receipt; without its receipt it does not exist,
+and one whose bytes are not its receipt's, or whose receipt is torn, is passed over with a warning. Nothing is pickled.
+No generator state is stored: randomness is addressed by step. Another command may train the same run: what it commits
+has the same bytes, and what it lets go of has newer ones after it.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load
+from torch import Tensor
+
+from schemas.errors import PipelineError, Unfinished
+from schemas.receipts import Made, Receipt
+from stages.models.weights import to_bytes
+from stages.storage.commit import RECEIPTS, commit, read_checked, read_receipt
+from stages.storage.store import Store
+
+FOLDER = "checkpoints"
+_LINES = "metrics.jsonl"
+_PART = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after `step` steps: named tensors of the model, of its moving average, and of all else.
+
+    `lines` are those of the metrics, JSON; None in checkpoints of earlier versions.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    state: dict[str, Tensor]
+    lines: bytes | None = None
+
+
+def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: int) -> None:
+    """Commit a checkpoint, then let go of all but the newest `keep`."""
+    part = f"step-{checkpoint.step:09d}"
+    tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "state": checkpoint.state}
+    files: dict[str, bytes | Path] = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
+    if checkpoint.lines is not None:
+        files[_lines_path(part)] = checkpoint.lines
+    commit(store, part, Made(files=files, rows=checkpoint.step, facts={}), made_by)
+    kept = [receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]]
+    for part in _parts(store):
+        if part not in kept:
+            store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
+    for part in store.folders(FOLDER):
+        if part < kept[0]:  # also what a killed process had begun to write; newer ones may be another's at work
+            with contextlib.suppress(OSError):  # so may this one; what is left of it goes with a later save
+                store.delete_folder(f"{FOLDER}/{part}")
+
+
+def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None; a broken one is named and passed over.
+
+    Raises:
+        Unfinished: if the store is away.
+    """
+    for receipt in reversed(_receipts(store, warn)):
+        try:
+            data = {file.path: read_checked(store, file) for file in receipt.files}
+        except Unfinished:
+            raise
+        except PipelineError as error:
+            if not store.exists(_receipt_path(receipt.part)):  # another command has newer ones by now
+                return newest_checkpoint(store, warn)
+            warn(f"{store}: checkpoint {receipt.part} is passed over: {error}")
+            continue
+        model, ema, state = (load(data[_path(receipt.part, name)]) for name in ("model", "ema", "state"))
+        return Checkpoint(receipt.rows, model, ema, state, data.get(_lines_path(receipt.part)))
+    return None
+
+
+def newest_lines(store: Store) -> bytes | None:
+    """The lines of metrics in the newest checkpoint, or None where there is none or an earlier version made it.
+
+    Raises:
+        Unfinished: if the store is away.
+    """
+    for receipt in reversed(_receipts(store, lambda line: None)):
+        files = [file for file in receipt.files if file.path == _lines_path(receipt.part)]
+        if not files:
+            return None
+        try:
+            return read_checked(store, files[0])
+        except Unfinished:
+            raise
+        except PipelineError:
+            continue  # it is passed over whole, or another command has newer ones by now
+    return None
+
+
+def _path(part: str, name: str) -> str:
+    return f"{FOLDER}/{part}/{name}.safetensors"
+
+
+def _lines_path(part: str) -> str:
+    return f"{FOLDER}/{part}/{_LINES}"
+
+
+def _receipt_path(part: str) -> str:
+    return f"{RECEIPTS}/{part}.json"
+
+
+def _parts(store: Store) -> list[str]:
+    """Names of checkpoints that have a receipt of some kind, oldest first."""
+    names = (name.removesuffix(".json") for name in store.files(RECEIPTS))
+    return sorted(name for name in names if _PART.fullmatch(name))
+
+
+def _receipts(store: Store, warn: Callable[[str], None]) -> list[Receipt]:
+    """Whole receipts of checkpoints, oldest first."""
+    found = []
+    for part in _parts(store):
+        try:
+            found.append(read_receipt(store, part))
+        except FileNotFoundError:
+            return _receipts(store, warn)  # another command let go of it meanwhile, for newer ones
+        except PipelineError as error:
+            warn(f"{error}; until then its checkpoint is passed over")
+    return found

@@ -1,0 +1,43 @@
+"""All ranks of a training stop after the same step."""
+
+import time
+
+import torch
+import torch.distributed as dist
+
+_LISTEN_SECONDS = 2.0
+
+
+class Ending:
+    """Brings all ranks to the same last step when rank 0 is asked to end: a checkpoint takes all of them.
+
+    A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step
+    in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
+
+    Args:
+        step: the first at which all ranks listen.
+        world: number of processes.
+        device: of this process, through which they talk.
+    """
+
+    def __init__(self, step: int, *, world: int, device: torch.device) -> None:
+        self._world, self._device = world, device
+        self._heard = self._next = step
+        self._since = time.perf_counter()
+
+    def agreed(self, step: int, asked: bool) -> bool:
+        """Whether all ranks end after `step` steps; every rank calls it at every step, and rank 0's `asked` counts."""
+        if self._world == 1:
+            return asked
+        if step < self._next:
+            return False
+        word = torch.tensor([asked, self._pause(step)], dtype=torch.int64, device=self._device)
+        dist.broadcast(word, src=0)
+        ends, pause = word.tolist()
+        self._heard, self._next, self._since = step, step + pause, time.perf_counter()
+        return bool(ends)
+
+    def _pause(self, step: int) -> int:
+        """Steps that take two seconds at the rate since the last word, and at most twice as many as those were."""
+        steps, seconds = step - self._heard, time.perf_counter() - self._since
+        return max(1, int(steps * _LISTEN_SECONDS / max(seconds, _LISTEN_SECONDS / 2)))

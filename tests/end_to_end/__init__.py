@@ -1,0 +1,1 @@
+"""Whole commands: kills, clusters, object stores, full disks, foreign readers."""
