@@ -37,7 +37,6 @@ def real_labels(names: Sequence[str], classes: Sequence[str]) -> list[frozenset[
     return [known[stem] for stem in stems]
 
 
-@cache
 def refuse_other_classes(classes: Sequence[str]) -> None:
     """Raise Mismatch unless classes are ImageNet's in their order: known before any image is looked at."""
     if tuple(classes) != _synsets():
@@ -47,6 +46,7 @@ def refuse_other_classes(classes: Sequence[str]) -> None:
         )
 
 
+@cache
 def _synsets() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
