@@ -1,6 +1,6 @@
 """benchmarks/gpu.py runs every section at toy size, and records a failure without stopping.
 
-Slow: it trains, labels and starts Ray as a user's first hours with a GPU would, in about two minutes of two cores.
+Slow: it trains, labels and starts Ray as a user's first hours with a GPU would, for minutes of two cores.
 """
 
 import json
