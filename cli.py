@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError, last_line
+from schemas.errors import UserError, last_line
 from schemas.presets import TEACHERS, run_file_text
 from schemas.run_file import load_run_file
 from schemas.toml_text import toml_value
@@ -41,7 +41,7 @@ app = typer.Typer(
 inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
 app.add_typer(inspect, name="inspect")
 
-_ROOMS = {
+_COMMAND_MODULES = {
     "shard": "shard",
     "label": "label",
     "train": "train",
@@ -79,11 +79,11 @@ def init(
     with _errors():
         text = run_file_text(preset, teacher)
         if Path(file).exists() and not force:
-            raise PipelineError(f"{file}: is there already; give another name, or --force to replace it")
+            raise UserError(f"{file}: is there already; give another name, or --force to replace it")
         try:
             Path(file).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise PipelineError(f"{file}: cannot be written ({error.strerror}); name another") from None
+            raise UserError(f"{file}: cannot be written ({error.strerror}); name another") from None
         print(f"{file}: preset {preset}; name your images in [source], then type: deit-pipeline shard -c {file}")
 
 
@@ -269,11 +269,11 @@ def verify(
             found |= {"deep": verify_deep(settings, parts, say)}
         _print(found, json_)
         if not found["ok"]:
-            raise PipelineError(
+            raise UserError(
                 "verify: problems were found; delete the receipts of the parts named and run their stage again"
             )
         if deep and not found["deep"]["ok"]:
-            raise PipelineError(
+            raise UserError(
                 "verify --deep: teacher or views are not those that were labelled; compare the versions in the label "
                 "set's plan.json with what is installed, or label again under another labels.name"
             )
@@ -343,7 +343,7 @@ def _stage(name: str, config: str, overrides: list[str] | None, address: str | N
         if address is not None:
             settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"address": address})})
         room = importlib.import_module(
-            f"pipeline.commands.{_ROOMS[name]}"
+            f"pipeline.commands.{_COMMAND_MODULES[name]}"
         )  # now that the run file is good: torch takes seconds
         stage: Callable[[RunFile, Callable[[str], None]], dict[str, Any]] = getattr(room, name)
         _print(stage(settings, _say(as_json)), as_json)
@@ -353,7 +353,7 @@ def _stage(name: str, config: str, overrides: list[str] | None, address: str | N
 def _errors() -> Iterator[None]:
     try:
         yield
-    except PipelineError as error:
+    except UserError as error:
         print(f"deit-pipeline: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from PIL import Image, ImageOps
 from timm.data import Mixup, auto_augment, create_dataset, create_loader
 
-from schemas.config import Cache, Shards
+from schemas.config import CacheConfig, ShardsConfig
 from schemas.receipts import fingerprint
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from stages.data.loader import load, on_device
@@ -43,7 +43,7 @@ from stages.shard.writer import ShardMaker
 from stages.sources.discover import list_source
 from stages.storage.commit import commit
 from stages.storage.store import Store
-from stages.train.dataset import Steps
+from stages.train.dataset import TrainDataset
 
 RECIPE = Recipe()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,14 +90,14 @@ def generate(folder: Path) -> str:
 def pack(images: str, folder: Path, samples_per_shard: int = 250) -> Split:
     """Shards of an image folder, as the shard stage makes them."""
     listing, store = list_source(images, "train", None), Store(str(folder))
-    config = Shards(samples_per_shard=samples_per_shard)
+    config = ShardsConfig(samples_per_shard=samples_per_shard)
     receipts = []
     with tempfile.TemporaryDirectory() as staging:
         for spec in plan_shards(listing, config, shuffle=True):
             made = ShardMaker(listing.source, config)(spec, Path(staging))
             receipts.append(commit(store, spec.name, made, "benchmark"))
     about = {"classes": listing.classes, "content": fingerprint([receipt.part for receipt in receipts])}
-    return Split(store, about, tuple(receipt.rows for receipt in receipts), Cache())
+    return Split(store, about, tuple(receipt.rows for receipt in receipts), CacheConfig())
 
 
 def measure(images: str, split: Split, workers: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:
@@ -145,10 +145,10 @@ def our_side(split: Split, workers: int, batch: int) -> Side:
     return on_device(loaded, DEVICE), lambda one: normalised_mix(one.views, IMAGENET_MEAN, IMAGENET_STD, one.mix)
 
 
-def our_steps(split: Split, batch: int) -> Steps:
+def our_steps(split: Split, batch: int) -> TrainDataset:
     """Batches by step, without labels."""
     stream = Stream(split.rows, repeats=RECIPE.repeats, window=16, recipe_seed=0, seed=0)
-    return Steps(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
+    return TrainDataset(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
 
 
 def dropped(side: Side) -> Side:
@@ -173,7 +173,7 @@ def replay_alone(split: Split, processes: int, batch: int, batches: int) -> floa
     return (max(end for _, end in times) - min(start for start, _ in times)) / batches
 
 
-def _build(steps: Steps, numbers: range, ready: Any, ends: Any) -> None:
+def _build(steps: TrainDataset, numbers: range, ready: Any, ends: Any) -> None:
     """Build a first batch, wait for the others, build the rest."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

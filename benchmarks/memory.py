@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from schemas.recipe import Recipe
 from stages.data.loader import load
 from stages.data.split import Split
-from stages.label.dataset import PartViews
+from stages.label.dataset import LabelDataset
 from stages.label.label_set import LabelSpec
 from stages.replay.order import Stream
-from stages.train.dataset import Steps
+from stages.train.dataset import TrainDataset
 
 RECIPE = Recipe()
 Peaks = tuple[int, int]
@@ -61,8 +61,8 @@ def link(images: Path, folder: Path, samples: int) -> Path:
 def measure(split: Split, batch: int, teacher_batch: int) -> dict[str, Any]:
     """Peaks in MB (2**20 bytes) of a loader worker in four batches, and of a label worker in one pass."""
     stream = Stream(split.rows, repeats=RECIPE.repeats, window=16, recipe_seed=0, seed=0)
-    steps = Steps(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
-    part = PartViews(split, RECIPE, teacher_batch)
+    steps = TrainDataset(split, RECIPE, stream, None, batch=batch, rank=0, world=1)
+    part = LabelDataset(split, RECIPE, teacher_batch)
     found: dict[str, Any] = {"samples": len(split)}
     for name, items in {
         "loader_worker": load(Watched(steps), workers=1, order=range(4)),

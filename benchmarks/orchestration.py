@@ -21,18 +21,18 @@ import pyarrow as pa
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.execution.ray_session import INLINE, LOCAL, Seats, ray_session  # noqa: E402
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources, ray_session  # noqa: E402
 from pipeline.execution.run_parts import make_parts  # noqa: E402
-from pipeline.execution.stage_dir import begin  # noqa: E402
+from pipeline.execution.stage_dir import open_stage  # noqa: E402
 from pipeline.execution.worker import Job, left_to_do  # noqa: E402
-from schemas.config import Cluster  # noqa: E402
-from schemas.receipts import Made, Receipt, StoredFile, canonical_json  # noqa: E402
+from schemas.config import ClusterConfig  # noqa: E402
+from schemas.receipts import PartOutput, Receipt, StoredFile, canonical_json  # noqa: E402
 from stages.replay.order import Stream  # noqa: E402
 from stages.shard.plan import ShardSpec  # noqa: E402
 from stages.storage.commit import valid_receipts  # noqa: E402
 from stages.storage.store import Store  # noqa: E402
 
-Maker = Callable[[ShardSpec, Path], Made]
+Maker = Callable[[ShardSpec, Path], PartOutput]
 
 
 def working(seconds: float) -> Maker:
@@ -47,28 +47,28 @@ def working(seconds: float) -> Maker:
     return partial(_work, blocks)
 
 
-def _work(blocks: int, spec: ShardSpec, staging: Path) -> Made:
+def _work(blocks: int, spec: ShardSpec, staging: Path) -> PartOutput:
     import hashlib
 
     block = bytes(1 << 20)
     for _ in range(blocks):
         hashlib.sha256(block).digest()
-    return Made(files={f"{spec.name}.bin": block}, rows=1, facts={})
+    return PartOutput(files={f"{spec.name}.bin": block}, rows=1, facts={})
 
 
 def compare(seconds: float, parts: int) -> None:
     """The same parts inline and by one worker of an embedded Ray; its start is counted apart."""
     specs = [ShardSpec(number, pa.table({})) for number in range(parts)]
     work = working(seconds)
-    cluster = Cluster(address=INLINE)
+    cluster = ClusterConfig(address=INLINE)
 
     def timed(address: str, specs: list[ShardSpec]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
-            job = Job(begin(store, {}, {}, ""), partial(_maker, work))
+            job = Job(open_stage(store, {}, {}, ""), partial(_maker, work))
             at = cluster.model_copy(update={"address": address})
             started = time.perf_counter()
-            seats = Seats(count=1, cpus=1)
+            seats = Resources(count=1, cpus=1)
             make_parts(job, specs, wanted=len(specs), cluster=at, seats=seats, done=lambda receipt: None)
             return time.perf_counter() - started
 

@@ -30,10 +30,10 @@ from loader import pack
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 
-from schemas.config import Cache
+from schemas.config import CacheConfig
 from schemas.recipe import Recipe
 from stages.data.split import Split
-from stages.data.views import ViewMaker
+from stages.data.views import ViewRenderer
 from stages.replay.apply import Renderer
 from stages.replay.decide import DecidedView, Decider
 from stages.replay.decode import decode
@@ -99,7 +99,7 @@ def packed(files: list[bytes], folder: Path) -> Split:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     split = pack(str(folder / "images"), folder / "shards", samples_per_shard=len(files))
-    split.cache = Cache(decoded=True, decoded_folder=str(folder / "decoded"))
+    split.cache = CacheConfig(decoded=True, decoded_folder=str(folder / "decoded"))
     return split
 
 
@@ -111,7 +111,7 @@ def measure(split: Split, rounds: int) -> dict[str, Any]:
         views_per_second_decoded: those; floor_share_3: our rate over the floor's at 3; share_*: where the time of a
         view goes at 3 views a decode; *_us: microseconds a view; decoded_bytes: of an image in the cache.
     """
-    maker = ViewMaker(split, RECIPE)
+    maker = ViewRenderer(split, RECIPE)
     batches = [Batch(split, maker, range(split.rows[0])[first:][:BATCH]) for first in range(0, split.rows[0], BATCH)]
     seconds: dict[str, float] = defaultdict(float)
     views: dict[str, int] = defaultdict(int)
@@ -147,7 +147,7 @@ def summarise(us: dict[str, float]) -> dict[str, Any]:
 class Batch:
     """Some images, what was decided for them, and each side's work on them; all of it returns its count of views."""
 
-    def __init__(self, split: Split, maker: ViewMaker, rows: range) -> None:
+    def __init__(self, split: Split, maker: ViewRenderer, rows: range) -> None:
         self._files = [split.image(0, row) for row in rows]
         self._rows, self._maker = rows, maker
         self._decider = Decider(RECIPE)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from pipeline.commands import shard as stages
 from pipeline.execution.ray_session import ray_session
-from schemas.config import RunFile, Shards
+from schemas.config import RunFile, ShardsConfig
 from schemas.run_file import parse_run
 from stages.shard.plan import plan_shards
 from stages.sources.discover import list_source
@@ -72,7 +72,7 @@ def scale(archive: str, classes: int) -> None:
     before, start = _peak(), time.perf_counter()
     listing = list_source(archive, "train", None)
     listed = time.perf_counter() - start
-    specs = plan_shards(listing, Shards(), shuffle=True)
+    specs = plan_shards(listing, ShardsConfig(), shuffle=True)
     key = listing.fingerprint()[:8]
     seconds = time.perf_counter() - start
     print(f"{len(listing.images)} images, {len(specs)} shards, content {key}")

@@ -16,9 +16,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.execution.failures import Fault
+from pipeline.execution.failures import PartFailure
 from pipeline.execution.worker import Worker
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.storage.store import Store
 
 PAUSE = 0.05
@@ -132,7 +132,7 @@ def _noted(part: str, work: Callable[[], Any]) -> Any:
     except BaseException as error:
         _note(part, since, type(error).__name__)
         raise
-    _note(part, since, type(outcome).__name__ if isinstance(outcome, PipelineError | Fault) else DONE)
+    _note(part, since, type(outcome).__name__ if isinstance(outcome, UserError | PartFailure) else DONE)
     return outcome
 
 

@@ -75,7 +75,7 @@ Switch = Annotated[bool | str, PlainValidator(_switch)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
-class Source(Table):
+class SourceConfig(Table):
     """Where the images come from."""
 
     train: str = Field(
@@ -97,7 +97,7 @@ class Source(Table):
     check_md5: bool = Field(False, description="compare the official archives with their published md5 sums first")
 
 
-class Shards(Table):
+class ShardsConfig(Table):
     """How images are packed."""
 
     samples_per_shard: int = Field(1000, ge=2, le=1_000_000, description="images in one tar")
@@ -111,7 +111,7 @@ class Shards(Table):
     adopt: bool = Field(False, description="index the WebDataset tars of the source where they lie and copy nothing")
 
     @model_validator(mode="after")
-    def _bytes_stay(self) -> "Shards":
+    def _bytes_stay(self) -> "ShardsConfig":
         if self.adopt and self.max_side:
             raise ValueError("adopt: copies nothing, so max_side cannot re-encode; set one of them")
         return self
@@ -144,7 +144,7 @@ def refuse_unlike(table: str, model: str | tuple[str, ...], *, checkpoint: Any, 
         raise ValueError('checkpoint: must be a list, one for each model; "" = timm\'s pretrained')
 
 
-class Teacher(Table):
+class TeacherConfig(Table):
     """The network whose decisions are stored."""
 
     model: Annotated[Names, AfterValidator(_not_empty)] = Field(
@@ -173,7 +173,7 @@ class Teacher(Table):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Teacher":
+    def _fits_together(self) -> "TeacherConfig":
         if self.batch_size % 2:
             raise ValueError("batch_size: must be even: the two views of a pair go through the teacher together")
         refuse_unlike("teacher", self.model, checkpoint=self.checkpoint, extra=self.extra, input_size=self.input_size)
@@ -201,7 +201,7 @@ class Teacher(Table):
         }
 
 
-class Labels(Table):
+class LabelsConfig(Table):
     """Which decisions are made and how they are kept."""
 
     name: FolderName = Field("teacher", description="folder of the label set below labels/")
@@ -225,7 +225,7 @@ class Labels(Table):
         return _PROCESSES if self.workers == AUTO else int(self.workers)
 
 
-class Student(Table):
+class StudentConfig(Table):
     """The network that is trained."""
 
     model: str = Field("deit_base_distilled_patch16_224", min_length=1, description="any timm classifier")
@@ -242,13 +242,13 @@ class Student(Table):
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
     @model_validator(mode="after")
-    def _something_to_keep(self) -> "Student":
+    def _something_to_keep(self) -> "StudentConfig":
         if self.new_head and not self.init_checkpoint:
             raise ValueError("new_head: without student.init_checkpoint all weights are fresh; set one or remove it")
         return self
 
 
-class Train(Table):
+class TrainConfig(Table):
     """How the student is trained."""
 
     name: FolderName = Field("deit", description="folder of the run below runs/")
@@ -305,7 +305,7 @@ class Train(Table):
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
 
     @model_validator(mode="after")
-    def _even(self) -> "Train":
+    def _even(self) -> "TrainConfig":
         if self.micro_batch % 2:
             raise ValueError("micro_batch: must be even: the two views of a pair go through the student together")
         return self
@@ -316,7 +316,7 @@ class Train(Table):
         return _PROCESSES if self.workers == AUTO else int(self.workers)
 
 
-class Cache(Table):
+class CacheConfig(Table):
     """Local copies: of shards, where these are across a network, and of decoded pixels, where these are wanted."""
 
     folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
@@ -328,7 +328,7 @@ class Cache(Table):
     )
 
 
-class Evaluate(Table):
+class EvaluateConfig(Table):
     """What is measured, on which images, and how."""
 
     crop_pct: float = Field(0.875, gt=0, le=1, description="the centre crop's share of the resized short side")
@@ -356,7 +356,7 @@ class Evaluate(Table):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Evaluate":
+    def _fits_together(self) -> "EvaluateConfig":
         refuse_unlike("evaluate", self.model, checkpoint=self.checkpoint, extra=self.extra)
         if not self.source and (self.source_labels or self.class_folders == "indices"):
             key = "source_labels" if self.source_labels else "class_folders"
@@ -371,7 +371,7 @@ class Evaluate(Table):
         return members(self.model, self.checkpoint, self.extra) if self.model else ()
 
 
-class Cluster(Table):
+class ClusterConfig(Table):
     """Where the work runs."""
 
     address: str = Field(
@@ -400,16 +400,16 @@ class RunFile(Table):
         description="a path, or any URI pyarrow.fs opens",
         examples=["s3://bucket/deit"],
     )
-    source: Source = Source()
-    shards: Shards = Shards()
+    source: SourceConfig = SourceConfig()
+    shards: ShardsConfig = ShardsConfig()
     views: Recipe = Recipe()
-    teacher: Teacher = Teacher()
-    labels: Labels = Labels()
-    student: Student = Student()
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    cache: Cache = Cache()
-    cluster: Cluster = Cluster()
+    teacher: TeacherConfig = TeacherConfig()
+    labels: LabelsConfig = LabelsConfig()
+    student: StudentConfig = StudentConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cache: CacheConfig = CacheConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunFile":

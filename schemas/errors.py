@@ -10,7 +10,7 @@ from schemas.secrets import hide_secrets
 from schemas.visible import visible
 
 
-class PipelineError(Exception):
+class UserError(Exception):
     """Something the user can mend; the message is the single line they read, without secrets of URIs or controls."""
 
     exit_code = 1
@@ -19,19 +19,19 @@ class PipelineError(Exception):
         super().__init__(visible(hide_secrets(message)))
 
 
-class Unfinished(PipelineError):
+class IncompleteError(UserError):
     """Stopped, or some parts failed: the same command resumes."""
 
     exit_code = 3
 
 
-class Mismatch(PipelineError):
+class MismatchError(UserError):
     """Two things that do not belong together, such as labels and a recipe that did not make them."""
 
     exit_code = 4
 
 
-class BadImages(PipelineError):
+class BadImages(UserError):
     """Images that cannot be read, each with its name and reason."""
 
     def __init__(self, images: Sequence[dict[str, str]]) -> None:
@@ -49,7 +49,7 @@ def last_line(error: BaseException) -> str:
     return hide_secrets((str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
-def together(errors: Sequence[PipelineError]) -> PipelineError:
+def merge_errors(errors: Sequence[UserError]) -> UserError:
     """The one error that stands for several: the first, or, if it names bad images, those of all."""
     if not isinstance(errors[0], BadImages):
         return errors[0]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 CREDIT = "Touvron et al. 2021"
 
 
-class Known(NamedTuple):
+class PaperRow(NamedTuple):
     """A row of Table 5; accuracies in percent, images a second on one V100 of 16 GB, None = not given.
 
     Attributes:
@@ -24,27 +24,27 @@ class Known(NamedTuple):
     v2: float | None
 
 
-TABLE_5: dict[tuple[str, int], Known] = {
-    ("resnet18", 224): Known(4458.4, 69.8, 77.3, 57.1),
-    ("resnet50", 224): Known(1226.1, 76.2, 82.5, 63.3),
-    ("resnet101", 224): Known(753.6, 77.4, 83.7, 65.7),
-    ("resnet152", 224): Known(526.4, 78.3, 84.1, 67.0),
-    ("regnety_040", 224): Known(1156.7, 80.0, 86.4, 69.4),
-    ("regnety_080", 224): Known(591.6, 81.7, 87.4, 70.8),
-    ("regnety_160", 224): Known(334.7, 82.9, 88.1, 72.4),
-    ("efficientnet_b0", 224): Known(2694.3, 77.1, 83.5, 64.3),
-    ("efficientnet_b1", 240): Known(1662.5, 79.1, 84.9, 66.9),
-    ("efficientnet_b2", 260): Known(1255.7, 80.1, 85.9, 68.8),
-    ("efficientnet_b3", 300): Known(732.1, 81.6, 86.8, 70.6),
-    ("efficientnet_b4", 380): Known(349.4, 82.9, 88.0, 72.3),
-    ("deit_tiny_patch16_224", 224): Known(2536.5, 72.2, 80.1, 60.4),
-    ("deit_small_patch16_224", 224): Known(940.4, 79.8, 85.7, 68.5),
-    ("deit_base_patch16_224", 224): Known(292.3, 81.8, 86.7, 71.5),
-    ("deit_base_patch16_384", 384): Known(85.9, 83.1, 87.7, 72.4),
-    ("deit_tiny_distilled_patch16_224", 224): Known(2529.5, 74.5, 82.1, 62.9),
-    ("deit_small_distilled_patch16_224", 224): Known(936.2, 81.2, 86.8, 70.0),
-    ("deit_base_distilled_patch16_224", 224): Known(290.9, 83.4, 88.3, 73.2),
-    ("deit_base_distilled_patch16_384", 384): Known(85.8, 84.5, 89.0, 74.8),
+TABLE_5: dict[tuple[str, int], PaperRow] = {
+    ("resnet18", 224): PaperRow(4458.4, 69.8, 77.3, 57.1),
+    ("resnet50", 224): PaperRow(1226.1, 76.2, 82.5, 63.3),
+    ("resnet101", 224): PaperRow(753.6, 77.4, 83.7, 65.7),
+    ("resnet152", 224): PaperRow(526.4, 78.3, 84.1, 67.0),
+    ("regnety_040", 224): PaperRow(1156.7, 80.0, 86.4, 69.4),
+    ("regnety_080", 224): PaperRow(591.6, 81.7, 87.4, 70.8),
+    ("regnety_160", 224): PaperRow(334.7, 82.9, 88.1, 72.4),
+    ("efficientnet_b0", 224): PaperRow(2694.3, 77.1, 83.5, 64.3),
+    ("efficientnet_b1", 240): PaperRow(1662.5, 79.1, 84.9, 66.9),
+    ("efficientnet_b2", 260): PaperRow(1255.7, 80.1, 85.9, 68.8),
+    ("efficientnet_b3", 300): PaperRow(732.1, 81.6, 86.8, 70.6),
+    ("efficientnet_b4", 380): PaperRow(349.4, 82.9, 88.0, 72.3),
+    ("deit_tiny_patch16_224", 224): PaperRow(2536.5, 72.2, 80.1, 60.4),
+    ("deit_small_patch16_224", 224): PaperRow(940.4, 79.8, 85.7, 68.5),
+    ("deit_base_patch16_224", 224): PaperRow(292.3, 81.8, 86.7, 71.5),
+    ("deit_base_patch16_384", 384): PaperRow(85.9, 83.1, 87.7, 72.4),
+    ("deit_tiny_distilled_patch16_224", 224): PaperRow(2529.5, 74.5, 82.1, 62.9),
+    ("deit_small_distilled_patch16_224", 224): PaperRow(936.2, 81.2, 86.8, 70.0),
+    ("deit_base_distilled_patch16_224", 224): PaperRow(290.9, 83.4, 88.3, 73.2),
+    ("deit_base_distilled_patch16_384", 384): PaperRow(85.8, 84.5, 89.0, 74.8),
 }
 """By timm's name without its tag, and the side in pixels; distilled ones after 300 epochs."""
 

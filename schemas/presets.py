@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.run_file import parse_run
 from schemas.toml_text import WIDTH, toml_text
 
@@ -295,16 +295,16 @@ def run_file_text(preset: str, teacher: str = "") -> str:
     """The text of a preset's commented run file, TOML with lines of at most 110 characters.
 
     Raises:
-        PipelineError: for an unknown preset or teacher, naming those there are, or a teacher for who has none.
+        UserError: for an unknown preset or teacher, naming those there are, or a teacher for who has none.
     """
     if preset not in PRESETS:
-        raise PipelineError(f"unknown preset {preset}; allowed: {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {preset}; allowed: {', '.join(PRESETS)}")
     if teacher and teacher not in TEACHERS:
-        raise PipelineError(f"unknown teacher {teacher}; allowed: {', '.join(TEACHERS)}")
+        raise UserError(f"unknown teacher {teacher}; allowed: {', '.join(TEACHERS)}")
     chosen = PRESETS[preset]
     run = chosen.run_file(teacher)
     if teacher and run.train.distillation not in ("hard", "soft"):
-        raise PipelineError(f"preset {preset}: has no teacher; choose a distilled one, such as deit-b-distilled")
+        raise UserError(f"preset {preset}: has no teacher; choose a distilled one, such as deit-b-distilled")
     return "\n".join([*_head(chosen, run, teacher), "", toml_text(run)])
 
 

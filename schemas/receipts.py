@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import Mismatch, PipelineError
+from schemas.errors import MismatchError, UserError
 
 
 def canonical_json(value: Any) -> bytes:
@@ -30,19 +30,19 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
     """Parse a stored JSON object; `where` names the file in the error.
 
     Raises:
-        PipelineError: if the bytes are not a whole JSON object.
+        UserError: if the bytes are not a whole JSON object.
     """
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise PipelineError(f"{where}: not JSON ({error}); restore it, or delete it and run its stage again") from None
+        raise UserError(f"{where}: not JSON ({error}); restore it, or delete it and run its stage again") from None
     if not isinstance(value, dict):
-        raise PipelineError(f"{where}: not a JSON object; restore it, or delete it and run its stage again")
+        raise UserError(f"{where}: not a JSON object; restore it, or delete it and run its stage again")
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class PartOutput:
     """What a stage hands back for one part: files (name below the stage's folder → content), rows, counts.
 
     `sha256` has the hex sums of files that were hashed as they were written.
@@ -90,7 +90,7 @@ class Receipt:
         """Parse what `to_json` wrote; `where` names the file in the error.
 
         Raises:
-            PipelineError: if the bytes are not a whole receipt.
+            UserError: if the bytes are not a whole receipt.
         """
         try:
             fields = json.loads(data)
@@ -100,7 +100,7 @@ class Receipt:
                 raise ValueError("not the bytes that were written")
             return receipt
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PipelineError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
+            raise UserError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -113,20 +113,20 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return found
     if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
         return []
-    return [f"{name}: {short(old)} -> {short(new)}"]
+    return [f"{name}: {truncate_json(old)} -> {truncate_json(new)}"]
 
 
-def refuse_changes(where: str, old: Any, new: Any, mend: str) -> None:
+def require_unchanged(where: str, old: Any, new: Any, mend: str) -> None:
     """Compare what made the existing parts with what would make new ones.
 
     Raises:
-        Mismatch: naming every difference and the mend.
+        MismatchError: naming every difference and the mend.
     """
     if found := differences(old, new):
-        raise Mismatch(f"{where} was made differently ({'; '.join(found)}); {mend}")
+        raise MismatchError(f"{where} was made differently ({'; '.join(found)}); {mend}")
 
 
-def short(value: Any) -> str:
+def truncate_json(value: Any) -> str:
     """A value as JSON on one line of at most 60 characters, for messages."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

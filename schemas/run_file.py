@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
-from schemas.receipts import short
+from schemas.errors import UserError
+from schemas.receipts import truncate_json
 
 _PAIR = "must be two numbers, such as [0.5, 1.0]"
 _PLAIN = {  # pydantic's error types whose own words speak of Python rather than of TOML
@@ -29,14 +29,14 @@ def load_run_file(path: str, overrides: list[str]) -> RunFile:
     """Read a run file and put `key=value` overrides (dotted keys, TOML values) over it.
 
     Raises:
-        PipelineError: one line naming the key, the cause and what is allowed.
+        UserError: one line naming the key, the cause and what is allowed.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PipelineError(f"{path}: no such run file; write one with `deit-pipeline init {path}`") from None
+        raise UserError(f"{path}: no such run file; write one with `deit-pipeline init {path}`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PipelineError(f"{path}: not a TOML file ({error})") from None
+        raise UserError(f"{path}: not a TOML file ({error})") from None
     for override in overrides:
         _put(values, override)
     return parse_run(values, path)
@@ -46,32 +46,32 @@ def parse_run(values: dict[str, Any], where: str) -> RunFile:
     """Check a run file's values; `where` names their origin in the error.
 
     Raises:
-        PipelineError: one line naming the key, the cause and what is allowed.
+        UserError: one line naming the key, the cause and what is allowed.
     """
     try:
         return RunFile.model_validate(_tuples(values))
     except ValidationError as error:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise PipelineError(f"{where}: {_explain(error.errors()[0])}{more}") from None
+        raise UserError(f"{where}: {_explain(error.errors()[0])}{more}") from None
 
 
 def _put(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not override.isascii() and any("\ud800" <= one <= "\udfff" for one in override):
-        raise PipelineError(f"--set {override}: is not UTF-8 text; rename the file, or name it in another way")
+        raise UserError(f"--set {override}: is not UTF-8 text; rename the file, or name it in another way")
     if not equals or not all(names):
-        raise PipelineError(f"--set {override}: must be key=value, such as --set train.epochs=100")
+        raise UserError(f"--set {override}: must be key=value, such as --set train.epochs=100")
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         parsed = {"value": text.strip()}  # a bare word is a string, as shells eat the quotes
     if len(parsed) > 1:
-        raise PipelineError(f"--set {short(override)}: must be one key=value; repeat --set for the next")
+        raise UserError(f"--set {truncate_json(override)}: must be one key=value; repeat --set for the next")
     for name in names[:-1]:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise PipelineError(f"--set {override}: {name} is a value, not a table")
+            raise UserError(f"--set {override}: {name} is a value, not a table")
     values[names[-1]] = parsed["value"]
 
 
@@ -92,4 +92,4 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error" and isinstance(given, dict):  # of a table: names the key below it itself
         return ".".join([*path, str(error["ctx"]["error"])])
     message = _PLAIN.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    return f"{key} = {short(given)}: {message}"
+    return f"{key} = {truncate_json(given)}: {message}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from tests.support.world import CLASSES, TEACHER, run_file, silent, write_images
 
 # Before torch is loaded: its threads otherwise spin while they wait, which on a busy machine costs 20 times the work.
@@ -67,7 +67,7 @@ def refused() -> Callable[..., str]:
     """Call something that must be refused; the line that says so."""
 
     def call(do: Callable[..., Any], *arguments: Any, code: int = 1, **options: Any) -> str:
-        with pytest.raises(PipelineError) as caught:
+        with pytest.raises(UserError) as caught:
             do(*arguments, **options)
         assert "\n" not in str(caught.value)
         assert caught.value.exit_code == code

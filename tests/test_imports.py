@@ -28,17 +28,17 @@ class Imported(Dataset[Any]):
 def test_a_data_worker_imports_neither_timm_nor_ray(whole, stage):
     from stages.data.loader import load
     from stages.data.split import Split
-    from stages.label.dataset import PartViews
+    from stages.label.dataset import LabelDataset
     from stages.label.label_set import LabelSpec
-    from stages.train.dataset import Steps
+    from stages.train.dataset import TrainDataset
     from stages.train.plan import plan_training
 
     split = Split.open(whole.workspace, "train")
     if stage == "train":
         plan = plan_training(whole, 1)
-        data: Any = Steps(split, whole.views, plan.stream(whole), plan.labels, batch=16, rank=0, world=1)
+        data: Any = TrainDataset(split, whole.views, plan.stream(whole), plan.labels, batch=16, rank=0, world=1)
     else:
-        data = PartViews(split, whole.views, 16)
+        data = LabelDataset(split, whole.views, 16)
     own = type(data).__module__
     order = [0] if stage == "train" else data.order(LabelSpec(0, 0, 1), 1)[:1]
     (found,) = load(Imported(data, (*HEAVY, own)), workers=1, order=order, preload=(own,))

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline.commands.evaluate import Asked, ask, home
+from pipeline.commands.evaluate import ModelPredictions, ask, report_dir
 from pipeline.commands.reports import put_figures
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, run_device, settled
 from pipeline.execution.progress import Progress
 from schemas.config import RunFile
-from schemas.errors import Mismatch, PipelineError
+from schemas.errors import MismatchError, UserError
 from stages.data.center_crop import centre_crops
-from stages.data.image_set import Gallery, open_gallery
+from stages.data.image_set import ImageSet, open_image_set
 from stages.evaluate import disagreement as table_4
 from stages.evaluate import token_similarity as section_4
-from stages.evaluate.evaluated_model import Who, open_subject
+from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
 from stages.storage.run_files import stored_run
 from stages.storage.store import Store
 
@@ -33,27 +33,27 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
     """How often truth, teacher, an undistilled student and a distilled student's heads decide differently.
 
     Raises:
-        PipelineError: if there are no images, a model cannot be had, or the student has one head.
-        Mismatch: if the baseline had a teacher, or the images have no single true class.
+        UserError: if there are no images, a model cannot be had, or the student has one head.
+        MismatchError: if the baseline had a teacher, or the images have no single true class.
     """
     run = compiled(settled(run))
     settings = run.evaluate
     if settings.labels != "source":
-        raise Mismatch('--disagreement: needs one true class an image; set evaluate.labels = "source"')
+        raise MismatchError('--disagreement: needs one true class an image; set evaluate.labels = "source"')
     _refuse_models(run, "--disagreement")
     if settings.baseline:
         _refuse_taught(run, settings.baseline)
-    gallery = noted(open_gallery(run), run.evaluate.source)
-    asked = {"student": ask(run, Who(run=run.train.name), gallery, say)}
+    gallery = noted(open_image_set(run), run.evaluate.source)
+    asked = {"student": ask(run, ModelRef(run=run.train.name), gallery, say)}
     if "distillation" not in asked["student"].found.top:
-        table_4.deciders(asked["student"].found, asked["student"].found, None)  # says so before others are asked
-    asked["teacher"] = ask(run, Who(), gallery, say)
+        table_4.predictors(asked["student"].found, asked["student"].found, None)  # says so before others are asked
+    asked["teacher"] = ask(run, ModelRef(), gallery, say)
     if settings.baseline:
-        asked["baseline"] = ask(run, Who(run=settings.baseline), gallery, say)
+        asked["baseline"] = ask(run, ModelRef(run=settings.baseline), gallery, say)
     else:
         say("without a student that no teacher taught: name its run with --baseline")
     baseline = asked["baseline"].found if settings.baseline else None
-    decided = table_4.deciders(asked["teacher"].found, asked["student"].found, baseline)
+    decided = table_4.predictors(asked["teacher"].found, asked["student"].found, baseline)
     names, rates = list(decided), table_4.disagreement(decided)
     result = {
         "stage": "evaluate",
@@ -64,7 +64,7 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
     }
     title = f"Disagreement, {run.train.name}, {result['samples']:,} images"
     text, picture = table_4.table(names, rates), table_4.draw(title, names, rates)
-    _put(run, home(asked["student"].subject), "disagreement", result, f"# {title}\n\n{text}", picture, say)
+    _put(run, report_dir(asked["student"].subject), "disagreement", result, f"# {title}\n\n{text}", picture, say)
     return result
 
 
@@ -72,12 +72,12 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
     """Cosine between a distilled student's class and distillation token, layer by layer.
 
     Raises:
-        PipelineError: if there are no images or no such run, or the model has no distillation token.
+        UserError: if there are no images or no such run, or the model has no distillation token.
     """
     run = compiled(settled(run))
     _refuse_models(run, "--tokens")
-    gallery = noted(open_gallery(run), run.evaluate.source)
-    subject = open_subject(run, Who(run=run.train.name), gallery, torch.device(run_device(run)))
+    gallery = noted(open_image_set(run), run.evaluate.source)
+    subject = open_evaluated_model(run, ModelRef(run=run.train.name), gallery, torch.device(run_device(run)))
     with Progress(f"tokens {subject.name}", total=sum(gallery.rows), unit="images") as progress:
 
         def crops() -> Any:
@@ -107,7 +107,7 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
     }
     title = f"Tokens, {run.train.name}"
     text, picture = section_4.table(found), section_4.draw(title, found)
-    _put(run, home(subject), "tokens", result, f"# {title}\n\n{text}", picture, say)
+    _put(run, report_dir(subject), "tokens", result, f"# {title}\n\n{text}", picture, say)
     return result
 
 
@@ -120,7 +120,7 @@ def _put(
     say(f"→ {store}: {', '.join(files)}")
 
 
-def _about(run: RunFile, gallery: Gallery, asked: Asked) -> dict[str, Any]:
+def _about(run: RunFile, gallery: ImageSet, asked: ModelPredictions) -> dict[str, Any]:
     return {
         "run": asked.subject.run,
         "samples": len(asked.found.names),
@@ -130,7 +130,7 @@ def _about(run: RunFile, gallery: Gallery, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _source(asked: Asked) -> dict[str, Any]:
+def _source(asked: ModelPredictions) -> dict[str, Any]:
     """Whose answers, and where they are."""
     subject = asked.subject
     who = {"name": subject.name, "run": subject.run, "model": subject.model, "image_size": subject.image_size}
@@ -139,13 +139,13 @@ def _source(asked: Asked) -> dict[str, Any]:
 
 def _refuse_models(run: RunFile, option: str) -> None:
     if run.evaluate.members:
-        raise PipelineError(f"{option}: is about a run; remove evaluate.model and name the run by train.name")
+        raise UserError(f"{option}: is about a run; remove evaluate.model and name the run by train.name")
 
 
 def _refuse_taught(run: RunFile, name: str) -> None:
     taught = stored_run(run, name).train.distillation
     if taught != "none":
-        raise Mismatch(
+        raise MismatchError(
             f'evaluate.baseline = {name}: was trained with train.distillation = "{taught}"; name a run that was '
             'trained with "none"'
         )

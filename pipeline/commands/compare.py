@@ -13,9 +13,9 @@ from PIL import Image
 from pipeline.commands.reports import put_figures
 from schemas import paper
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.presets import PRESETS
-from schemas.receipts import fingerprint, read_json, short
+from schemas.receipts import fingerprint, read_json, truncate_json
 from stages.plotting.charts import Series, chart, markdown
 from stages.storage.commit import read_manifest
 from stages.storage.run_files import stored_run
@@ -31,10 +31,10 @@ def compare(run: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
     """Lay runs side by side.
 
     Raises:
-        PipelineError: if a run is not there, named twice, not trained to its end, or not evaluated.
+        UserError: if a run is not there, named twice, not trained to its end, or not evaluated.
     """
     if twice := [name for name in names if names.count(name) > 1]:
-        raise PipelineError(f"compare: {twice[0]} is named twice; name each run once")
+        raise UserError(f"compare: {twice[0]} is named twice; name each run once")
     rows = [_row(run, name) for name in names]
     settings = {row["run"]: row.pop("settings") for row in rows}
     differing = _differing(list(settings.values()))
@@ -57,9 +57,9 @@ def _row(run: RunFile, name: str) -> dict[str, Any]:
     store = Store(run.workspace).at(f"runs/{name}")
     manifest = read_manifest(store)
     if manifest is None:
-        raise PipelineError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
+        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
     if not store.exists("evaluation.json"):
-        raise PipelineError(f"{store}: is not evaluated; run `deit-pipeline evaluate --set train.name={name}` first")
+        raise UserError(f"{store}: is not evaluated; run `deit-pipeline evaluate --set train.name={name}` first")
     evaluation = read_json(store.read("evaluation.json"), store.name("evaluation.json"))
     train = read_manifest(Store(run.workspace).at("shards/train")) or {"samples": None}
     steps = manifest["steps"]
@@ -105,7 +105,7 @@ def _table(rows: Sequence[dict[str, Any]], differing: Sequence[str]) -> str:
     for row in rows:
         top1 = [f"{row[one]['top1']:.1%}" if row[one] else "" for one in there]
         epochs = "" if row["epochs"] is None else f"{row['epochs']:.1f}"
-        changed = [short(row["differs"][key]) for key in differing]
+        changed = [truncate_json(row["differs"][key]) for key in differing]
         top5 = f"{(row['fused'] or row['class'])['top5']:.1%}"
         lines.append([row["run"], *changed, epochs, f"{row['loss']:.3f}", *top1, top5, f"{row['samples']:,}"])
     text = f"# Runs side by side\n\n{markdown(head, lines)}"
@@ -137,7 +137,7 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, floa
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else short(value)
+    return value if isinstance(value, str) else truncate_json(value)
 
 
 def _figure_3(rows: Sequence[dict[str, Any]]) -> Image.Image | None:

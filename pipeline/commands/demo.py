@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.commands.run import evaluate, label, shard, train
 from pipeline.execution.ray_session import INLINE
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.run_file import parse_run
 from schemas.toml_text import toml_text
 from stages.replay.draws import Draws, Purpose
@@ -36,7 +36,7 @@ def demo(folder: str, address: str, say: Callable[[str], None]) -> dict[str, Any
     """Run all stages on scikit-learn's digits below `folder`, and show the table.
 
     Raises:
-        PipelineError: if scikit-learn is missing, or as a stage raised it.
+        UserError: if scikit-learn is missing, or as a stage raised it.
     """
     root = Path(folder)
     write_digits(root / "images")
@@ -50,12 +50,12 @@ def write_digits(root: Path) -> None:
     """Write scikit-learn's 1,797 digits as an image folder, 1,500 for training and the rest for validation.
 
     Raises:
-        PipelineError: if scikit-learn is not installed.
+        UserError: if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise PipelineError("demo: its digits come with scikit-learn; pip install 'deit-pipeline[demo]'") from None
+        raise UserError("demo: its digits come with scikit-learn; pip install 'deit-pipeline[demo]'") from None
     digits = load_digits()
     order = Draws(0, Purpose.SHUFFLE).at(0).permutation(len(digits.images))  # they come sorted by writer
     for place, number in enumerate(order.tolist()):

@@ -20,15 +20,15 @@ import torch
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_session import INLINE, LOCAL, Seats
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources
 from pipeline.execution.run_parts import make_missing
-from pipeline.execution.stage_dir import begin, finish
+from pipeline.execution.stage_dir import open_stage, write_manifest
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.receipts import fingerprint
-from stages.data.image_set import Gallery, open_gallery
+from stages.data.image_set import ImageSet, open_image_set
 from stages.data.views import pixel_versions
-from stages.evaluate.evaluated_model import Subject, Who, open_subject
+from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, open_evaluated_model
 from stages.evaluate.imagenet_real import real_labels, refuse_other_classes
 from stages.evaluate.predictions import HEADS, BlockSpec, Predictions, Predictor, score
 from stages.models.teacher import Teacher
@@ -38,10 +38,10 @@ from stages.storage.store import Store
 Say = Callable[[str], None]
 
 
-class Asked(NamedTuple):
+class ModelPredictions(NamedTuple):
     """A model's answers about a gallery: whose, the answers, and the folder of the workspace that holds them."""
 
-    subject: Subject
+    subject: EvaluatedModel
     found: Predictions
     folder: str
 
@@ -53,25 +53,27 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         The figures; of several models those of the first, with `others`.
 
     Raises:
-        PipelineError: if there are no images, no run or no such model, or its weights do not fit.
-        Mismatch: if classes are not those of the images, or of ImageNet where its labels are asked for.
+        UserError: if there are no images, no run or no such model, or its weights do not fit.
+        MismatchError: if classes are not those of the images, or of ImageNet where its labels are asked for.
     """
     run = compiled(settled(run))
-    gallery = noted(open_gallery(run), run.evaluate.source)
+    gallery = noted(open_image_set(run), run.evaluate.source)
     if run.evaluate.labels == "imagenet-real":
         refuse_other_classes(gallery.classes)
-    wanted = [Who(member=member) for member in run.evaluate.members] or [Who(run=run.train.name)]
+    wanted = [ModelRef(member=member) for member in run.evaluate.members] or [ModelRef(run=run.train.name)]
     results = [_measured(run, who, gallery, say) for who in wanted]
     return results[0] | ({"others": results[1:]} if len(results) > 1 else {})
 
 
-def ask(run: RunFile, who: Who, gallery: Gallery, say: Say) -> Asked:
+def ask(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> ModelPredictions:
     """A model's answers about every image of a gallery; those that are stored already are taken from there.
 
     Raises:
-        PipelineError: if the model cannot be had or does not fit, or an image cannot be read.
+        UserError: if the model cannot be had or does not fit, or an image cannot be read.
     """
-    subject = open_subject(run, who, gallery, torch.device("cpu"))  # a wrong one is refused before anything is started
+    subject = open_evaluated_model(
+        run, who, gallery, torch.device("cpu")
+    )  # a wrong one is refused before anything is started
     device, settings = run_device(run), run.evaluate
     made_from = {
         "images": gallery.content,
@@ -84,20 +86,20 @@ def ask(run: RunFile, who: Who, gallery: Gallery, say: Say) -> Asked:
     folder = f"predictions/{subject.name}.{gallery.title}-{fingerprint(made_from)[:12]}"
     store = Store(run.workspace).at(folder)
     specs = [BlockSpec(block) for block in range(len(gallery.rows))]
-    begun = begin(store, made_from, pixel_versions(), "delete that folder")
+    begun = open_stage(store, made_from, pixel_versions(), "delete that folder")
     say(_devices(run, subject))
     workers, gpu = device_count(run), device == "cuda"
-    seats = Seats(count=workers, cpus=1 + run.train.processes if gpu else 1, gpus=int(gpu))
+    seats = Resources(count=workers, cpus=1 + run.train.processes if gpu else 1, gpus=int(gpu))
     alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
     job = Job(begun, partial(Predictor, run, who, gallery, device))
     with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, _ = make_missing(job, specs, cluster=cluster, seats=seats, progress=progress)
-    finish(begun, receipts, stage="evaluate")
-    return Asked(subject, Predictions.read(store, receipts), folder)
+    write_manifest(begun, receipts, stage="evaluate")
+    return ModelPredictions(subject, Predictions.read(store, receipts), folder)
 
 
-def _devices(run: RunFile, subject: Subject) -> str:
+def _devices(run: RunFile, subject: EvaluatedModel) -> str:
     teacher = isinstance(subject.network, Teacher)
     return device_line(
         run,
@@ -109,12 +111,12 @@ def _devices(run: RunFile, subject: Subject) -> str:
     )
 
 
-def home(subject: Subject) -> str:
+def report_dir(subject: EvaluatedModel) -> str:
     """The folder of the workspace for figures about a subject."""
     return f"runs/{subject.run}" if subject.run else f"evaluations/{subject.name}"
 
 
-def _measured(run: RunFile, who: Who, gallery: Gallery, say: Say) -> dict[str, Any]:
+def _measured(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> dict[str, Any]:
     asked, settings = ask(run, who, gallery, say), run.evaluate
     subject, found = asked.subject, asked.found
     real = settings.labels == "imagenet-real"
@@ -139,15 +141,15 @@ def _measured(run: RunFile, who: Who, gallery: Gallery, say: Say) -> dict[str, A
         "predictions": asked.folder,
     } | figures
     file = _file(run, gallery)
-    put_json(Store(run.workspace).at(home(subject)), file, result)
+    put_json(Store(run.workspace).at(report_dir(subject)), file, result)
     for head in HEADS:
         if one := figures[head]:
             say(f"{subject.name} {head:13}  top-1 {one['top1']:.2%}  top-5 {one['top5']:.2%}")
-    say(f"{figures['samples']} images, {result['not_scored']} without a label → {home(subject)}/{file}")
+    say(f"{figures['samples']} images, {result['not_scored']} without a label → {report_dir(subject)}/{file}")
     return result
 
 
-def _file(run: RunFile, gallery: Gallery) -> str:
+def _file(run: RunFile, gallery: ImageSet) -> str:
     """What the figures are called: after what differs from the val split, its own classes and the usual size."""
     settings = run.evaluate
     parts = [

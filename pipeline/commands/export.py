@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.commands.run import Say
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.run_file import parse_run
 from stages.data.split import Split
 from stages.models.classifier import Classifier
@@ -45,14 +45,14 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
         say: takes lines for the user.
 
     Raises:
-        PipelineError: if the run is not trained to its end, what writes the format is not installed, or `out` cannot
+        UserError: if the run is not trained to its end, what writes the format is not installed, or `out` cannot
             be written.
     """
     refuse_missing_packages(format_)
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     manifest = read_manifest(store)
     if manifest is None:
-        raise PipelineError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
+        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
     split = Split.open(run.workspace, "train", run.cache)
     trained = _as_trained(run, store)
     file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
@@ -68,7 +68,7 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
         for name, data in files.items():
             (folder / name).write_bytes(data)
     except OSError as error:
-        raise PipelineError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
     say(f"run {run.train.name}: {', '.join(files)} → {folder}")
     sizes = {name: len(data) for name, data in files.items()}
     return {"stage": "export", "run": run.train.name, "format": format_, "out": str(folder), "files": sizes}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.execution.devices import compiled, run_device, settled
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.data.split import Split
 from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
 from stages.inspect.contact_sheet import draw_sheet
@@ -27,7 +27,7 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
         The same as numbers.
 
     Raises:
-        PipelineError: if there are no shards or no such sample, or the picture cannot be written.
+        UserError: if there are no shards or no such sample, or the picture cannot be written.
     """
     split = Split.open(run.workspace, "train", run.cache)
     address = find_sample(split, sample)
@@ -51,7 +51,7 @@ def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
         The same as numbers.
 
     Raises:
-        PipelineError: if shards or labels are missing, or the picture cannot be written.
+        UserError: if shards or labels are missing, or the picture cannot be written.
     """
     split = Split.open(run.workspace, "train")
     opened = LabelSet.open(run, split)
@@ -75,7 +75,7 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
         `baseline` and, for each other way, what `stages.label.stability.stability` says.
 
     Raises:
-        PipelineError: if there are no shards, or the teacher cannot be had.
+        UserError: if there are no shards, or the teacher cannot be had.
     """
     run, split = compiled(settled(run)), Split.open(run.workspace, "train")
     report = compare(run, split, torch.device(run_device(run)), views)
@@ -97,12 +97,12 @@ def _save(picture: Image.Image, out: str) -> None:
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
-        raise PipelineError(f"--out {out}: cannot be written ({error}); name a .png in a folder that exists") from None
+        raise UserError(f"--out {out}: cannot be written ({error}); name a .png in a folder that exists") from None
 
 
 def _labels(run: RunFile, split: Split) -> tuple[LabelSet | None, str]:
     """The run file's label set if it is whole and of these views, else why not."""
     try:
         return LabelSet.open(run, split), ""
-    except PipelineError as error:
+    except UserError as error:
         return None, str(error)

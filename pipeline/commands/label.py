@@ -11,12 +11,12 @@ import torch
 
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_session import Seats
+from pipeline.execution.ray_session import Resources
 from pipeline.execution.run_parts import make_missing
-from pipeline.execution.stage_dir import Begun, begin, finish, whole
+from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stage, write_manifest
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
@@ -37,12 +37,12 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     """Store the teacher's decisions for the run file's views.
 
     Raises:
-        PipelineError: if there are no shards, or the teacher cannot be had or does not fit.
-        Mismatch: if the label set there is of another teacher, recipe or split.
+        UserError: if there are no shards, or the teacher cannot be had or does not fit.
+        MismatchError: if the label set there is of another teacher, recipe or split.
     """
     run, split = settled(run), Split.open(run.workspace, "train", run.cache)
     if not split.pairs:
-        raise PipelineError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
+        raise UserError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     run = compiled(run, views=len(split) * run.labels.views)
     for line in _outside(run):
         say(line)
@@ -50,9 +50,9 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     made_from = label_identity(run, split)
     for line in _resized(run, made_from):
         say(line)
-    begun = begin(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    begun = open_stage(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
     say(_devices(run))
-    manifest, new = whole(begun, views=run.labels.views), 0
+    manifest, new = completed_manifest(begun, views=run.labels.views), 0
     if manifest is None:
         manifest, new = _make(run, split, begun)
     return _result(run, split, store, manifest, new, say)
@@ -143,7 +143,7 @@ def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
     if settings.store != "topk":
         return settings.store
     if settings.topk >= classes:
-        raise PipelineError(
+        raise UserError(
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
             'lower it, or set labels.store = "full"'
         )
@@ -162,17 +162,17 @@ def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
     return teacher.identity() | {"device": run_device(run)}
 
 
-def _make(run: RunFile, split: Split, begun: Begun) -> tuple[dict[str, Any], int]:
+def _make(run: RunFile, split: Split, begun: StageDir) -> tuple[dict[str, Any], int]:
     """Label what is missing; the manifest, and how many parts are new."""
     passes = run.labels.views // run.views.repeats
     done = {name: one for name, one in valid_receipts(begun.store).items() if one.made_by == begun.made_by}
     specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
     gpu = run_device(run) == "cuda"
-    seats = Seats(count=device_count(run), cpus=1 + run.labels.processes if gpu else 1, gpus=int(gpu))
+    seats = Resources(count=device_count(run), cpus=1 + run.labels.processes if gpu else 1, gpus=int(gpu))
     job = Job(begun, partial(Labeller, run, split, run_device(run)), lanes=2 if gpu else 1)
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
-    return finish(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new
+    return write_manifest(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new
 
 
 def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:

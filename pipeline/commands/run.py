@@ -22,7 +22,7 @@ def everything(run: RunFile, say: Say) -> dict[str, Any]:
     """All stages in order; each is recognised by its manifest where it is done, and sources are not listed again.
 
     Raises:
-        PipelineError: as the stage raised it.
+        UserError: as the stage raised it.
     """
     results = [sharded(run, say) or shard(run, say)]
     if run.train.distillation in TAUGHT:

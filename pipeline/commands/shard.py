@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from pipeline.commands.source_notes import note_source
 from pipeline.execution.progress import Progress, note
-from pipeline.execution.ray_session import INLINE, LOCAL, Seats
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources
 from pipeline.execution.run_parts import make_missing
-from pipeline.execution.stage_dir import Begun, begin, finish, whole
+from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stage, write_manifest
 from pipeline.execution.worker import Job
-from schemas.config import RunFile, Shards
-from schemas.errors import BadImages, Mismatch, PipelineError
+from schemas.config import RunFile, ShardsConfig
+from schemas.errors import BadImages, MismatchError, UserError
 from schemas.receipts import Receipt, StoredFile
 from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
@@ -30,7 +30,7 @@ from stages.storage.commit import put_json, put_table, read_manifest
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
-_BESIDE = ("_info.json", "wids.json")
+_COMPANION_FILES = ("_info.json", "wids.json")
 """What timm and wids read beside shards."""
 _LISTED = "listed.json"
 _MEND = "restore the images and the run file, or delete that folder"
@@ -40,8 +40,8 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     """Pack the run file's splits; one that is whole, and whose images are those of the source, is left as it is.
 
     Raises:
-        PipelineError: if a source is missing, or holds what cannot be packed.
-        Mismatch: if the splits there were made from something else.
+        UserError: if a source is missing, or holds what cannot be packed.
+        MismatchError: if the splits there were made from something else.
     """
     result = {}
     listings = list_sources(run.source)
@@ -58,8 +58,8 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         store = _store(run, split)
         settings = _settings(run.shards)
         made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-        begun = begin(store, made_from, packing_versions(), _MEND)
-        manifest, new = whole(begun, beside=_BESIDE if not run.shards.adopt else ()), 0
+        begun = open_stage(store, made_from, packing_versions(), _MEND)
+        manifest, new = completed_manifest(begun, beside=_COMPANION_FILES if not run.shards.adopt else ()), 0
         if manifest is None:
             manifest, new = _pack(run, split, listing, begun)
         result[split] = _result(run, split, manifest, new, say)
@@ -76,7 +76,7 @@ def sharded(run: RunFile, say: Say) -> dict[str, Any] | None:
     """What `shard` returns where it has finished with this run file, without listing the source again; else None.
 
     Raises:
-        Mismatch: if images were left out that the run file wants no more to be.
+        MismatchError: if images were left out that the run file wants no more to be.
     """
     if read_manifest(Store(run.workspace).at("shards"), _LISTED) != _listed(run):
         return None
@@ -84,7 +84,9 @@ def sharded(run: RunFile, say: Say) -> dict[str, Any] | None:
     for split in ("train", "val") if run.source.val else ("train",):
         store = _store(run, split)
         made_from = (read_manifest(store) or {}).get("made_from", {})
-        manifest = whole(Begun(store, made_from, {}, ""), beside=_BESIDE if not run.shards.adopt else ())
+        manifest = completed_manifest(
+            StageDir(store, made_from, {}, ""), beside=_COMPANION_FILES if not run.shards.adopt else ()
+        )
         if manifest is None or made_from["shards"] != _settings(run.shards):
             return None
         result[split] = _result(run, split, manifest, 0, say)
@@ -96,7 +98,7 @@ def _store(run: RunFile, split: str) -> Store:
     return Store(run.workspace).at(f"shards/{split}")
 
 
-def _settings(shards: Shards) -> dict[str, Any]:
+def _settings(shards: ShardsConfig) -> dict[str, Any]:
     return shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
 
 
@@ -108,17 +110,17 @@ def _listed(run: RunFile) -> dict[str, Any]:
     return {"source": {key: hide_secrets(str(value)) for key, value in (named | paths).items()}}
 
 
-def _pack(run: RunFile, split: str, listing: Listing, begun: Begun) -> tuple[dict[str, Any], int]:
+def _pack(run: RunFile, split: str, listing: Listing, begun: StageDir) -> tuple[dict[str, Any], int]:
     """Make the shards that are missing, and what others read beside them; the manifest, and how many are new."""
     store, specs = begun.store, plan_shards(listing, run.shards, shuffle=split == "train")
     job = Job(begun, partial(ShardMaker, listing.source, run.shards))
     here = run.cluster.address in (INLINE, LOCAL)
-    seats = Seats(count=run.cluster.cpus or (os.cpu_count() or 1 if here else 0), cpus=1)
+    seats = Resources(count=run.cluster.cpus or (os.cpu_count() or 1 if here else 0), cpus=1)
     with Progress(f"shard {split}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress)
     skipped = [*listing.refused, *(one for receipt in receipts for one in receipt.facts["skipped"])]
     if not any(receipt.rows for receipt in receipts):
-        raise PipelineError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
+        raise UserError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
     more: dict[str, Any] = {
         "stage": "shard",
         "classes": list(listing.classes),
@@ -132,18 +134,20 @@ def _pack(run: RunFile, split: str, listing: Listing, begun: Begun) -> tuple[dic
     if run.shards.adopt:
         more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
     else:
-        for name, about in zip(_BESIDE, (_timm_info(split, receipts), _wids_index(split, receipts)), strict=True):
+        for name, about in zip(
+            _COMPANION_FILES, (_timm_info(split, receipts), _wids_index(split, receipts)), strict=True
+        ):
             put_json(store, name, about)
     if skipped:
         put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
-    return finish(begun, receipts, **more), new
+    return write_manifest(begun, receipts, **more), new
 
 
 def _result(run: RunFile, split: str, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
     """What there is to say of a whole split; refused where images were left out and that is not wanted."""
     store, skipped, parts = _store(run, split), manifest["skipped"], manifest["parts"]
     if skipped and run.shards.on_bad_image == "fail":
-        raise Mismatch(
+        raise MismatchError(
             f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
             'set shards.on_bad_image = "skip", or delete that folder'
         )

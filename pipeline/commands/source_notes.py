@@ -1,7 +1,7 @@
 """What a source was found to be, said before anything is written, and all of it that is not taken."""
 
 from pipeline.execution.progress import note
-from stages.data.image_set import Gallery, Listed
+from stages.data.image_set import ImageSet, SourceImageSet
 from stages.sources.listing import Listing
 
 _NAMED = 5
@@ -29,8 +29,8 @@ def note_source(where: str, listing: Listing, given: str) -> None:
         note(f"{where}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
 
 
-def noted(gallery: Gallery, source: str) -> Gallery:
+def noted(gallery: ImageSet, source: str) -> ImageSet:
     """The images that models are measured on; what `evaluate.source` is has been said, where that is set."""
-    if isinstance(gallery, Listed):
+    if isinstance(gallery, SourceImageSet):
         note_source(f"evaluate.source = {source}", gallery.listing, "the train split or source.classes")
     return gallery

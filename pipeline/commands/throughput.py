@@ -33,7 +33,7 @@ def throughput(run: RunFile, say: Say) -> dict[str, Any]:
     """Measure images a second of the run's student, or of the models the run file names.
 
     Raises:
-        PipelineError: if a model cannot be built or does not fit memory.
+        UserError: if a model cannot be built or does not fit memory.
     """
     settings, device = run.evaluate, torch.device(run_device(run))
     precision = chosen_precision(settings.precision, "student", device.type)

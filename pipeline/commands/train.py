@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.execution.devices import compiled, device_count, device_line, settled
 from pipeline.execution.ray_train import launch_training
-from pipeline.execution.stage_dir import begin
+from pipeline.execution.stage_dir import open_stage
 from schemas.config import RunFile
 from stages.data.views import pixel_versions
 from stages.models.student import new_student
@@ -23,8 +23,8 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     """Train the run file's student.
 
     Raises:
-        PipelineError: if shards or labels are missing or too few, or the loss is not finite.
-        Mismatch: if the run there was trained from something else.
+        UserError: if shards or labels are missing or too few, or the loss is not finite.
+        MismatchError: if the run there was trained from something else.
     """
     run = settled(run)
     plan = plan_training(run, device_count(run))
@@ -32,7 +32,7 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     mend = "use another train.name, or restore the run file"
-    begun = begin(store, plan.made_from, pixel_versions(), mend)
+    begun = open_stage(store, plan.made_from, pixel_versions(), mend)
     say(_devices(run))
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):

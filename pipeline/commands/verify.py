@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.commands.status import STAGES
 from pipeline.execution.progress import Progress
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.receipts import Receipt, StoredFile
 from stages.storage.commit import MANIFEST, RECEIPTS, broken_files, read_manifest, read_receipt
 from stages.storage.store import Store
@@ -19,7 +19,7 @@ def verify(workspace: str) -> dict[str, Any]:
     """Read everything that is stored again and compare it with its receipt.
 
     Raises:
-        PipelineError: if the workspace holds nothing.
+        UserError: if the workspace holds nothing.
     """
     stores = [
         Store(workspace).at(f"{folder}/{name}")
@@ -27,7 +27,7 @@ def verify(workspace: str) -> dict[str, Any]:
         for name in Store(workspace).folders(folder)
     ]
     if not stores:
-        raise PipelineError(f"workspace {Store(workspace).shown}: holds nothing; run `deit-pipeline shard` first")
+        raise UserError(f"workspace {Store(workspace).shown}: holds nothing; run `deit-pipeline shard` first")
     problems: list[dict[str, str]] = []
     checked = 0
     for store in stores:
@@ -49,7 +49,7 @@ def _faults(store: Store, receipt: Receipt) -> list[dict[str, str]]:
 
 def _adopted(store: Store) -> Iterator[tuple[Store, Receipt]]:
     """The tars that a split uses where they lie, which no receipt holds."""
-    with suppress(PipelineError):  # a torn manifest is a problem already
+    with suppress(UserError):  # a torn manifest is a problem already
         adopted = (read_manifest(store) or {}).get("adopted", {"tars": []})
         for tar in adopted["tars"]:
             receipt = Receipt(part=tar["path"], files=(StoredFile(**tar),), rows=0, made_by="", facts={})
@@ -63,14 +63,14 @@ def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]
         path = f"{RECEIPTS}/{name}"
         try:
             receipt = read_receipt(store, name.removesuffix(".json"))
-        except PipelineError as error:
+        except UserError as error:
             problems.append({"path": store.name(path), "what": str(error)})
             continue
         found[receipt.part] = receipt
     yield from found.values()
     try:
         manifest = read_manifest(store) or {"parts": [], "made_by": ""}
-    except PipelineError as error:
+    except UserError as error:
         problems.append({"path": store.name(MANIFEST), "what": str(error)})
         return
     for part in manifest["parts"]:

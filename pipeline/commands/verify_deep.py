@@ -13,8 +13,8 @@ from pipeline.commands.label import label_identity
 from pipeline.execution.devices import compiled, run_device, settled
 from pipeline.execution.progress import Progress
 from schemas.config import RunFile
-from schemas.errors import PipelineError
-from schemas.receipts import Receipt, refuse_changes
+from schemas.errors import UserError
+from schemas.receipts import Receipt, require_unchanged
 from stages.data.split import Split
 from stages.label.label_file import read_labels
 from stages.label.label_set import LabelSpec
@@ -48,16 +48,16 @@ def verify_deep(run: RunFile, parts: int, say: Callable[[str], None]) -> dict[st
         `other_signatures`, and `ok`: no signature differs, and every flipped decision was within rounding of a tie.
 
     Raises:
-        PipelineError: if nothing is labelled yet, or the teacher cannot be had.
-        Mismatch: if the label set is of another teacher, recipe or split.
+        UserError: if nothing is labelled yet, or the teacher cannot be had.
+        MismatchError: if the label set is of another teacher, recipe or split.
     """
     run, split = compiled(settled(run)), Split.open(run.workspace, "train")
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
     receipts = list(valid_receipts(store).values())
     if not receipts:
-        raise PipelineError(f"{store}: nothing is labelled yet; run `deit-pipeline label-teacher`")
+        raise UserError(f"{store}: nothing is labelled yet; run `deit-pipeline label-teacher`")
     made_from = (read_manifest(store, PLAN) or {}).get("made_from")
-    refuse_changes(str(store), made_from, label_identity(run, split), "restore the run file")
+    require_unchanged(str(store), made_from, label_identity(run, split), "restore the run file")
     chosen = [receipts[nth] for nth in sorted({round(at) for at in np.linspace(0, len(receipts) - 1, parts)})]
     labeller = Labeller(run, split, run_device(run))
     compared = []

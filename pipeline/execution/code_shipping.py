@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import PipelineError, last_line
+from schemas.errors import UserError, last_line
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = tuple(ROOT / name for name in ("pipeline", "stages", "schemas"))
@@ -38,7 +38,7 @@ def look_at_nodes(ray: Any) -> list[Node]:
     """All living nodes, each asked by a task on it.
 
     Raises:
-        PipelineError: if a node does not answer.
+        UserError: if a node does not answer.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -54,7 +54,7 @@ def look_at_nodes(ray: Any) -> list[Node]:
             found.append(Node(name, *ray.get(reference, timeout=_SECONDS)))
         except ray.exceptions.RayError as error:
             cause = last_line(error)
-            raise PipelineError(f"node {name} of the cluster cannot start a worker ({cause})") from None
+            raise UserError(f"node {name} of the cluster cannot start a worker ({cause})") from None
     return found
 
 
@@ -62,12 +62,12 @@ def lacking_nodes(nodes: Iterable[Node]) -> list[str]:
     """Names of the nodes that do not have this package's source.
 
     Raises:
-        PipelineError: if a node has another version installed.
+        UserError: if a node has another version installed.
     """
     mine, source, lacking = version(), fingerprint(), []
     for node in nodes:
         if mine and node.version and node.version != mine:
-            raise PipelineError(
+            raise UserError(
                 f"node {node.name} of the cluster has deit-pipeline {node.version}, this is {mine}; install the same "
                 "version there, or none: then it is shipped"
             )

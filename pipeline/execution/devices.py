@@ -16,7 +16,7 @@ import torch
 
 from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from schemas.config import AUTO, RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.precision import chosen_precision
 from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, read_manifest
 from stages.storage.store import Store
@@ -33,11 +33,11 @@ def run_device(run: RunFile) -> str:
     """Either "cuda" or "cpu", as the run file and this machine have it.
 
     Raises:
-        PipelineError: if the run file asks for a GPU and there is none.
+        UserError: if the run file asks for a GPU and there is none.
     """
     wanted, there = run.cluster.device, torch.cuda.is_available()
     if wanted == "cuda" and not there and run.cluster.address in (INLINE, LOCAL):
-        raise PipelineError('cluster.device = "cuda": this machine has no CUDA device; set it to "cpu" or "auto"')
+        raise UserError('cluster.device = "cuda": this machine has no CUDA device; set it to "cpu" or "auto"')
     return wanted if wanted != AUTO else "cuda" if there else "cpu"
 
 
@@ -45,13 +45,13 @@ def device_count(run: RunFile) -> int:
     """Training workers or teachers at once.
 
     Raises:
-        PipelineError: if the run file leaves it to GPUs of which this machine has none.
+        UserError: if the run file leaves it to GPUs of which this machine has none.
     """
     if run.cluster.address == INLINE:
         return 1
     count = run.cluster.devices or (torch.cuda.device_count() if run_device(run) == "cuda" else 1)
     if not count:
-        raise PipelineError(
+        raise UserError(
             "cluster.devices = 0: counts this machine's GPUs, which has none; say how many of the cluster's to use"
         )
     return count
@@ -61,7 +61,7 @@ def settled(run: RunFile) -> RunFile:
     """The run file with what suits the devices, or what was begun with, in place of every "auto" but `compile`.
 
     Raises:
-        PipelineError: as `run_device` and `device_count`, or the cluster cannot be asked.
+        UserError: as `run_device` and `device_count`, or the cluster cannot be asked.
     """
     device = run_device(run)
     teacher = _precision_of(run.teacher.precision, run, f"labels/{run.labels.name}", "teacher")
@@ -106,7 +106,7 @@ def data_processes(run: RunFile) -> int:
     computes on all cores.
 
     Raises:
-        PipelineError: if there is no cluster at the address.
+        UserError: if there is no cluster at the address.
     """
     if run_device(run) == "cpu":
         return min(_ON_CPU, max(1, cores() // device_count(run)))

@@ -8,7 +8,7 @@ import platform
 import time
 from dataclasses import dataclass
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.receipts import canonical_json, read_json
 from schemas.secrets import hide_secrets
 from stages.storage.store import Store
@@ -17,7 +17,7 @@ FAILURES = "failures"
 
 
 @dataclass(frozen=True)
-class Fault:
+class PartFailure:
     """An error of ours, or of the machine, while a part was made: its last line, and its traceback."""
 
     cause: str
@@ -45,11 +45,11 @@ class Failures:
                 )
             except FileNotFoundError:
                 continue  # another driver has made the part meanwhile
-            except PipelineError:
+            except UserError:
                 found[name.removesuffix(".json")] = "its record is torn"
         return found
 
-    def put(self, part: str, fault: Fault, attempts: int) -> None:
+    def put(self, part: str, fault: PartFailure, attempts: int) -> None:
         """Record that a part failed in all its attempts."""
         record = {
             "part": part,

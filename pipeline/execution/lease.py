@@ -17,7 +17,7 @@ import uuid
 from types import TracebackType
 from typing import Any, Self
 
-from schemas.errors import Mismatch, PipelineError
+from schemas.errors import MismatchError, UserError
 from schemas.receipts import canonical_json, read_json
 from stages.storage.store import Store
 
@@ -81,14 +81,14 @@ class Lease:
                 more = "both go on, which harms nothing and wastes work"
                 print(f"warning: {_about(self._store, lease)}; {more}", file=sys.stderr, flush=True)
             else:
-                raise Mismatch(
+                raise MismatchError(
                     f"{_about(self._store, lease)}, from something else than this run file says; wait for its end, "
                     "stop it, or work under another name"
                 )
 
     def _refresh(self) -> None:
         while not self._over.wait(_REFRESH_SECONDS):
-            with contextlib.suppress(PipelineError, OSError):
+            with contextlib.suppress(UserError, OSError):
                 self._put()
 
     def _put(self) -> None:
@@ -138,7 +138,7 @@ def is_live(lease: dict[str, Any]) -> bool:
 
 
 def _delete(store: Store, path: str) -> None:
-    with contextlib.suppress(PipelineError, OSError):  # a store that is gone has its own error
+    with contextlib.suppress(UserError, OSError):  # a store that is gone has its own error
         store.delete(path)
 
 
@@ -146,7 +146,7 @@ def _all(store: Store) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for name in sorted(store.files(LEASES)):
         path = f"{LEASES}/{name}"
-        with contextlib.suppress(FileNotFoundError, PipelineError):  # ended meanwhile, or torn
+        with contextlib.suppress(FileNotFoundError, UserError):  # ended meanwhile, or torn
             lease = read_json(store.read(path), path)
             if lease.keys() >= _FIELDS:
                 found.append((path, lease))

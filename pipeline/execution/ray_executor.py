@@ -12,11 +12,11 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from pipeline.execution.failures import Fault
-from pipeline.execution.ray_session import Seats, check_fits
-from pipeline.execution.scheduler import Lost, Outcome
+from pipeline.execution.failures import PartFailure
+from pipeline.execution.ray_session import Resources, check_fits
+from pipeline.execution.scheduler import Outcome, WorkerLost
 from pipeline.execution.worker import Spec, Worker
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import IncompleteError, UserError
 from schemas.receipts import Receipt
 from stages.storage.commit import valid_receipt
 
@@ -26,7 +26,7 @@ _MOST_START_LOSSES = 8
 _LONGEST_PAUSE = 30.0
 
 
-class Actors:
+class RayExecutor:
     """Workers on a Ray cluster: those that start, and those that have, each with the parts it holds in order.
 
     Args:
@@ -36,7 +36,7 @@ class Actors:
         parts: how many there are to make.
     """
 
-    def __init__(self, ray: Any, worker: Worker, seats: Seats, parts: int) -> None:
+    def __init__(self, ray: Any, worker: Worker, seats: Resources, parts: int) -> None:
         check_fits(ray, seats)
         self._ray, self._worker, self._seats = ray, worker, seats
         self._lanes = worker.job.lanes
@@ -54,32 +54,32 @@ class Actors:
             self._start()
 
     def free(self) -> bool:
-        """See `Hands`."""
+        """See `Executor`."""
         return any(len(held) <= self._lanes for held in self._held.values())  # those it works on, and one that waits
 
     def take(self, spec: Spec) -> None:
-        """See `Hands`."""
+        """See `Executor`."""
         actor = min(self._held, key=lambda one: len(self._held[one]))
         reference = actor.run.remote(spec)
         self._held[actor].append(reference)
         self._begun[reference] = spec, actor
 
     def held(self) -> list[str]:
-        """See `Hands`."""
+        """See `Executor`."""
         return [spec.name for spec, _ in self._begun.values()]
 
     def drop_waiting(self) -> None:
-        """See `Hands`."""
+        """See `Executor`."""
         for held in self._held.values():
             while len(held) > self._lanes:
                 del self._begun[held.pop()]
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
-        """See `Hands`.
+        """See `Executor`.
 
         Raises:
-            PipelineError: if a worker refuses to work, and none works.
-            Unfinished: if workers die at their start again and again, and none works.
+            UserError: if a worker refuses to work, and none works.
+            IncompleteError: if workers die at their start again and again, and none works.
         """
         self._start_again()
         self._warn_without_workers()
@@ -119,7 +119,7 @@ class Actors:
             if not isinstance(lost, self._ray.exceptions.RayTaskError) and not getattr(lost, "actor_init_failed", 0):
                 self._lost_at_start(_last_line(lost))
                 return
-            error = PipelineError(f"no worker can start: {_last_line(lost)}")
+            error = UserError(f"no worker can start: {_last_line(lost)}")
         if error:
             self._ray.kill(actor)
             self._do_without(error)
@@ -133,13 +133,13 @@ class Actors:
         rounds = self._start_losses // self._count  # a lost node takes many at once
         if rounds >= _MOST_START_LOSSES:
             times = f"{self._start_losses} processes, one after the other, died at their start ({cause})"
-            self._do_without(Unfinished(f"no worker can start: {times}; the same command goes on"))
+            self._do_without(IncompleteError(f"no worker can start: {times}; the same command goes on"))
             return
         pause = min(2.0**rounds, _LONGEST_PAUSE)
         print(f"warning: a worker died at its start ({cause}); another in {pause:g} s", file=sys.stderr, flush=True)
         self._again_at.append(time.monotonic() + pause)
 
-    def _do_without(self, error: PipelineError) -> None:
+    def _do_without(self, error: UserError) -> None:
         """Go on with the workers there are, since parts are under way; without any, the error stands."""
         if not self._held:
             raise error
@@ -154,18 +154,18 @@ class Actors:
         try:
             return spec, self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # not of the part's making, which comes as a value
-            return spec, Fault(_last_line(error), str(error))
+            return spec, PartFailure(_last_line(error), str(error))
         except self._ray.exceptions.RayError as error:
             if self._held.pop(actor, None) is not None:
                 self._ray.kill(actor)  # it may only be out of reach
                 self._start()
             done = self._committed(spec)  # and lost only the word of it
-            return spec, done or Lost(_last_line(error), own=worked_on and _died_alone(self._ray, error))
+            return spec, done or WorkerLost(_last_line(error), own=worked_on and _died_alone(self._ray, error))
 
     def _committed(self, spec: Spec) -> Receipt | None:
         """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""
         begun = self._worker.job.begun
-        with suppress(PipelineError):
+        with suppress(UserError):
             receipt = valid_receipt(begun.store, spec.name)
             return receipt if receipt and receipt.made_by == begun.made_by else None
         return None

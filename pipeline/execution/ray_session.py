@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.code_shipping import PACKAGES, Node, lacking_nodes, look_at_nodes
-from pipeline.execution.shutdown import own_signals
-from schemas.config import Cluster
-from schemas.errors import PipelineError
+from pipeline.execution.shutdown import keep_signal_handlers
+from schemas.config import ClusterConfig
+from schemas.errors import UserError
 from stages.storage.locks import scratch_folder
 
 INLINE = "inline"
@@ -37,7 +37,7 @@ _QUIET = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has
 
 
 @dataclass(frozen=True)
-class Seats:
+class Resources:
     """How many workers (0 = as many as fit), and what each needs of the cluster."""
 
     count: int
@@ -46,11 +46,11 @@ class Seats:
 
 
 @contextmanager
-def ray_session(cluster: Cluster) -> Iterator[Any]:
+def ray_session(cluster: ClusterConfig) -> Iterator[Any]:
     """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
 
     Raises:
-        PipelineError: if there is no cluster at the address, or it cannot run this package.
+        UserError: if there is no cluster at the address, or it cannot run this package.
     """
     before = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -61,7 +61,7 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
         os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     else:
-        _knock(cluster.address)
+        _check_port(cluster.address)
     import ray  # only now: it reads the token when it is loaded
 
     if ray.is_initialized():
@@ -72,8 +72,8 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
         redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object
     ):
         try:
-            with own_signals():
-                _embed(ray, folder) if folder else _attach(ray, cluster.address)
+            with keep_signal_handlers():
+                _start_local(ray, folder) if folder else _attach(ray, cluster.address)
             yield ray
         finally:
             ray.shutdown()
@@ -81,26 +81,26 @@ def ray_session(cluster: Cluster) -> Iterator[Any]:
             os.environ.update(before)
 
 
-def check_fits(ray: Any, seats: Seats, who: str = "a worker") -> None:
+def check_fits(ray: Any, seats: Resources, who: str = "a worker") -> None:
     """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
 
     Raises:
-        PipelineError: if no worker could ever start.
+        UserError: if no worker could ever start.
     """
     has = ray.cluster_resources()
     for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
         if has.get(resource, 0) < needed:
-            raise PipelineError(
+            raise UserError(
                 f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
                 "lower labels.workers, train.workers or cluster.devices, or add nodes"
             )
 
 
-def _embed(ray: Any, folder: Path) -> None:
+def _start_local(ray: Any, folder: Path) -> None:
     try:
         ray.init(address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(folder), **_QUIET)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise PipelineError(
+        raise UserError(
             f"cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without"
         ) from None
 
@@ -109,21 +109,21 @@ def _attach(ray: Any, address: str) -> None:
     """Join a cluster; a second time with the package in the luggage, if a node lacks it."""
     if address.startswith("ray://"):
         _warn(f"{address}: Ray's client loses all work when it is cut off; `ray job submit` on the cluster does not")
-    _ask(ray, address)
-    _join(ray, address, ship=False)
+    _check_gcs(ray, address)
+    _connect(ray, address, ship=False)
     nodes = look_at_nodes(ray)
     _compare_tokens(address, nodes)
     if lacking := lacking_nodes(nodes):
         ray.shutdown()
-        _join(ray, address, ship=True)
+        _connect(ray, address, ship=True)
         if still := lacking_nodes(look_at_nodes(ray)):
-            raise PipelineError(
+            raise UserError(
                 f"cluster.address = {address}: node {still[0]} cannot import the package that was shipped to it; "
                 f"install deit-pipeline there (it lacked on {len(lacking)} nodes)"
             )
 
 
-def _ask(ray: Any, address: str) -> None:
+def _check_gcs(ray: Any, address: str) -> None:
     """See whether it is Ray that listens at host:port, and whether it takes this process's token.
 
     Ray itself would try both for minutes, and then say only that it cannot connect.
@@ -132,33 +132,33 @@ def _ask(ray: Any, address: str) -> None:
     if not address:
         return
     if _lacks_token():
-        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}")
+        raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}")
     try:
         ray._raylet.GcsClient(address=address)
     except ray.exceptions.AuthenticationError:
-        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
+        raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        raise PipelineError(f"cluster.address = {address}: no Ray there ({_one_line(error)})") from None
+        raise UserError(f"cluster.address = {address}: no Ray there ({_one_line(error)})") from None
 
 
-def _join(ray: Any, address: str, *, ship: bool) -> None:
+def _connect(ray: Any, address: str, *, ship: bool) -> None:
     environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it here
     if ship:
         environment["py_modules"] = [str(package) for package in PACKAGES]
     try:
         ray.init(address=address, runtime_env=environment, **_QUIET)
     except ray.exceptions.AuthenticationError:
-        raise PipelineError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
+        raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = _one_line(error)
-        raise PipelineError(f"cluster.address = {address}: no Ray there, or with another token ({line})") from None
+        raise UserError(f"cluster.address = {address}: no Ray there, or with another token ({line})") from None
 
 
 def _compare_tokens(address: str, nodes: list[Node]) -> None:
     """Warn of a cluster that asks for no token; one whose workers would refuse this process's is an error."""
     careless = [node.name for node in nodes if not node.asks]
     if careless and _authenticated() and "://" not in address:
-        raise PipelineError(
+        raise UserError(
             f"cluster.address = {address}: node {careless[0]} asks for no token, and its workers refuse a command that "
             "has one; set RAY_AUTH_MODE=token where `ray start` is typed, or RAY_AUTH_MODE=disabled for this command"
         )
@@ -184,7 +184,7 @@ def _authenticated() -> bool:
     return bool(is_token_auth_enabled())
 
 
-def _knock(address: str) -> None:
+def _check_port(address: str) -> None:
     """See whether anybody listens at host:port, before Ray is loaded."""
     host, _, port = _host_and_port(address).rpartition(":")
     if not host:
@@ -192,7 +192,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise PipelineError(f"cluster.address = {address}: no Ray there ({error})") from None
+        raise UserError(f"cluster.address = {address}: no Ray there ({error})") from None
 
 
 def _host_and_port(address: str) -> str:

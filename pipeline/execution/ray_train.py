@@ -17,12 +17,12 @@ import torch
 from pipeline.execution.devices import device_count, run_device
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_session import INLINE, Seats, check_fits, ray_session
-from pipeline.execution.shutdown import Stop, own_signals
-from pipeline.execution.stage_dir import Begun
-from pipeline.execution.worker import STAGING, settle
+from pipeline.execution.ray_session import INLINE, Resources, check_fits, ray_session
+from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
+from pipeline.execution.stage_dir import StageDir
+from pipeline.execution.worker import STAGING, check_shared_storage
 from schemas.config import RunFile
-from schemas.errors import PipelineError, Unfinished, last_line
+from schemas.errors import IncompleteError, UserError, last_line
 from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_text
 from stages.storage.locks import scratch_folder
@@ -33,27 +33,27 @@ _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 
 
-def launch_training(run: RunFile, plan: Plan, begun: Begun, started: int) -> dict[str, Any]:
+def launch_training(run: RunFile, plan: Plan, begun: StageDir, started: int) -> dict[str, Any]:
     """Train on all devices to the plan's last step; see `stages.train.trainer.train` for what comes back.
 
     Raises:
-        PipelineError: as the training raised it.
-        Unfinished: if workers were lost in all attempts without a step forward, or the user stopped the command.
+        UserError: as the training raised it.
+        IncompleteError: if workers were lost in all attempts without a step forward, or the user stopped the command.
     """
     bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
     try:
         with (
             bar as progress,
-            Stop(run.cluster.grace_seconds) as stop,
+            GracefulShutdown(run.cluster.grace_seconds) as stop,
             begun.at_work(plan.steps, step=started) as lease,
         ):
             begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
             return _train(run, begun, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
-        raise Unfinished("stopped; the same command goes on from the newest checkpoint") from None
+        raise IncompleteError("stopped; the same command goes on from the newest checkpoint") from None
 
 
-def _train(run: RunFile, begun: Begun, report: "_Reporter") -> dict[str, Any]:
+def _train(run: RunFile, begun: StageDir, report: "_Reporter") -> dict[str, Any]:
     if run.cluster.address == INLINE:
         return train(run, rank=0, world=1, device=torch.device(run_device(run)), report=report)
     with ray_session(run.cluster) as ray:
@@ -63,7 +63,7 @@ def _train(run: RunFile, begun: Begun, report: "_Reporter") -> dict[str, Any]:
 class _Reporter:
     """Moves the progress to a step, with its loss as the note; says whether the user wants an end."""
 
-    def __init__(self, progress: Progress, lease: Lease, started: int, stop: Stop) -> None:
+    def __init__(self, progress: Progress, lease: Lease, started: int, stop: GracefulShutdown) -> None:
         self._progress, self.lease, self.stop = progress, lease, stop
         self.step = started
 
@@ -85,7 +85,7 @@ def _note(metrics: dict[str, Any]) -> str:
     return f"loss {metrics['loss']:.3f}{rate}{used}"
 
 
-def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
+def _attempts(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dict[str, Any]:
     """Try until the training ends; attempts are counted anew whenever one got further than the last.
 
     Raises:
@@ -99,7 +99,7 @@ def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[s
             return _fit(ray, run, begun, report)
         except TrainingFailedError as error:
             cause = _cause(error)
-            if isinstance(cause, PipelineError) and not isinstance(cause, Unfinished):
+            if isinstance(cause, UserError) and not isinstance(cause, IncompleteError):
                 raise cause from None
             if report.stop.asked:
                 break
@@ -107,7 +107,7 @@ def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[s
             furthest, left = max(report.step, furthest), left - 1
             line = last_line(cause)
             if not left:
-                raise Unfinished(
+                raise IncompleteError(
                     f"training failed {run.cluster.attempts} times at step {furthest} ({line}); the same command "
                     "goes on from the newest checkpoint"
                 ) from error
@@ -117,16 +117,16 @@ def _attempts(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[s
     raise KeyboardInterrupt
 
 
-def _fit(ray: Any, run: RunFile, begun: Begun, report: _Reporter) -> dict[str, Any]:
+def _fit(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     gpu, world = run_device(run) == "cuda", device_count(run)
     cpus = 1 + run.train.processes if gpu else 1
-    check_fits(ray, Seats(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    check_fits(ray, Resources(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
+    board = ray.remote(num_cpus=0)(_ProgressActor).remote()
     stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}
-    with scratch_folder(STAGING) as scratch, _reading(ray, board, report), own_signals():
+    with scratch_folder(STAGING) as scratch, _poll_progress(ray, board, report), keep_signal_handlers():
         TorchTrainer(
             _in_worker,
             train_loop_config={"run": run, "board": board, "settle": stage},
@@ -148,7 +148,7 @@ def _in_worker(config: dict[str, Any]) -> None:
 
     context, board = ray.train.get_context(), config["board"]
     run: RunFile = config["run"]
-    if error := settle(**config["settle"]):
+    if error := check_shared_storage(**config["settle"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank = context.get_world_rank()
     result = train(
@@ -156,13 +156,13 @@ def _in_worker(config: dict[str, Any]) -> None:
         rank=rank,
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        report=_Messenger(ray, board),
+        report=_RankZeroReporter(ray, board),
     )
     if rank == 0:
         ray.get(board.finish.remote(result))
 
 
-class _Messenger:
+class _RankZeroReporter:
     """Tells the board from rank 0 how far it is, and hears whether the user wants an end.
 
     No step waits for an answer: while one is on its way, nothing is sent. Before the first step it is waited for.
@@ -183,7 +183,7 @@ class _Messenger:
         return self._ends
 
 
-class _Board:
+class _ProgressActor:
     """Where rank 0 says how far it is and the command whether the user wants an end; an actor that costs no CPU."""
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class _Board:
 
 
 @contextlib.contextmanager
-def _reading(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
+def _poll_progress(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
     """Read the board now and then while the caller blocks, and write there what the user wants."""
     over = threading.Event()
 
@@ -231,4 +231,4 @@ def _cause(error: Exception) -> BaseException:
     """The user's error among the workers' failures, else any of them."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     causes = [getattr(one, "cause", None) or one for one in failures.values()] or [error]
-    return next((one for one in causes if isinstance(one, PipelineError)), causes[0])
+    return next((one for one in causes if isinstance(one, UserError)), causes[0])

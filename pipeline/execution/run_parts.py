@@ -7,16 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.execution.failures import Failures, Fault
+from pipeline.execution.failures import Failures, PartFailure
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_executor import Actors
-from pipeline.execution.ray_session import INLINE, Seats, ray_session
-from pipeline.execution.scheduler import InThisProcess, InThreads, Loop
-from pipeline.execution.shutdown import Stop
+from pipeline.execution.ray_executor import RayExecutor
+from pipeline.execution.ray_session import INLINE, Resources, ray_session
+from pipeline.execution.scheduler import InlineExecutor, Scheduler, ThreadExecutor
+from pipeline.execution.shutdown import GracefulShutdown
 from pipeline.execution.worker import Job, Spec, Worker, left_to_do
-from schemas.config import Cluster
-from schemas.errors import Unfinished
+from schemas.config import ClusterConfig
+from schemas.errors import IncompleteError
 from schemas.receipts import Receipt
 from stages.storage.commit import valid_receipts
 
@@ -27,8 +27,8 @@ def make_missing(
     job: Job,
     specs: Sequence[Spec],
     *,
-    cluster: Cluster,
-    seats: Seats,
+    cluster: ClusterConfig,
+    seats: Resources,
     progress: Progress,
     receipts: dict[str, Receipt] | None = None,
 ) -> tuple[list[Receipt], int]:
@@ -37,7 +37,7 @@ def make_missing(
     `receipts` are the valid ones, where the caller has read them already.
 
     Raises:
-        PipelineError: as `make_parts`.
+        UserError: as `make_parts`.
     """
     if receipts is None:
         receipts = valid_receipts(job.begun.store)
@@ -54,7 +54,13 @@ def make_missing(
 
 
 def make_parts(
-    job: Job, specs: Sequence[Spec], *, wanted: int, cluster: Cluster, seats: Seats, done: Callable[[Receipt], None]
+    job: Job,
+    specs: Sequence[Spec],
+    *,
+    wanted: int,
+    cluster: ClusterConfig,
+    seats: Resources,
+    done: Callable[[Receipt], None],
 ) -> None:
     """Make and commit parts, of `wanted` that there are to be; `done` is called with each receipt as it comes.
 
@@ -62,9 +68,9 @@ def make_parts(
     by later commands until `cluster.retry_failed`.
 
     Raises:
-        PipelineError: a user's error of a part; parts under way are finished first, and what they found is added.
-        Mismatch: if another command makes the folder's parts from something else.
-        Unfinished: if parts failed in all their attempts, or the user stopped the command.
+        UserError: a user's error of a part; parts under way are finished first, and what they found is added.
+        MismatchError: if another command makes the folder's parts from something else.
+        IncompleteError: if parts failed in all their attempts, or the user stopped the command.
     """
     if not specs:
         return
@@ -75,7 +81,7 @@ def make_parts(
         print(f"warning: left aside, {_quote(aside)}; --retry-failed tries them again", file=sys.stderr, flush=True)
     specs = [spec for spec in specs if spec.name not in aside]
 
-    def give_up(part: str, fault: Fault) -> None:
+    def give_up(part: str, fault: PartFailure) -> None:
         failures.put(part, fault, cluster.attempts)
         aside[part] = fault.cause
 
@@ -89,7 +95,7 @@ def make_parts(
 
         _make(Worker(job, lease.path), specs, cluster, seats, take, give_up, lease)
     if aside:
-        raise Unfinished(
+        raise IncompleteError(
             f"{len(aside)} parts failed ({_quote(aside)}), all others are done; their tracebacks are in {failures}; "
             "the same command with --retry-failed tries them again"
         )
@@ -98,28 +104,30 @@ def make_parts(
 def _make(
     worker: Worker,
     specs: Sequence[Spec],
-    cluster: Cluster,
-    seats: Seats,
+    cluster: ClusterConfig,
+    seats: Resources,
     done: Callable[[Receipt], None],
-    failed: Callable[[str, Fault], None],
+    failed: Callable[[str, PartFailure], None],
     lease: Lease,
 ) -> None:
     if not specs:
         return
     more: Any = dict(attempts=cluster.attempts, done=done, failed=failed, watch=lease.watch)
     try:
-        with Stop(cluster.grace_seconds) as stop:
+        with GracefulShutdown(cluster.grace_seconds) as stop:
             if cluster.address == INLINE:
-                Loop(InThisProcess(worker) if worker.job.lanes == 1 else InThreads(worker), specs, **more).run(stop)
+                Scheduler(
+                    InlineExecutor(worker) if worker.job.lanes == 1 else ThreadExecutor(worker), specs, **more
+                ).run(stop)
                 return
             with ray_session(cluster) as ray:
-                actors = Actors(ray, worker, seats, len(specs))
+                actors = RayExecutor(ray, worker, seats, len(specs))
                 try:
-                    Loop(actors, specs, **more).run(stop)
+                    Scheduler(actors, specs, **more).run(stop)
                 finally:
                     actors.close()
     except KeyboardInterrupt:
-        raise Unfinished("stopped; what is done is kept, the same command goes on") from None
+        raise IncompleteError("stopped; what is done is kept, the same command goes on") from None
 
 
 def _quote(aside: dict[str, str]) -> str:

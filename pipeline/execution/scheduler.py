@@ -1,9 +1,9 @@
 """The bounded loop: hand out missing parts, take outcomes back, try again what may be tried again.
 
-It knows neither Ray nor the stages: hands make parts, be they of this process (`InThisProcess`, `InThreads`) or a
-cluster's (`pipeline.execution.ray_executor.Actors`). An error while a part was made costs it one of its attempts, and
-so does the death of the process that was at work on it, since the part may be what killed it; a lost node, or waiting
-in a dead process's queue, costs nothing. A part waits for its next attempt without holding up others.
+It knows neither Ray nor the stages: hands make parts, be they of this process (`InlineExecutor`, `ThreadExecutor`) or a
+cluster's (`pipeline.execution.ray_executor.RayExecutor`). An error while a part was made costs it one of its attempts,
+and so does the death of the process that was at work on it, since the part may be what killed it; a lost node, or
+waiting in a dead process's queue, costs nothing. A part waits for its next attempt without holding up others.
 """
 
 import heapq
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from pipeline.execution.failures import Fault
-from pipeline.execution.shutdown import Stop
+from pipeline.execution.failures import PartFailure
+from pipeline.execution.shutdown import GracefulShutdown
 from pipeline.execution.worker import Spec, Worker
-from schemas.errors import PipelineError, Unfinished, together
+from schemas.errors import IncompleteError, UserError, merge_errors
 from schemas.receipts import Receipt
 from schemas.secrets import hide_secrets
 
@@ -30,17 +30,17 @@ _MOST_LOSSES = 30
 
 
 @dataclass(frozen=True)
-class Lost:
+class WorkerLost:
     """Whoever held a part is gone; `own` if its process died at work on this very part, while its node lives."""
 
     cause: str
     own: bool
 
 
-Outcome = Receipt | PipelineError | Fault | Lost
+Outcome = Receipt | UserError | PartFailure | WorkerLost
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """Who makes parts."""
 
     def free(self) -> bool:
@@ -59,7 +59,7 @@ class Hands(Protocol):
         """Forget the parts that are handed out and that nobody works on yet."""
 
 
-class InThisProcess:
+class InlineExecutor:
     """Makes one part after the other, here."""
 
     def __init__(self, worker: Worker) -> None:
@@ -67,15 +67,15 @@ class InThisProcess:
         self._spec: Spec | None = None
 
     def free(self) -> bool:
-        """See `Hands`."""
+        """See `Executor`."""
         return self._spec is None
 
     def take(self, spec: Spec) -> None:
-        """See `Hands`."""
+        """See `Executor`."""
         self._spec = spec
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
-        """See `Hands`."""
+        """See `Executor`."""
         if self._spec is None:
             time.sleep(seconds)
             return []
@@ -84,14 +84,14 @@ class InThisProcess:
         return [(spec, outcome)]
 
     def held(self) -> list[str]:
-        """See `Hands`."""
+        """See `Executor`."""
         return [self._spec.name] if self._spec else []
 
     def drop_waiting(self) -> None:
-        """See `Hands`; there are none."""
+        """See `Executor`; there are none."""
 
 
-class InThreads:
+class ThreadExecutor:
     """Makes a few parts at a time in threads of this process: while one waits for a device, the next one is read."""
 
     def __init__(self, worker: Worker) -> None:
@@ -100,16 +100,16 @@ class InThreads:
         self._made: SimpleQueue[tuple[Spec, Outcome]] = SimpleQueue()
 
     def free(self) -> bool:
-        """See `Hands`."""
+        """See `Executor`."""
         return len(self._begun) < self._worker.job.lanes
 
     def take(self, spec: Spec) -> None:
-        """See `Hands`."""
+        """See `Executor`."""
         self._begun[spec.name] = spec
         threading.Thread(target=self._make, args=(spec,), daemon=True).start()  # a command that ends waits for none
 
     def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
-        """See `Hands`."""
+        """See `Executor`."""
         try:
             spec, outcome = self._made.get(timeout=seconds)
         except Empty:
@@ -118,17 +118,17 @@ class InThreads:
         return [(spec, outcome)]
 
     def held(self) -> list[str]:
-        """See `Hands`."""
+        """See `Executor`."""
         return list(self._begun)
 
     def drop_waiting(self) -> None:
-        """See `Hands`; there are none."""
+        """See `Executor`; there are none."""
 
     def _make(self, spec: Spec) -> None:
         self._made.put((spec, self._worker.run(spec)))
 
 
-class Loop:
+class Scheduler:
     """One stage's parts on their way.
 
     Args:
@@ -142,12 +142,12 @@ class Loop:
 
     def __init__(
         self,
-        hands: Hands,
+        hands: Executor,
         specs: Sequence[Spec],
         *,
         attempts: int,
         done: Callable[[Receipt], None],
-        failed: Callable[[str, Fault], None],
+        failed: Callable[[str, PartFailure], None],
         watch: Callable[[list[str]], None] = lambda names: None,
     ) -> None:
         self._hands, self._attempts, self._done, self._failed, self._watch = hands, attempts, done, failed, watch
@@ -155,15 +155,15 @@ class Loop:
         self._later: list[tuple[float, int, Spec]] = []
         self._tries: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
-        self._refused: list[PipelineError] = []
+        self._refused: list[UserError] = []
         self._unmade: dict[str, str] = {}
 
-    def run(self, stop: Stop) -> None:
+    def run(self, stop: GracefulShutdown) -> None:
         """Go on until nothing is left, or an end is asked for and nothing is under way.
 
         Raises:
-            PipelineError: a user's error of a part; parts under way are finished first, and what they found is added.
-            Unfinished: if the user stopped the command, or the store or the cluster failed in all attempts.
+            UserError: a user's error of a part; parts under way are finished first, and what they found is added.
+            IncompleteError: if the user stopped the command, or the store or the cluster failed in all attempts.
         """
         while True:
             if stop.asked or self._refused:
@@ -178,12 +178,12 @@ class Loop:
             for spec, outcome in self._hands.outcomes(self._patience()):
                 self._take(spec, outcome)
         if self._refused:
-            raise together(self._refused)
+            raise merge_errors(self._refused)
         if stop.asked:
             raise KeyboardInterrupt
         if self._unmade:
             part, cause = next(iter(self._unmade.items()))
-            raise Unfinished(
+            raise IncompleteError(
                 f"{len(self._unmade)} parts could not be made for want of store or cluster ({part}: {cause}); "
                 "the same command goes on"
             )
@@ -202,27 +202,27 @@ class Loop:
     def _take(self, spec: Spec, outcome: Outcome) -> None:
         if isinstance(outcome, Receipt):
             self._done(outcome)
-        elif isinstance(outcome, Lost) and not outcome.own:
+        elif isinstance(outcome, WorkerLost) and not outcome.own:
             self._losses[spec.name] += 1
             if self._losses[spec.name] > _MOST_LOSSES:
                 self._unmade[spec.name] = outcome.cause
             else:
                 self._again(spec, outcome.cause, wait=0.0)
-        elif isinstance(outcome, Unfinished | Fault | Lost):
+        elif isinstance(outcome, IncompleteError | PartFailure | WorkerLost):
             self._charge(spec, outcome)
         else:
             self._refused.append(outcome)
 
-    def _charge(self, spec: Spec, outcome: Unfinished | Fault | Lost) -> None:
+    def _charge(self, spec: Spec, outcome: IncompleteError | PartFailure | WorkerLost) -> None:
         """Take one attempt from a part's budget, and give it up when there is none left."""
         self._tries[spec.name] += 1
-        cause = hide_secrets(str(outcome) if isinstance(outcome, Unfinished) else outcome.cause)
+        cause = hide_secrets(str(outcome) if isinstance(outcome, IncompleteError) else outcome.cause)
         if self._tries[spec.name] < self._attempts:
             self._again(spec, cause, wait=min(2.0 ** (self._tries[spec.name] - 1), _LONGEST_WAIT))
-        elif isinstance(outcome, Unfinished):
+        elif isinstance(outcome, IncompleteError):
             self._unmade[spec.name] = cause
         else:
-            self._failed(spec.name, outcome if isinstance(outcome, Fault) else Fault(cause, cause))
+            self._failed(spec.name, outcome if isinstance(outcome, PartFailure) else PartFailure(cause, cause))
 
     def _again(self, spec: Spec, cause: str, wait: float) -> None:
         if not self._refused:

@@ -14,7 +14,7 @@ from typing import Any, Self
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class GracefulShutdown:
     """Whether the user wants an end; as a context manager, it listens to both signals.
 
     At its end it raises KeyboardInterrupt if it has heard one, so that nothing else is begun.
@@ -67,7 +67,7 @@ def _wake_main() -> None:
 
 
 @contextmanager
-def own_signals() -> Iterator[None]:
+def keep_signal_handlers() -> Iterator[None]:
     """Keep the handlers of SIGINT and SIGTERM: Ray's own know no exit code 3, and end it, or its workers, midway."""
     set_handler = signal.signal
 

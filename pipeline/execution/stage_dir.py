@@ -13,17 +13,17 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.execution.lease import Lease, sweep_leases
-from schemas.errors import PipelineError
-from schemas.receipts import Receipt, fingerprint, refuse_changes
+from schemas.errors import UserError
+from schemas.receipts import Receipt, fingerprint, require_unchanged
 from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, put_json, read_manifest
 from stages.storage.store import Store
 
-_LENT = "/runtime_resources/working_dir_files/"
+_RAY_WORKING_DIR = "/runtime_resources/working_dir_files/"
 """In the path of what Ray lends a job: a copy of the folder of `ray job submit --working-dir`, deleted after it."""
 
 
 @dataclass(frozen=True)
-class Begun:
+class StageDir:
     """A stage's folder, and what this command makes its parts from; see `begin`.
 
     Attributes:
@@ -47,12 +47,12 @@ class Begun:
         """The plan that binds: from its first part on, so that what was refused holds nobody who mended the run file.
 
         Raises:
-            Mismatch: if it is of something else, naming every difference.
+            MismatchError: if it is of something else, naming every difference.
         """
         plan = read_manifest(self.store, PLAN)
         if plan is None or not (self.store.files(RECEIPTS) or self.store.exists(MANIFEST)):
             return None
-        refuse_changes(str(self.store), plan["made_from"], self.made_from, self.mend)
+        require_unchanged(str(self.store), plan["made_from"], self.made_from, self.mend)
         return plan
 
     @contextmanager
@@ -60,7 +60,7 @@ class Begun:
         """Hold a lease, under which the plan is put: `wanted` is how many parts (or steps) there are to be.
 
         Raises:
-            Mismatch: if the folder was begun from something else, or another command is about to.
+            MismatchError: if the folder was begun from something else, or another command is about to.
         """
         with Lease(self.store, self.made_by, step=step) as lease:
             plan = self.plan() or {"made_from": self.made_from, "versions": self.versions}
@@ -69,26 +69,26 @@ class Begun:
             yield lease
 
 
-def begin(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> Begun:
+def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> StageDir:
     """Come to a stage's folder: sweep it, and see that what is there was made from the same.
 
     Raises:
-        PipelineError: if the folder will not outlive the command.
-        Mismatch: if the folder was begun from something else, naming every difference.
+        UserError: if the folder will not outlive the command.
+        MismatchError: if the folder was begun from something else, naming every difference.
     """
-    if _LENT in store.absolute:
-        raise PipelineError(
+    if _RAY_WORKING_DIR in store.absolute:
+        raise UserError(
             f"{store}: lies in the copy of --working-dir that Ray deletes after the job; name a workspace that all "
             "nodes share: an absolute path on a shared disk, or a URI"
         )
     store.sweep()
     sweep_leases(store)
-    begun = Begun(store, made_from, versions, mend)
+    begun = StageDir(store, made_from, versions, mend)
     begun.plan()
     return begun
 
 
-def whole(begun: Begun, beside: Sequence[str] = (), **said: Any) -> dict[str, Any] | None:
+def completed_manifest(begun: StageDir, beside: Sequence[str] = (), **said: Any) -> dict[str, Any] | None:
     """The manifest of a stage that is done and still there, by what lists of its folder tell; else None.
 
     Args:
@@ -105,7 +105,7 @@ def whole(begun: Begun, beside: Sequence[str] = (), **said: Any) -> dict[str, An
     return manifest if there and {f"{part['part']}.json" for part in manifest["parts"]} <= receipts.keys() else None
 
 
-def finish(begun: Begun, receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
+def write_manifest(begun: StageDir, receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
     """Put the manifest that makes a stage whole, unless it is there already, and return it."""
     parts = [{"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in receipts]
     versions = (read_manifest(begun.store, PLAN) or {}).get("versions", {})

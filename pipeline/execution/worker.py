@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pipeline.execution.failures import Fault
-from pipeline.execution.stage_dir import Begun
-from schemas.errors import PipelineError
-from schemas.receipts import Made, Receipt
+from pipeline.execution.failures import PartFailure
+from pipeline.execution.stage_dir import StageDir
+from schemas.errors import UserError
+from schemas.receipts import PartOutput, Receipt
 from stages.storage.commit import commit
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store
@@ -30,7 +30,7 @@ class Spec(Protocol):
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
-Maker = Callable[[Any, Path], Made]
+Maker = Callable[[Any, Path], PartOutput]
 """Makes a part from its spec in a local staging folder."""
 
 STAGING = ".deit-pipeline-staging-"
@@ -47,7 +47,7 @@ class Job:
         lanes: parts that a process makes at once, each in a thread of its own, where the maker allows it.
     """
 
-    begun: Begun
+    begun: StageDir
     maker: Callable[[], Maker]
     lanes: int = 1
 
@@ -68,11 +68,11 @@ class Worker:
     _maker: Maker | None = field(default=None, init=False)
     _building: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def settle(self) -> PipelineError | None:
+    def settle(self) -> UserError | None:
         """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
-        return settle(self.folder, self.job.begun.store.absolute, self.proof)
+        return check_shared_storage(self.folder, self.job.begun.store.absolute, self.proof)
 
-    def run(self, spec: Spec) -> Receipt | PipelineError | Fault:
+    def run(self, spec: Spec) -> Receipt | UserError | PartFailure:
         """Make one part and commit it."""
         try:
             with self._building:
@@ -80,20 +80,20 @@ class Worker:
             with scratch_folder(STAGING) as staging:
                 made = maker(spec, staging)
                 return commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
-        except PipelineError as error:  # Unfinished among them: a data process or the store was lost
+        except UserError as error:  # IncompleteError among them: a data process or the store was lost
             return error
         except OSError as error:
             return _no_room(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else self._fault(error)
         except Exception as error:
             return self._fault(error)
 
-    def _fault(self, error: Exception) -> Fault:
+    def _fault(self, error: Exception) -> PartFailure:
         self._maker = None  # whatever state the error left it in
         lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
-        return Fault(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
+        return PartFailure(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
 
 
-def settle(folder: str, stage: str, proof: str) -> PipelineError | None:
+def check_shared_storage(folder: str, stage: str, proof: str) -> UserError | None:
     """Make relative paths mean on another node what they mean for the command.
 
     Args:
@@ -109,14 +109,14 @@ def settle(folder: str, stage: str, proof: str) -> PipelineError | None:
     store = Store(stage)
     if store.exists(proof):
         return None
-    return PipelineError(
+    return UserError(
         f"{store.name(proof)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "
         "all nodes share: an absolute path on a shared disk, or a URI"
     )
 
 
-def _no_room(error: OSError) -> PipelineError:
-    return PipelineError(
+def _no_room(error: OSError) -> UserError:
+    return UserError(
         f"{tempfile.gettempdir()} on {platform.node()}: no room for a part being made ({error.strerror}); make some, "
         "or set TMPDIR to a folder on a larger disk"
     )

@@ -17,8 +17,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from schemas.errors import PipelineError, last_line
-from stages.data.image_set import Gallery, Picture
+from schemas.errors import UserError, last_line
+from stages.data.image_set import EncodedImage, ImageSet
 from stages.replay.pixels import open_image, to_rgb
 
 _LONG = 32
@@ -34,7 +34,7 @@ class Crops(NamedTuple):
 
 
 def centre_crops(
-    gallery: Gallery, block: int, *, image_size: int, crop_pct: float, batch: int, threads: int
+    gallery: ImageSet, block: int, *, image_size: int, crop_pct: float, batch: int, threads: int
 ) -> Iterator[Crops]:
     """A block's centre crops in batches, the last one smaller; threads make the next while one is used.
 
@@ -47,7 +47,7 @@ def centre_crops(
         threads: that make them.
 
     Raises:
-        PipelineError: if an image cannot be read.
+        UserError: if an image cannot be read.
     """
     transform = create_transform(
         image_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct, use_prefetcher=True
@@ -55,7 +55,7 @@ def centre_crops(
     count = gallery.rows[block]
     ranges = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
     with ThreadPoolExecutor(max(threads, 1)) as pool:
-        before: list[tuple[Picture, Future[np.ndarray]]] = []
+        before: list[tuple[EncodedImage, Future[np.ndarray]]] = []
         for rows in ranges:
             now = [(one, pool.submit(_crop, transform, one)) for one in gallery.read(block, rows)]
             if before:
@@ -65,14 +65,14 @@ def centre_crops(
             yield _stacked(before)
 
 
-def _crop(transform: Callable[[Image.Image], np.ndarray], picture: Picture) -> np.ndarray:
+def _crop(transform: Callable[[Image.Image], np.ndarray], picture: EncodedImage) -> np.ndarray:
     """An image's centre crop, uint8 [S, S, 3]."""
     try:
         with open_image(picture.data) as image:
             return np.asarray(transform(_middle(to_rgb(image)))).transpose(1, 2, 0)
     except Exception as error:  # decoders raise whatever they meet
         cause = last_line(error)
-        raise PipelineError(f"{picture.name}: cannot be decoded ({cause}); mend or remove it") from None
+        raise UserError(f"{picture.name}: cannot be decoded ({cause}); mend or remove it") from None
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -85,7 +85,7 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut))
 
 
-def _stacked(made: Sequence[tuple[Picture, "Future[np.ndarray]"]]) -> Crops:
+def _stacked(made: Sequence[tuple[EncodedImage, "Future[np.ndarray]"]]) -> Crops:
     crops = np.stack([future.result() for _, future in made])
     pictures = [picture for picture, _ in made]
     return Crops(torch.from_numpy(crops), torch.tensor([one.label for one in pictures]), [one.name for one in pictures])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.data.split import Split
 from stages.replay.decode import DECODERS
 from stages.storage.bounded import GB, BoundedFolder, cache_folder
@@ -54,7 +54,7 @@ class DecodedCache:
             decoded: decodes it, where it is not kept yet or has changed.
 
         Raises:
-            PipelineError: if it cannot be decoded, the disk is full, or not even one shard fits.
+            UserError: if it cannot be decoded, the disk is full, or not even one shard fits.
         """
         pixels = self._of(shard)
         if pixels is None:
@@ -108,7 +108,7 @@ class DecodedCache:
         try:
             return do()
         except OSError as error:
-            raise PipelineError(
+            raise UserError(
                 f"cache.decoded_folder = {self._folder.path}: cannot keep decoded images ({error.strerror or error}); "
                 "name a folder on a larger local disk, lower cache.decoded_gigabytes, or set cache.decoded = false"
             ) from None

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from schemas import config
 from schemas.config import RunFile
-from schemas.errors import Mismatch, PipelineError
+from schemas.errors import MismatchError, UserError
 from stages.data.split import Split
 from stages.sources.class_labels import read_classes, read_labels
 from stages.sources.class_names import Classes
@@ -23,7 +23,7 @@ from stages.storage.store import Store
 _BLOCK = 1000
 
 
-class Picture(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image: its name in its source, its class index, its file's bytes."""
 
     name: str
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
     data: bytes
 
 
-class Gallery(Protocol):
+class ImageSet(Protocol):
     """Images in blocks. Picklable.
 
     Attributes:
@@ -46,35 +46,35 @@ class Gallery(Protocol):
     content: str
     title: str
 
-    def read(self, block: int, rows: range) -> Iterator[Picture]:
+    def read(self, block: int, rows: range) -> Iterator[EncodedImage]:
         """Images of a block.
 
         Raises:
-            PipelineError: if one cannot be read.
+            UserError: if one cannot be read.
         """
 
 
-class Sharded:
+class ShardedImageSet:
     """A split that the shard stage stored; its blocks are its shards."""
 
     def __init__(self, split: Split, title: str) -> None:
         self.split, self.title = split, title
         self.rows, self.classes, self.content = split.rows, split.classes, split.content
 
-    def read(self, block: int, rows: range) -> Iterator[Picture]:
-        """Images of a shard; raises PipelineError if one's bytes are not those that were sharded."""
+    def read(self, block: int, rows: range) -> Iterator[EncodedImage]:
+        """Images of a shard; raises UserError if one's bytes are not those that were sharded."""
         index = self.split.index(block)
         for row in rows:
-            yield Picture(index.names[row], int(index.classes[row]), self.split.image(block, row))
+            yield EncodedImage(index.names[row], int(index.classes[row]), self.split.image(block, row))
 
 
-class Listed:
+class SourceImageSet:
     """A source's images as they lie, which nothing has checked yet."""
 
     def __init__(self, listing: Listing, classes: tuple[str, ...], title: str) -> None:
         if listing.refused:
             one = listing.refused[0]
-            raise PipelineError(f"evaluate.source: {one['name']} {one['reason']}; remove it, every image counts")
+            raise UserError(f"evaluate.source: {one['name']} {one['reason']}; remove it, every image counts")
         self.listing, self.classes, self.content, self.title = listing, classes, listing.fingerprint(), title
         count = len(listing.images)
         self.rows = tuple(min(_BLOCK, count - start) for start in range(0, count, _BLOCK))
@@ -87,36 +87,36 @@ class Listed:
         self.__dict__.update(state)
         self._reader = Reader(self.listing.source)
 
-    def read(self, block: int, rows: range) -> Iterator[Picture]:
-        """Images of a block; raises PipelineError if one cannot be read."""
+    def read(self, block: int, rows: range) -> Iterator[EncodedImage]:
+        """Images of a block; raises UserError if one cannot be read."""
         images = self.listing.images.slice(block * _BLOCK + rows.start, len(rows))
         for found in self._reader.read(images):
             if found.fault:
-                raise PipelineError(f"evaluate.source: {found.name} cannot be read ({found.fault}); mend or remove it")
-            yield Picture(found.name, found.class_index, found.data)
+                raise UserError(f"evaluate.source: {found.name} cannot be read ({found.fault}); mend or remove it")
+            yield EncodedImage(found.name, found.class_index, found.data)
 
 
-def open_gallery(run: RunFile) -> Gallery:
+def open_image_set(run: RunFile) -> ImageSet:
     """The images that the run file's `[evaluate]` names.
 
     Raises:
-        PipelineError: if there is no val split and no source, or the source cannot be listed.
-        Mismatch: if their classes are not those of the train split.
+        UserError: if there is no val split and no source, or the source cannot be listed.
+        MismatchError: if their classes are not those of the train split.
     """
     settings, known = run.evaluate, known_classes(run)
     if not settings.source:
         if not Store(run.workspace).exists("shards/val/manifest.json") and not run.source.val:
-            raise PipelineError("evaluate: there is no val split; set source.val and shard it, or set evaluate.source")
+            raise UserError("evaluate: there is no val split; set source.val and shard it, or set evaluate.source")
         split = Split.open(run.workspace, "val", run.cache)
         if known and split.classes != known:
-            raise Mismatch(
+            raise MismatchError(
                 f"{split.store}: has {len(split.classes)} classes, the train split {len(known)} or others; delete the "
                 "older folder of the two and run `deit-pipeline shard`"
             )
-        return Sharded(split, "val")
+        return ShardedImageSet(split, "val")
     by_index = settings.class_folders == "indices"
     if by_index and not known:
-        raise PipelineError(
+        raise UserError(
             'evaluate.class_folders = "indices": indices of which classes? name them in source.classes, such as '
             '"imagenet-1k"'
         )
@@ -125,7 +125,7 @@ def open_gallery(run: RunFile) -> Gallery:
     listing = _list(settings, numbers if by_index else given)
     title = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.source.partition("?")[0].rstrip("/").rpartition("/")[2])
     classes = known if by_index and known else listing.classes
-    return Listed(listing, classes, f"{title}-{listing.fingerprint()[:8]}")
+    return SourceImageSet(listing, classes, f"{title}-{listing.fingerprint()[:8]}")
 
 
 def known_classes(run: RunFile) -> tuple[str, ...] | None:
@@ -137,9 +137,9 @@ def known_classes(run: RunFile) -> tuple[str, ...] | None:
     return given if isinstance(given, tuple) else None
 
 
-def _list(settings: config.Evaluate, classes: Classes) -> Listing:
+def _list(settings: config.EvaluateConfig, classes: Classes) -> Listing:
     try:
         labels = read_labels(settings.source_labels) if settings.source_labels else None
         return list_source(settings.source, "val", classes, labels)
-    except PipelineError as error:  # it speaks of the key that a source usually is the value of
-        raise PipelineError(str(error).replace("source.val", "evaluate.source")) from None
+    except UserError as error:  # it speaks of the key that a source usually is the value of
+        raise UserError(str(error).replace("source.val", "evaluate.source")) from None

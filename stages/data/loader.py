@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import IncompleteError, UserError
 
 _AHEAD = 2
 """Items of a worker that are finished or being built."""
@@ -62,8 +62,8 @@ class Loader:
         """The items of an order, in it; the processes begin to build at once. The order before has to be at its end.
 
         Raises:
-            PipelineError: as the dataset raised it.
-            Unfinished: if a worker process was lost.
+            UserError: as the dataset raised it.
+            IncompleteError: if a worker process was lost.
         """
         self._order.order = order
         return _raised(_unless_lost(iter(self._loader)))
@@ -87,7 +87,7 @@ class _Order(Sampler[Any]):
 
 def _raised(items: Iterator[Any]) -> Iterator[Any]:
     for item in items:
-        if isinstance(item, PipelineError):
+        if isinstance(item, UserError):
             raise item
         yield item
 
@@ -181,7 +181,7 @@ def _unless_lost(items: Iterator[Any]) -> Iterator[Any]:
         except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
-            raise Unfinished(
+            raise IncompleteError(
                 f"a data process was lost ({type(error).__name__}: {str(error).strip()}), as when memory runs out; "
                 "the same command goes on, with fewer workers in the run file if it happens again"
             ) from None
@@ -201,7 +201,7 @@ def _workshop(preload: tuple[str, ...]) -> Any:
 
 
 class _Handed(Dataset[Any]):
-    """Hands a PipelineError on as a value: a loader's own way adds its worker's traceback to the line."""
+    """Hands a UserError on as a value: a loader's own way adds its worker's traceback to the line."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -209,7 +209,7 @@ class _Handed(Dataset[Any]):
     def __getitem__(self, number: Any) -> Any:
         try:
             return _sent(self.dataset[number])
-        except PipelineError as error:
+        except UserError as error:
             return error
 
 

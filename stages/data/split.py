@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from schemas.config import Cache
-from schemas.errors import PipelineError
+from schemas.config import CacheConfig
+from schemas.errors import UserError
 from schemas.receipts import Receipt, StoredFile
 from stages.shard.plan import shard_name
 from stages.storage.commit import RECEIPTS, read_checked, read_receipt
@@ -49,7 +49,7 @@ class Split:
         cache: where shards across a network, and decoded images, are kept.
     """
 
-    def __init__(self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], cache: Cache) -> None:
+    def __init__(self, store: Store, manifest: dict[str, Any], rows: tuple[int, ...], cache: CacheConfig) -> None:
         self.store, self.rows, self.cache = store, rows, cache
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.content: str = manifest["content"]
@@ -59,17 +59,17 @@ class Split:
         self._caches()
 
     @classmethod
-    def open(cls, workspace: str, name: str, cache: Cache | None = None) -> "Split":
+    def open(cls, workspace: str, name: str, cache: CacheConfig | None = None) -> "Split":
         """Open a split that is whole.
 
         Raises:
-            PipelineError: if it is not.
+            UserError: if it is not.
         """
         store = Store(workspace).at(f"shards/{name}")
         found = open_manifest(store)
         if found is None:
-            raise PipelineError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
-        return cls(store, *found, cache or Cache())
+            raise UserError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
+        return cls(store, *found, cache or CacheConfig())
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -90,7 +90,7 @@ class Split:
         """A sample's image file.
 
         Raises:
-            PipelineError: if its bytes are not those that were sharded.
+            UserError: if its bytes are not those that were sharded.
         """
         index = self.index(shard)
         offset, size = int(index.offsets[row]), int(index.sizes[row])
@@ -100,16 +100,14 @@ class Split:
             data = bytes(self._opened(shard).read_at(size, offset))
         if zlib.crc32(data) != int(index.crc32s[row]):
             name = self._tar_name(shard)
-            raise PipelineError(
-                f"{name}: image {index.names[row]} (row {row}) has other bytes; run `deit-pipeline verify`"
-            )
+            raise UserError(f"{name}: image {index.names[row]} (row {row}) has other bytes; run `deit-pipeline verify`")
         return data
 
     def expect(self, now: Sequence[int], after: Sequence[int]) -> None:
         """Say which shards are read now and which after them; copies are made ahead where they are across a network.
 
         Raises:
-            PipelineError: if the cache cannot hold those that are read now.
+            UserError: if the cache cannot hold those that are read now.
         """
         if self._cache is not None:
             self._cache.expect(*([self.tar(shard) for shard in shards] for shards in (now, after)))
@@ -124,7 +122,7 @@ class Split:
             return read_receipt(self.store, shard_name(shard))
         except FileNotFoundError:
             path = self.store.name(f"{RECEIPTS}/{shard_name(shard)}.json")
-            raise PipelineError(f"{path}: is missing; run `deit-pipeline shard` again") from None
+            raise UserError(f"{path}: is missing; run `deit-pipeline shard` again") from None
 
     def _caches(self) -> None:
         self._receipt: Callable[[int], Receipt] = lru_cache(256)(self._read_receipt)
@@ -135,7 +133,7 @@ class Split:
         try:
             return self._tars_lie.open(self.tar(shard).path)
         except FileNotFoundError:
-            raise PipelineError(f"{self._tar_name(shard)}: is missing; run `deit-pipeline verify`") from None
+            raise UserError(f"{self._tar_name(shard)}: is missing; run `deit-pipeline verify`") from None
 
     def _tar_name(self, shard: int) -> str:
         return self._tars_lie.name(self.tar(shard).path)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.data.decoded import DecodedCache
 from stages.data.split import Split
@@ -23,7 +23,7 @@ from stages.replay.mix import Mix
 from stages.replay.order import PairView
 
 
-class ViewMaker:
+class ViewRenderer:
     """Makes views of a split's samples by address.
 
     It keeps the two images used last, which are a pair, and others decoded while they fit into `keep_bytes`.
@@ -41,7 +41,7 @@ class ViewMaker:
         """Write a view, uint8 [S, S, 3], into `out`.
 
         Raises:
-            PipelineError: if the image is not the one that was sharded or cannot be decoded.
+            UserError: if the image is not the one that was sharded or cannot be decoded.
         """
         self.views([(shard, row, view)], out[None])
 
@@ -51,7 +51,7 @@ class ViewMaker:
         Those of one image are made together, while it is in the processor's cache.
 
         Raises:
-            PipelineError: as `view`.
+            UserError: as `view`.
         """
         of_image: dict[tuple[int, int], list[int]] = {}
         for slot, (shard, row, _) in enumerate(slots):
@@ -84,7 +84,7 @@ class ViewMaker:
         """Say which shards are read now and which after them, as `Split.expect`; not those whose pixels are all kept.
 
         Raises:
-            PipelineError: if the cache of shards cannot hold those that are read now.
+            UserError: if the cache of shards cannot hold those that are read now.
         """
         kept = self._pixels.complete if self._pixels else lambda _: False
         self.split.expect(*([shard for shard in shards if not kept(shard)] for shards in (now, after)))
@@ -105,7 +105,7 @@ class ViewMaker:
                 raise ValueError(f"is {width} x {height} pixels, its index says {size[1]} x {size[0]}; shard again")
         except ValueError as error:
             name = self.split.index(shard).names[row]
-            raise PipelineError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
+            raise UserError(f"{self.split.store}: image {name} (shard {shard}, row {row}): {error}") from None
         return image
 
     def _forget(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from schemas import paper
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.evaluate.predictions import Predictions
 from stages.plotting.charts import heat_map, markdown
 
@@ -27,14 +27,14 @@ TITLES = {
 _ABOUT = "Share of images for which two deciders name different classes."
 
 
-def deciders(teacher: Predictions, student: Predictions, baseline: Predictions | None) -> dict[str, np.ndarray]:
+def predictors(teacher: Predictions, student: Predictions, baseline: Predictions | None) -> dict[str, np.ndarray]:
     """What each decides, int64 [N], in the order of `TITLES`.
 
     Raises:
-        PipelineError: if the student has one head only.
+        UserError: if the student has one head only.
     """
     if "distillation" not in student.top:
-        raise PipelineError(
+        raise UserError(
             "evaluate --disagreement: this student has one head; name a run with a distillation token by train.name"
         )
     found = {"truth": student.classes, "teacher": teacher.top["class"][:, 0]}

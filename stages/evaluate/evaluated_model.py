@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from schemas.config import Member, RunFile
-from schemas.errors import PipelineError
-from stages.data.image_set import Gallery
+from schemas.errors import UserError
+from stages.data.image_set import ImageSet
 from stages.models.classifier import Classifier, Heads, build, usual_size
 from stages.models.precision import Precision
 from stages.models.state_dict import load_weights
@@ -25,7 +25,7 @@ from stages.storage.run_files import stored_run
 from stages.storage.store import Store
 
 
-class Who(NamedTuple):
+class ModelRef(NamedTuple):
     """Names a subject: a run of the workspace, a timm model, or, where both are empty, the run file's teacher."""
 
     run: str = ""
@@ -33,7 +33,7 @@ class Who(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluatedModel:
     """A model with its weights, in eval mode, on a device.
 
     Attributes:
@@ -78,11 +78,11 @@ class Subject:
         return who | {"device": self.device.type}
 
 
-def open_subject(run: RunFile, who: Who, gallery: Gallery, device: torch.device) -> Subject:
+def open_evaluated_model(run: RunFile, who: ModelRef, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
     """Build a subject for the classes of the images that it is measured on.
 
     Raises:
-        PipelineError: if there is no such run or model, or its weights do not fit.
+        UserError: if there is no such run or model, or its weights do not fit.
     """
     if who.run:
         return _run(as_trained(run, who.run), gallery, device)
@@ -92,7 +92,7 @@ def open_subject(run: RunFile, who: Who, gallery: Gallery, device: torch.device)
     teacher = Teacher(
         run.teacher, workspace=run.workspace, num_classes=len(gallery.classes), image_size=size, device=device
     )
-    return Subject(
+    return EvaluatedModel(
         name=_folder("teacher", run.teacher.title),
         run=None,
         model=run.teacher.title,
@@ -108,7 +108,7 @@ def as_trained(run: RunFile, name: str) -> RunFile:
     """The run file as it is for its own run; for another, the one that was stored with it, evaluated as today's says.
 
     Raises:
-        PipelineError: if there is no such run.
+        UserError: if there is no such run.
     """
     if name == run.train.name:
         return run
@@ -120,15 +120,15 @@ def weights_file(run: RunFile) -> str:
     return MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
 
 
-def _run(run: RunFile, gallery: Gallery, device: torch.device) -> Subject:
+def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
     store, file = Store(run.workspace).at(f"runs/{run.train.name}"), weights_file(run)
     if not store.exists(file):
-        raise PipelineError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
+        raise UserError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
     size = run.evaluate.image_size or run.student.img_size or run.views.image_size
     if size != run.student.img_size:
         run = run.model_copy(update={"student": run.student.model_copy(update={"img_size": size})})
     network = trained_student(run, gallery, file)
-    return Subject(
+    return EvaluatedModel(
         name=run.train.name,
         run=run.train.name,
         model=run.student.model,
@@ -140,7 +140,7 @@ def _run(run: RunFile, gallery: Gallery, device: torch.device) -> Subject:
     )
 
 
-def _model(run: RunFile, member: Member, gallery: Gallery, device: torch.device) -> Subject:
+def _model(run: RunFile, member: Member, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
     size = run.evaluate.image_size or usual_size(member.model)
     network = build(member.model, num_classes=len(gallery.classes), img_size=size, drop_path=0.0, extra=member.extra)
     if member.checkpoint:
@@ -151,7 +151,7 @@ def _model(run: RunFile, member: Member, gallery: Gallery, device: torch.device)
         weights = pretrained_weights(member.model, "evaluate.checkpoint")
     load_weights(network, weights, source=source)
     stem = member.checkpoint.rstrip("/").rpartition("/")[2].rpartition(".")[0] or member.checkpoint
-    return Subject(
+    return EvaluatedModel(
         name=_folder(member.model, stem),
         run=None,
         model=member.model,

@@ -11,7 +11,7 @@ from functools import cache
 from timm.data import ImageNetInfo
 from timm.data.real_labels import RealLabelsImagenet
 
-from schemas.errors import Mismatch
+from schemas.errors import MismatchError
 
 _IMAGES = 50_000
 
@@ -24,13 +24,13 @@ def real_labels(names: Sequence[str], classes: Sequence[str]) -> list[frozenset[
         classes: by index, ImageNet's synsets in their usual order.
 
     Raises:
-        Mismatch: if the classes or an image are not ImageNet's.
+        MismatchError: if the classes or an image are not ImageNet's.
     """
     refuse_other_classes(classes)
     known = _by_stem()
     stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
     if lost := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
-        raise Mismatch(
+        raise MismatchError(
             f'evaluate.labels = "imagenet-real": {lost[0]} is no official validation image ({len(lost)} such); '
             'keep the original file names, or set evaluate.labels = "source"'
         )
@@ -38,9 +38,9 @@ def real_labels(names: Sequence[str], classes: Sequence[str]) -> list[frozenset[
 
 
 def refuse_other_classes(classes: Sequence[str]) -> None:
-    """Raise Mismatch unless classes are ImageNet's in their order: known before any image is looked at."""
+    """Raise MismatchError unless classes are ImageNet's in their order: known before any image is looked at."""
     if tuple(classes) != _synsets():
-        raise Mismatch(
+        raise MismatchError(
             f'evaluate.labels = "imagenet-real": the {len(classes)} classes are not ImageNet\'s 1,000 in their order; '
             'set source.classes = "imagenet-1k", or evaluate.labels = "source"'
         )

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
-from schemas.receipts import Made, Receipt
+from schemas.errors import UserError
+from schemas.receipts import PartOutput, Receipt
 from schemas.tables import PREDICTIONS
 from stages.data.center_crop import Crops, centre_crops
-from stages.data.image_set import Gallery
-from stages.evaluate.evaluated_model import Who, open_subject
+from stages.data.image_set import ImageSet
+from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
 from stages.models.classifier import Heads
 from stages.storage.commit import read_checked
 from stages.storage.store import Store
@@ -51,17 +51,17 @@ class BlockSpec:
 class Predictor:
     """Asks one model about blocks of one gallery, on one device; see `__call__`."""
 
-    def __init__(self, run: RunFile, who: Who, gallery: Gallery, device: str) -> None:
+    def __init__(self, run: RunFile, who: ModelRef, gallery: ImageSet, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
         self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.processes
-        self.subject = open_subject(run, who, gallery, torch.device(device))
+        self.subject = open_evaluated_model(run, who, gallery, torch.device(device))
 
-    def __call__(self, spec: BlockSpec, staging: Path) -> Made:
+    def __call__(self, spec: BlockSpec, staging: Path) -> PartOutput:
         """Answers for one block.
 
         Raises:
-            PipelineError: if an image cannot be read.
+            UserError: if an image cannot be read.
         """
         settings = self.settings
         crops = centre_crops(
@@ -75,7 +75,7 @@ class Predictor:
         table = predict(self.subject.heads, crops)
         path = staging / f"{spec.name}.parquet"
         pq.write_table(table, path, compression="zstd")
-        return Made(files={path.name: path}, rows=len(table), facts={})
+        return PartOutput(files={path.name: path}, rows=len(table), facts={})
 
 
 def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops]) -> pa.Table:
@@ -130,7 +130,7 @@ class Predictions:
         """What the parts of a folder hold, in their order.
 
         Raises:
-            PipelineError: if a file is not what its receipt says.
+            UserError: if a file is not what its receipt says.
         """
         files = [file for receipt in receipts for file in receipt.files]
         return cls.of(pa.concat_tables([pq.read_table(io.BytesIO(read_checked(store, file))) for file in files]))
@@ -151,11 +151,11 @@ def score(found: Predictions, truth: Sequence[Collection[int]]) -> dict[str, Any
         truth: an image's true classes, of which any is right; an image without one is not scored.
 
     Raises:
-        PipelineError: if no image is scored.
+        UserError: if no image is scored.
     """
     scored = np.array([bool(classes) for classes in truth], bool)
     if not scored.any():
-        raise PipelineError("evaluate: there are no images with labels")
+        raise UserError("evaluate: there are no images with labels")
     result: dict[str, Any] = {"samples": int(scored.sum())}
     for head in HEADS:
         result[head] = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas.config import Member
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import build, usual_size
 from stages.models.precision import Precision
 from stages.models.teacher import out_of_memory
@@ -40,7 +40,7 @@ def throughput(
         `parameters`, `image_size`, `device`, `precision`, `threads`, `torch`.
 
     Raises:
-        PipelineError: if the model cannot be built or not even one image fits memory.
+        UserError: if the model cannot be built or not even one image fits memory.
     """
     size = image_size or usual_size(member.model)
     model = build(member.model, num_classes=1000, img_size=size, drop_path=0.0, extra=member.extra).eval().to(device)
@@ -75,7 +75,7 @@ def largest_batch(model: torch.nn.Module, size: int, device: torch.device, max_b
     memory that is free: a machine that begins to swap, or to end processes, is no measurement.
 
     Raises:
-        PipelineError: if not even one image fits.
+        UserError: if not even one image fits.
     """
     fits = 0
     while not max_batch or fits < max_batch:
@@ -88,7 +88,7 @@ def largest_batch(model: torch.nn.Module, size: int, device: torch.device, max_b
             if not out_of_memory(error):
                 raise
             if not fits:
-                raise PipelineError(f"--throughput: not even one image of {size} pixels fits the memory") from None
+                raise UserError(f"--throughput: not even one image of {size} pixels fits the memory") from None
             return fits, "memory"
         fits = wanted
     return fits, "max_batch"
@@ -128,4 +128,4 @@ def _from_proc(file: str, key: str) -> int:
         lines = Path(file).read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
     except (OSError, StopIteration):
-        raise PipelineError("--throughput: what memory is free is not known here; set evaluate.max_batch") from None
+        raise UserError("--throughput: what memory is free is not known here; set evaluate.max_batch") from None

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from schemas import paper
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.data.center_crop import Crops
-from stages.evaluate.evaluated_model import Subject
+from stages.evaluate.evaluated_model import EvaluatedModel
 from stages.models.classifier import Classifier
 from stages.plotting.charts import Series, chart, markdown
 
 
 @torch.inference_mode()
-def token_cosines(subject: Subject, crops: Iterable[Crops]) -> dict[str, Any]:
+def token_cosines(subject: EvaluatedModel, crops: Iterable[Crops]) -> dict[str, Any]:
     """Cosine between a distilled student's class token and its distillation token.
 
     Args:
@@ -33,11 +33,11 @@ def token_cosines(subject: Subject, crops: Iterable[Crops]) -> dict[str, Any]:
         heads read; `deviation`, the standard deviations that belong to `layers`.
 
     Raises:
-        PipelineError: if the model has no distillation token, or there is no image.
+        UserError: if the model has no distillation token, or there is no image.
     """
     network = subject.network
     if not isinstance(network, Classifier) or not network.distilled:
-        raise PipelineError(
+        raise UserError(
             f"evaluate --tokens: {subject.model} has no distillation token; name a run of a distilled student by "
             "train.name"
         )
@@ -56,7 +56,7 @@ def token_cosines(subject: Subject, crops: Iterable[Crops]) -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise PipelineError("evaluate --tokens: there are no images")
+        raise UserError("evaluate --tokens: there are no images")
     cosines_BL = torch.cat(found)
     mean, deviation = cosines_BL.mean(0).tolist(), cosines_BL.std(0, correction=0).tolist()
     learned = cosine_similarity(model.cls_token.flatten(), model.dist_token.flatten(), dim=0)

@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 from schemas.recipe import Recipe
 from stages.data.split import Split
 from stages.inspect.captions import VERDICTS
-from stages.inspect.views import Verdict
+from stages.inspect.views import AgreementKind
 from stages.label.label_set import LabelSet
 from stages.label.margins import EDGES
 from stages.plotting.text import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
 from stages.replay.order import pairing
 
-KINDS: tuple[Verdict, ...] = ("own", "partner", "neither")
+KINDS: tuple[AgreementKind, ...] = ("own", "partner", "neither")
 _WIDTH, _MARGIN, _PLOT = 960, 48, 160
 _SHOWN = 10
 _NAME = 250
@@ -29,7 +29,7 @@ def class_agreement(labels: LabelSet, split: Split, recipe: Recipe) -> np.ndarra
     """How often a view's own class, its partner's and neither is named, by own class: int64 [K, 3].
 
     Raises:
-        PipelineError: if a label file is not what was stored.
+        UserError: if a label file is not what was stored.
     """
     counts = np.zeros((len(split.classes), len(KINDS)), np.int64)
     for shard, rows in enumerate(split.rows):

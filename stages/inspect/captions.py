@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from schemas.recipe import Recipe
-from stages.inspect.views import Sample, SeenView, Verdict, verdict
+from stages.inspect.views import AgreementKind, Sample, SeenView, verdict
 from stages.plotting.text import in_ascii
 from stages.replay.decide import DecidedMix, DecidedView
 from stages.replay.policies import Op
 
-VERDICTS: dict[Verdict, tuple[str, str]] = {
+VERDICTS: dict[AgreementKind, tuple[str, str]] = {
     "own": ("#1a7f37", "its own class"),
     "partner": ("#9a6700", "its partner's"),
     "neither": ("#cf222e", "neither"),
@@ -19,7 +19,7 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Fact:
+class Caption:
     """A line of a tile or of the head.
 
     Attributes:
@@ -31,7 +31,7 @@ class Fact:
 
     label: str
     text: str
-    mark: Verdict | None = None
+    mark: AgreementKind | None = None
     absent: bool = False
 
 
@@ -59,33 +59,35 @@ _OP_WORDS: dict[str, Callable[[float], str]] = {
 }
 
 
-def facts(sample: Sample, view: SeenView, recipe: Recipe, names: Sequence[str]) -> list[Fact]:
+def facts(sample: Sample, view: SeenView, recipe: Recipe, names: Sequence[str]) -> list[Caption]:
     """The lines below a view, the same labels in the same order for every view."""
     own, decided = names[sample.label], view.decided
     judged = verdict(sample.label, view)
     return [
-        Fact("crop", _crop_words(decided, sample.image)),
-        Fact("ops", ", ".join(map(op_words, decided.ops)) or "none", absent=not decided.ops),
-        Fact("erased", _erase_words(decided, recipe), absent=not decided.erase),
-        Fact("mix", mix_words(view.mix), absent=view.mix is None or view.mix.lam == 1),
-        Fact("truth", _truth_words(own, view, names)),
-        Fact("teacher", _teacher_words(view.decision, judged, names), judged, absent=judged is None),
+        Caption("crop", _crop_words(decided, sample.image)),
+        Caption("ops", ", ".join(map(op_words, decided.ops)) or "none", absent=not decided.ops),
+        Caption("erased", _erase_words(decided, recipe), absent=not decided.erase),
+        Caption("mix", mix_words(view.mix), absent=view.mix is None or view.mix.lam == 1),
+        Caption("truth", _truth_words(own, view, names)),
+        Caption("teacher", _teacher_words(view.decision, judged, names), judged, absent=judged is None),
     ]
 
 
 def head_facts(
     sample: Sample, views: Sequence[SeenView], recipe: Recipe, about: Sequence[tuple[str, str]]
-) -> list[Fact]:
+) -> list[Caption]:
     """The lines beside a sheet's photograph; `about` are further ones, as (label, text)."""
     height, width = sample.image.shape[:2]
     judged = [verdict(sample.label, view) for view in views]
-    tally = [Fact("", f"{judged.count(mark)}  {words}", mark) for mark, (_, words) in VERDICTS.items()]
+    tally = [Caption("", f"{judged.count(mark)}  {words}", mark) for mark, (_, words) in VERDICTS.items()]
     return [
-        Fact("image", f"{width} x {height} pixels"),
-        Fact("views", f"{len(views)} of {recipe.image_size} x {recipe.image_size}, {recipe.repeats} with each partner"),
-        Fact("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
-        Fact("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
-        *(Fact(label, in_ascii(text)) for label, text in about),
+        Caption("image", f"{width} x {height} pixels"),
+        Caption(
+            "views", f"{len(views)} of {recipe.image_size} x {recipe.image_size}, {recipe.repeats} with each partner"
+        ),
+        Caption("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
+        Caption("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
+        *(Caption(label, in_ascii(text)) for label, text in about),
         *([replace(tally[0], label="teacher names"), *tally[1:]] if any(judged) else []),
     ]
 
@@ -124,7 +126,7 @@ def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:
     return f"{own} ({view.mix.lam:.0%}), {other} ({1 - view.mix.lam:.0%})"
 
 
-def _teacher_words(decision: int | None, judged: Verdict | None, names: Sequence[str]) -> str:
+def _teacher_words(decision: int | None, judged: AgreementKind | None, names: Sequence[str]) -> str:
     if decision is None or judged is None:
         return "not labelled"
     return f"{names[decision]} ({VERDICTS[judged][1]})"

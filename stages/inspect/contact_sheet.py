@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from schemas.recipe import Recipe
-from stages.inspect.captions import VERDICTS, Fact, drawable, facts, head_facts, mix_words
-from stages.inspect.views import Sample, SeenView, Verdict
+from stages.inspect.captions import VERDICTS, Caption, drawable, facts, head_facts, mix_words
+from stages.inspect.views import AgreementKind, Sample, SeenView
 from stages.plotting.text import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
 from stages.replay.decide import Box
 
@@ -23,7 +23,7 @@ _COLOURS = (  # of crop boxes and numbers, in turn; white reads on each
     "#2f62c8", "#cf4a10", "#287d3c", "#a03cc0", "#0b7285", "#c2255c",
     "#5f7a10", "#6741d9", "#9c6412", "#16879b", "#862e6b", "#495057",
 )  # fmt: skip
-_GLYPHS: dict[Verdict, list[tuple[float, ...]]] = {  # strokes on a square of side 16
+_GLYPHS: dict[AgreementKind, list[tuple[float, ...]]] = {  # strokes on a square of side 16
     "own": [(4, 8.5, 7, 11.5, 12, 5)],
     "partner": [(3.5, 8, 12, 8), (8.5, 4.5, 12, 8, 8.5, 11.5)],
     "neither": [(5, 5, 11, 11), (11, 5, 5, 11)],
@@ -149,7 +149,7 @@ def _free_place(
     return left, top, left + width, top + _CHIP
 
 
-def _notes(about: Sequence[Fact], width: int) -> Image.Image:
+def _notes(about: Sequence[Caption], width: int) -> Image.Image:
     """What the sheet is about, line by line, and how it is read."""
     label_width, line_height = 120, 23
     reading = [line for text in _READING for line in [*wrap(text, width, _BODY), ""]]
@@ -227,13 +227,13 @@ def _outline(pen: ImageDraw.ImageDraw, box: Box, scale: float, at: tuple[int, in
     pen.rectangle(outline, outline=INK, width=1)
 
 
-def _indent(fact: Fact) -> int:
+def _indent(fact: Caption) -> int:
     """What the mark takes of a line's width."""
     return 22 if fact.mark else 0
 
 
 def _fact(
-    block: Image.Image, at: tuple[int, int], fact: Fact, lines: Sequence[str], label_width: int, line_height: int
+    block: Image.Image, at: tuple[int, int], fact: Caption, lines: Sequence[str], label_width: int, line_height: int
 ) -> None:
     pen = ImageDraw.Draw(block)
     left, top = at
@@ -250,7 +250,7 @@ def _fact(
 
 
 @cache
-def _badge(mark: Verdict) -> Image.Image:
+def _badge(mark: AgreementKind) -> Image.Image:
     """A disc of 16 pixels with a tick, an arrow or a cross left open, as a mask; drawn large for smooth edges."""
     large = Image.new("L", (128, 128), 0)
     pen = ImageDraw.Draw(large)

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from timm.data import ImageNetInfo
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.data.split import Split
-from stages.data.views import ViewMaker, stack_mixes
+from stages.data.views import ViewRenderer, stack_mixes
 from stages.label.label_set import LabelSet
 from stages.replay.decide import DecidedMix, DecidedView
 from stages.replay.decode import decode
 from stages.replay.mix import mix, normalise
 from stages.replay.order import pairing
 
-Verdict = Literal["own", "partner", "neither"]
+AgreementKind = Literal["own", "partner", "neither"]
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -86,21 +86,21 @@ def find_sample(split: Split, text: str) -> tuple[int, int]:
     """The address that "17" (the split's sample 17, shard by shard) or "2:5" (shard 2, row 5) names.
 
     Raises:
-        PipelineError: if it names none, saying what is allowed.
+        UserError: if it names none, saying what is allowed.
     """
     match = re.fullmatch(r"(?:(\d{1,9}):)?(\d{1,12})", text)
     if not match:
-        raise PipelineError(f"--sample {text}: must be a number, such as 17, or SHARD:ROW, such as 0:17")
+        raise UserError(f"--sample {text}: must be a number, such as 17, or SHARD:ROW, such as 0:17")
     shard, row = int(match[1] or 0), int(match[2])
     if match[1] is None:
         while shard < len(split.rows) and row >= split.rows[shard]:
             shard, row = shard + 1, row - split.rows[shard]
         if shard == len(split.rows):
-            raise PipelineError(f"--sample {text}: the split's samples are numbered 0 to {len(split) - 1}")
+            raise UserError(f"--sample {text}: the split's samples are numbered 0 to {len(split) - 1}")
     if shard >= len(split.rows):
-        raise PipelineError(f"--sample {text}: the split's shards are numbered 0 to {len(split.rows) - 1}")
+        raise UserError(f"--sample {text}: the split's shards are numbered 0 to {len(split.rows) - 1}")
     if row >= split.rows[shard]:
-        raise PipelineError(f"--sample {text}: the rows of shard {shard} are numbered 0 to {split.rows[shard] - 1}")
+        raise UserError(f"--sample {text}: the rows of shard {shard} are numbered 0 to {split.rows[shard] - 1}")
     return shard, row
 
 
@@ -117,10 +117,10 @@ def inspect_views(
         count: of views.
 
     Raises:
-        PipelineError: if an image or a label file is not what was stored.
+        UserError: if an image or a label file is not what was stored.
     """
     shard, row = address
-    maker = ViewMaker(split, recipe)
+    maker = ViewRenderer(split, recipe)
     views = [_view(maker, labels, shard, row, number) for number in range(count)]
     index = split.index(shard)
     sample = Sample(
@@ -134,7 +134,7 @@ def inspect_views(
     return sample, views
 
 
-def verdict(label: int, view: SeenView) -> Verdict | None:
+def verdict(label: int, view: SeenView) -> AgreementKind | None:
     """Whose class the teacher named: the sample's own, its partner's or neither; None without a decision."""
     if view.decision is None:
         return None
@@ -191,7 +191,7 @@ def _first_word(wordnet: ImageNetInfo, name: str) -> str:
     return described.partition(",")[0]
 
 
-def _view(maker: ViewMaker, labels: LabelSet | None, shard: int, row: int, number: int) -> SeenView:
+def _view(maker: ViewRenderer, labels: LabelSet | None, shard: int, row: int, number: int) -> SeenView:
     split, recipe = maker.split, maker.recipe
     side = recipe.image_size
     index = split.index(shard)

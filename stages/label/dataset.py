@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from schemas.recipe import Recipe
 from stages.data.split import Split
-from stages.data.views import ViewMaker
+from stages.data.views import ViewRenderer
 from stages.label.label_set import LabelSpec
 from stages.replay.order import PairView, pairing
 from stages.replay.signature import signature, signed_rows
@@ -47,14 +47,14 @@ class Share(NamedTuple):
     shares: int
 
 
-class PartViews(Dataset[Contribution]):
+class LabelDataset(Dataset[Contribution]):
     """The views of parts, share by share. A process that makes a part's shares in order decodes each image once."""
 
     def __init__(self, split: Split, recipe: Recipe, batch: int) -> None:
         self.split, self.recipe, self.batch = split, recipe, batch
         self._spec: LabelSpec | None = None
         self._batches: list[list[PairView]] = []
-        self._maker: ViewMaker | None = None
+        self._maker: ViewRenderer | None = None
 
     def order(self, spec: LabelSpec, shares: int) -> list[Share]:
         """All of a part, batch by batch, each in as many shares as there are processes."""
@@ -65,7 +65,7 @@ class PartViews(Dataset[Contribution]):
         """Make one share.
 
         Raises:
-            PipelineError: as `ViewMaker.views`.
+            UserError: as `ViewRenderer.views`.
         """
         maker, side = self._open(wanted.spec), self.recipe.image_size
         rows = [
@@ -77,11 +77,11 @@ class PartViews(Dataset[Contribution]):
         signatures = self._signatures(wanted.spec.shard, [rows[slot][1:] for slot in slots], views)
         return Contribution(torch.tensor(slots, dtype=torch.int64), torch.from_numpy(views), signatures)
 
-    def _open(self, spec: LabelSpec) -> ViewMaker:
+    def _open(self, spec: LabelSpec) -> ViewRenderer:
         """What makes a part's views; the images of the part before are let go."""
         if self._maker is None or spec != self._spec:
             self._spec, self._batches = spec, list(part_batches(self.split, self.recipe, spec, self.batch))
-            self._maker = ViewMaker(self.split, self.recipe, KEPT_BYTES)
+            self._maker = ViewRenderer(self.split, self.recipe, KEPT_BYTES)
         return self._maker
 
     def _signatures(

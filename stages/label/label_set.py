@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from schemas.config import AUTO, RunFile
-from schemas.errors import PipelineError
-from schemas.receipts import StoredFile, fingerprint, refuse_changes
+from schemas.errors import UserError
+from schemas.receipts import StoredFile, fingerprint, require_unchanged
 from stages.data.split import Split
 from stages.label.label_file import read_labels
 from stages.shard.plan import shard_name
@@ -114,13 +114,13 @@ class LabelSet:
         """Open the run file's label set, if it is whole and belongs to this split, recipe and teacher.
 
         Raises:
-            PipelineError: if it is not whole.
-            Mismatch: if it was made for others, naming every difference.
+            UserError: if it is not whole.
+            MismatchError: if it was made for others, naming every difference.
         """
         store = Store(run.workspace).at(f"labels/{run.labels.name}")
         manifest = read_manifest(store)
         if manifest is None:
-            raise PipelineError(
+            raise UserError(
                 f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or train "
                 f"with --follow while that runs{_others(run)}"
             )
@@ -134,7 +134,7 @@ class LabelSet:
         Every pass of the run file's `labels.views` counts as there; who asks for one that is not waits for its receipt.
 
         Raises:
-            Mismatch: if it is being made for another split, recipe or teacher, naming every difference.
+            MismatchError: if it is being made for another split, recipe or teacher, naming every difference.
         """
         store = Store(run.workspace).at(f"labels/{run.labels.name}")
         waiting = _Waiting(f"{store}: its first part")
@@ -142,7 +142,7 @@ class LabelSet:
             waiting.sleep()
         plan = read_manifest(store, PLAN)
         if plan is None:
-            raise PipelineError(f"{store.name(PLAN)}: is missing; run `deit-pipeline label-teacher`")
+            raise UserError(f"{store.name(PLAN)}: is missing; run `deit-pipeline label-teacher`")
         _refuse_others(store, plan["made_from"], run, split)
         return cls(store, plan, split.rows, run.views.repeats, run.labels.views // run.views.repeats)
 
@@ -168,7 +168,7 @@ class LabelSet:
         """The part that holds a shard's view; who follows waits until it is there.
 
         Raises:
-            PipelineError: if it was never to be made, or its bytes are wrong.
+            UserError: if it was never to be made, or its bytes are wrong.
         """
         address = shard, view // self.repeats
         if self._follow > address[1]:
@@ -179,7 +179,7 @@ class LabelSet:
         """The teacher's class for the mixed view of a sample.
 
         Raises:
-            PipelineError: if the part holds none.
+            UserError: if the part holds none.
         """
         part, place = self._find(shard, row, view)
         return int(part.columns["decision"][place])
@@ -194,15 +194,15 @@ class LabelSet:
         """Check that the set keeps the teacher's probabilities at a temperature.
 
         Raises:
-            PipelineError: if it does not.
+            UserError: if it does not.
         """
         if self.store_of == "hard":
-            raise PipelineError(
+            raise UserError(
                 f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "topk" or '
                 '"full" under another labels.name, or set train.distillation = "hard"'
             )
         if self.store_of != "full" and tau not in (1.0, self.store_of["tau"]):
-            raise PipelineError(
+            raise UserError(
                 f"train.tau = {tau:g}: {self.store} is normalised for {self.store_of['tau']:g} and 1; use one of them, "
                 "or label again under another labels.name"
             )
@@ -211,7 +211,7 @@ class LabelSet:
         """The teacher's distributions for the mixed views of samples (shard, row, view).
 
         Raises:
-            PipelineError: if a part holds none.
+            UserError: if a part holds none.
         """
         found = [self._find(*address) for address in addresses]
 
@@ -247,7 +247,7 @@ class LabelSet:
         part = self.of(shard, view)
         place = int(part.place[row, view - part.first_view])
         if place < 0:
-            raise PipelineError(f"{self.store}: no decision for shard {shard}, row {row}, view {view}; label again")
+            raise UserError(f"{self.store}: no decision for shard {shard}, row {row}, view {view}; label again")
         return part, place
 
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
@@ -282,4 +282,4 @@ def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split:
     wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
     settled = {key: value for key, value in run.teacher.identity().items() if value != AUTO}
     wanted["teacher"] = made_from["teacher"] | settled
-    refuse_changes(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
+    require_unchanged(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")

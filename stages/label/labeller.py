@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.config import Labels, RunFile
-from schemas.errors import PipelineError
-from schemas.receipts import Made
+from schemas.config import LabelsConfig, RunFile
+from schemas.errors import UserError
+from schemas.receipts import PartOutput
 from stages.data.center_crop import centre_crops
-from stages.data.image_set import Sharded
+from stages.data.image_set import ShardedImageSet
 from stages.data.loader import Loader, moved, on_device, one_late, pinned
 from stages.data.split import Split
 from stages.data.views import stack_mixes
-from stages.label.dataset import Contribution, PartViews, part_batches
+from stages.label.dataset import Contribution, LabelDataset, part_batches
 from stages.label.label_file import Signatures, write_labels
 from stages.label.label_set import LabelSpec
 from stages.label.margins import histogram, near_tie
@@ -32,7 +32,7 @@ from stages.replay.decide import Decider
 from stages.replay.mix import Mix
 
 
-class Said(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a teacher says of a part's N views.
 
     Attributes:
@@ -80,17 +80,17 @@ class Labeller:
             device=torch.device(device),
         )
         self.decider = Decider(run.views)
-        self._views = PartViews(split, run.views, self.teacher.settings.batch_size)
+        self._views = LabelDataset(split, run.views, self.teacher.settings.batch_size)
         self._idle: list[Loader] = []
         """Data processes that no part has at present."""
         self._asking = threading.Lock()
         """Held by the part whose views the teacher sees; others may be read, or written, beside it."""
 
-    def __call__(self, spec: LabelSpec, staging: Path) -> Made:
+    def __call__(self, spec: LabelSpec, staging: Path) -> PartOutput:
         """Label one part. Two threads may each label one: one part's data processes start while the other is decided.
 
         Raises:
-            PipelineError: if an image has changed, or a logit is not finite.
+            UserError: if an image has changed, or a logit is not finite.
         """
         said = self.decide(spec)
         path = staging / f"{spec.name}.parquet"
@@ -105,13 +105,13 @@ class Labeller:
             facts["centre_crops"] = self._centre_crops(spec.shard, classes)
         if self.teacher.batch:
             facts["forward_batch"] = self.teacher.batch  # memory did not suffice for the whole one
-        return Made(files={path.name: path}, rows=len(said.margins), facts=facts)
+        return PartOutput(files={path.name: path}, rows=len(said.margins), facts=facts)
 
-    def decide(self, spec: LabelSpec) -> Said:
+    def decide(self, spec: LabelSpec) -> TeacherOutput:
         """What the teacher says of one part; partners are neighbours.
 
         Raises:
-            PipelineError: if an image has changed, or a logit is not finite.
+            UserError: if an image has changed, or a logit is not finite.
         """
         empty = {name: values.numpy() for name, values in self._answers(torch.zeros((0, self.classes))).items()}
         found = [{"row": np.zeros(0, np.int64), "view": np.zeros(0, np.int64)} | empty]
@@ -122,13 +122,13 @@ class Labeller:
             for batch, answers in one_late(asked):
                 self.teacher.refuse_not_finite(bool(answers["finite"].all()))
                 if not answers["fits"].all():
-                    raise PipelineError('a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"')
+                    raise UserError('a logit is beyond 65504, the largest 16-bit number; set labels.store = "hard"')
                 row, view = batch.row_view.T
                 found.append({"row": row, "view": view} | {name: one.numpy() for name, one in answers.items()})
                 signatures |= batch.signatures
         columns = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
         margins, near_ties, *_ = (columns.pop(name) for name in ("margin", "near_tie", "finite", "fits"))
-        return Said(columns, signatures, margins, near_ties)
+        return TeacherOutput(columns, signatures, margins, near_ties)
 
     def _answers(self, logits_BK: Tensor) -> dict[str, Tensor]:
         """What is stored of a batch, by column; of each view its margin, whether that is a near tie, and two checks."""
@@ -151,7 +151,7 @@ class Labeller:
         return self._gathered(spec, made, shares, loader)
 
     def _new_loader(self) -> Loader:
-        pin, preload = self.teacher.device.type == "cuda", (PartViews.__module__,)
+        pin, preload = self.teacher.device.type == "cuda", (LabelDataset.__module__,)
         return Loader(self._views, workers=self.settings.processes, pin=pin, preload=preload)
 
     def _gathered(
@@ -176,7 +176,7 @@ class Labeller:
     def _centre_crops(self, shard: int, classes: np.ndarray) -> dict[str, int]:
         """The teacher on the shard's unmixed centre crops: how many it gets right."""
         crops = centre_crops(
-            Sharded(self.split, "train"),
+            ShardedImageSet(self.split, "train"),
             shard,
             image_size=self.recipe.image_size,
             crop_pct=self.crop_pct,
@@ -191,7 +191,7 @@ class Labeller:
         return {"correct": correct, "images": len(classes)}
 
 
-def keep(logits_BK: Tensor, settings: Labels, tau: float) -> dict[str, Tensor]:
+def keep(logits_BK: Tensor, settings: LabelsConfig, tau: float) -> dict[str, Tensor]:
     """What a store keeps of a batch's logits.
 
     Logits are rounded to 16 bits first and their normalisers are those of the rounded ones, so what is stored is one

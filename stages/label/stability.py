@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schemas.config import RunFile
 from stages.data.split import Split
-from stages.data.views import ViewMaker, stack_mixes
+from stages.data.views import ViewRenderer, stack_mixes
 from stages.label.dataset import part_batches
 from stages.label.label_set import LabelSpec
 from stages.label.margins import flips, near_tie
@@ -55,7 +55,7 @@ def _sample(run: RunFile, split: Split, count: int) -> tuple[Tensor, Mix]:
     ]
     step = max(1, len(pairs) // max(1, count // 2))
     chosen = pairs[::step][: count // 2]
-    maker, side = ViewMaker(split, run.views), run.views.image_size
+    maker, side = ViewRenderer(split, run.views), run.views.image_size
     views = np.empty((2 * len(chosen), side, side, 3), np.uint8)
     for nth, unit in enumerate(chosen):
         maker.view(unit.shard, unit.row_a, unit.view, views[2 * nth])

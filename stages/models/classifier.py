@@ -16,7 +16,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 
 _OURS = ("num_classes", "img_size", "drop_path_rate", "pretrained", "pretrained_cfg", "checkpoint_path")
 
@@ -72,12 +72,12 @@ def build(
             on both outputs of every block (paper, Table 8); elsewhere before the classifier. 0 = off.
 
     Raises:
-        PipelineError: the name is unknown, the model has no stochastic depth, its patches do not divide the
+        UserError: the name is unknown, the model has no stochastic depth, its patches do not divide the
             image, or timm refuses `extra`.
     """
     fixed_size = _known(model).fixed_input_size
     if ours := [key for key in extra if key in _OURS]:
-        raise PipelineError(f"extra = {extra}: {ours[0]} is not free; remove it and use the run file's own keys")
+        raise UserError(f"extra = {extra}: {ours[0]} is not free; remove it and use the run file's own keys")
     arguments = {"num_classes": num_classes, **extra}
     if fixed_size:
         arguments["img_size"] = img_size
@@ -90,8 +90,8 @@ def build(
         network = timm.create_model(model, **arguments)
     except Exception as error:  # timm raises what it happens to trip over: types, assertions, divisions by zero
         if "'drop_path_rate'" in str(error):
-            raise PipelineError(f"student.drop_path: {model} has no stochastic depth; set it to 0") from error
-        raise PipelineError(
+            raise UserError(f"student.drop_path: {model} has no stochastic depth; set it to 0") from error
+        raise UserError(
             f"extra = {extra}: timm cannot build {model} with it ({short_cause(error)}); mend or remove it"
         ) from error
     _refuse_cut_patches(model, network, img_size)
@@ -103,7 +103,7 @@ def own_size(model: str) -> int:
     """The side in pixels for which timm's weights of a model were made, if its network is built for one; else 0.
 
     Raises:
-        PipelineError: the name is unknown.
+        UserError: the name is unknown.
     """
     about = _known(model)
     return int(about.input_size[-1]) if about.fixed_input_size else 0
@@ -113,7 +113,7 @@ def usual_size(model: str) -> int:
     """The side of the images in pixels on which timm itself evaluates a model.
 
     Raises:
-        PipelineError: if timm does not know it.
+        UserError: if timm does not know it.
     """
     about = _known(model)
     return int((about.test_input_size or about.input_size)[-1])
@@ -125,20 +125,20 @@ def _known(model: str) -> Any:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
-        raise PipelineError(f"timm knows no model {model}; {hint}")
+        raise UserError(f"timm knows no model {model}; {hint}")
     try:
         return timm.models.get_pretrained_cfg(model)
     except RuntimeError as error:
         tags = ", ".join(timm.list_pretrained(f"{name}.*")) or f"{name}, which has none"
-        raise PipelineError(f"timm knows no weights {model}; allowed: {tags}") from error
+        raise UserError(f"timm knows no weights {model}; allowed: {tags}") from error
 
 
 def _refuse_cut_patches(model: str, network: nn.Module, img_size: int) -> None:
-    """Raise PipelineError if patches leave a rim of the image unseen, which timm builds without a word."""
+    """Raise UserError if patches leave a rim of the image unseen, which timm builds without a word."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))[0]
     if img_size % patch:
         near = max(img_size // patch, 1) * patch
-        raise PipelineError(
+        raise UserError(
             f"views.image_size or student.img_size = {img_size}: {model} cuts images into patches of {patch} pixels; "
             f"give a multiple, such as {near} or {near + patch}"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import Classifier
 from stages.models.weights import MODEL_FILE, to_bytes
 
@@ -27,12 +27,12 @@ _NEEDED = {"onnx": ("onnx", "onnxscript")}
 
 
 def refuse_missing_packages(format_: str) -> None:
-    """Raise PipelineError if the format is unknown, or what writes it is not installed."""
+    """Raise UserError if the format is unknown, or what writes it is not installed."""
     if format_ not in FORMATS:
-        raise PipelineError(f"--format {format_}: unknown; allowed: {', '.join(FORMATS)}")
+        raise UserError(f"--format {format_}: unknown; allowed: {', '.join(FORMATS)}")
     missing = [name for name in _NEEDED.get(format_, ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise PipelineError(f"--format {format_}: needs {missing[0]}; pip install 'deit-pipeline[export]'")
+        raise UserError(f"--format {format_}: needs {missing[0]}; pip install 'deit-pipeline[export]'")
 
 
 def exported(model: Classifier, format_: str, run: RunFile, classes: tuple[str, ...]) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from schemas.config import AUTO
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 
 Role = Literal["student", "teacher"]
 
@@ -42,12 +42,12 @@ class Precision:
         key: the run file's, for the error.
 
     Raises:
-        PipelineError: if the device cannot compute so.
+        UserError: if the device cannot compute so.
     """
 
     def __init__(self, name: str, device: torch.device, key: str) -> None:
         if name == "tf32" and device.type != "cuda":
-            raise PipelineError(f'{key} = "tf32": is a format of NVIDIA GPUs; set it to "fp32" or "auto" on a CPU')
+            raise UserError(f'{key} = "tf32": is a format of NVIDIA GPUs; set it to "fp32" or "auto" on a CPU')
         self.name, self.device = name, device
         self.scaled = name == "fp16"
         """Whether gradients need a scale to be representable."""

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import Classifier, short_cause
 
 _TORCH_FILES = (".pth", ".pt", ".bin")
@@ -30,13 +30,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     its arguments beside them as an argparse.Namespace, a bare record, which is let through and not looked at.
 
     Raises:
-        PipelineError: the file is missing, damaged, of another kind, or holds more than tensors.
+        UserError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", *_TORCH_FILES):
-        raise PipelineError(f"{path}: not a weights file; give .safetensors, {', '.join(_TORCH_FILES)}")
+        raise UserError(f"{path}: not a weights file; give .safetensors, {', '.join(_TORCH_FILES)}")
     if not path.is_file():
-        raise PipelineError(f"{path}: no such weights file; give the path of one that exists")
+        raise UserError(f"{path}: no such weights file; give the path of one that exists")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -44,14 +44,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in many ways
         why = "pickled objects" if isinstance(error, pickle.UnpicklingError) else short_cause(error)
-        raise PipelineError(
-            f"{path}: damaged, or not of tensors alone ({why}); save the state_dict by itself"
-        ) from error
+        raise UserError(f"{path}: damaged, or not of tensors alone ({why}); save the state_dict by itself") from error
     for table in ("model", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(table), Mapping):
             found = found[table]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise PipelineError(f"{path}: holds no table of tensors; save the model's state_dict by itself")
+        raise UserError(f"{path}: holds no table of tensors; save the model's state_dict by itself")
     return dict(found)
 
 
@@ -65,7 +63,7 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
         new_head: keep the heads' initial weights, whatever `weights` has for them (transfer, paper's Table 7).
 
     Raises:
-        PipelineError: naming the first tensor that does not fit, and how many more do not.
+        UserError: naming the first tensor that does not fit, and how many more do not.
     """
     model = classifier.model
     expected: dict[str, Tensor] = model.state_dict()
@@ -78,7 +76,7 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
         weights["pos_embed"] = resample_positions(positions, grid=model.patch_embed.grid_size, prefix=prefix)
     if problems := _misfits(weights, expected):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise PipelineError(
+        raise UserError(
             f"{source} does not fit {model.pretrained_cfg['architecture']}: {problems[0]}{more}; "
             "name the model and the classes that these weights were trained for"
         )

@@ -5,30 +5,30 @@ from typing import Protocol
 import torch
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import Classifier, build
 from stages.models.state_dict import load_weights
 from stages.models.weights import find_weights
 from stages.storage.store import Store
 
 
-class Classed(Protocol):
+class HasClassNames(Protocol):
     """Anything that has class names by index: a split, or images to evaluate on."""
 
     classes: tuple[str, ...]
 
 
-def new_student(run: RunFile, split: Classed) -> Classifier:
+def new_student(run: RunFile, split: HasClassNames) -> Classifier:
     """The run file's student with its initial weights.
 
     Raises:
-        PipelineError: if timm does not know it, or the initial checkpoint does not fit.
+        UserError: if timm does not know it, or the initial checkpoint does not fit.
     """
     student = run.student
     torch.manual_seed(run.train.seed)
     classifier = _built(run, split)
     if run.train.distillation == "label" and not classifier.distilled:
-        raise PipelineError(
+        raise UserError(
             f'train.distillation = "label": {student.model} has no second class token; choose a distilled student'
         )
     if student.init_checkpoint:
@@ -36,17 +36,17 @@ def new_student(run: RunFile, split: Classed) -> Classifier:
         source = f"student.init_checkpoint = {student.init_checkpoint}"
         try:
             load_weights(classifier, weights, source=source, new_head=student.new_head)
-        except PipelineError as error:
+        except UserError as error:
             more = "" if student.new_head else ", or set student.new_head = true if only the classes are others"
-            raise PipelineError(f"{error}{more}") from None
+            raise UserError(f"{error}{more}") from None
     return classifier
 
 
-def trained_student(run: RunFile, split: Classed, file: str) -> Classifier:
+def trained_student(run: RunFile, split: HasClassNames, file: str) -> Classifier:
     """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
 
     Raises:
-        PipelineError: if there are none, or they are another student's.
+        UserError: if there are none, or they are another student's.
     """
     classifier = _built(run, split)
     weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
@@ -54,7 +54,7 @@ def trained_student(run: RunFile, split: Classed, file: str) -> Classifier:
     return classifier
 
 
-def _built(run: RunFile, split: Classed) -> Classifier:
+def _built(run: RunFile, split: HasClassNames) -> Classifier:
     return build(
         run.student.model,
         num_classes=len(split.classes),

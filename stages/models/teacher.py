@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from schemas import config
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import Classifier, build, own_size
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision
@@ -41,11 +41,11 @@ class Teacher:
         batch: views that went through in one forward pass, once a larger batch did not fit memory; None = all did.
 
     Raises:
-        PipelineError: if the weights cannot be had or are not for this architecture and these classes.
+        UserError: if the weights cannot be had or are not for this architecture and these classes.
     """
 
     def __init__(
-        self, settings: config.Teacher, *, workspace: str, num_classes: int, image_size: int, device: torch.device
+        self, settings: config.TeacherConfig, *, workspace: str, num_classes: int, image_size: int, device: torch.device
     ) -> None:
         precision = chosen_precision(settings.precision, "teacher", device.type)
         settings = settings.model_copy(update={"precision": precision, "compile": settings.compile is True})
@@ -83,7 +83,7 @@ class Teacher:
         until it does, pairs together; in eval mode no view depends on its batch but for the last bit.
 
         Raises:
-            PipelineError: if a logit is not finite, their shape is wrong, or not even a pair fits memory.
+            UserError: if a logit is not finite, their shape is wrong, or not even a pair fits memory.
         """
         logits_BK = self.queued(views_BHWC, how)
         self.refuse_not_finite(bool(torch.isfinite(logits_BK).all()))
@@ -94,16 +94,16 @@ class Teacher:
         """`logits` that a GPU may still be computing; nobody has looked whether they are finite.
 
         Raises:
-            PipelineError: if their shape is wrong, or not even a pair fits memory.
+            UserError: if their shape is wrong, or not even a pair fits memory.
         """
         size = self.batch or len(views_BHWC)
         found = [self._fitting(views_BHWC, how, start, size) for start in range(0, len(views_BHWC), size)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def refuse_not_finite(self, finite: bool) -> None:
-        """Raise PipelineError unless all of a batch's logits were finite."""
+        """Raise UserError unless all of a batch's logits were finite."""
         if not finite:
-            raise PipelineError(
+            raise UserError(
                 f"teacher.model = {self.settings.title}: gave a logit that is not finite; "
                 f'try teacher.precision = "fp32" (now {self.settings.precision}) or check its weights'
             )
@@ -118,7 +118,7 @@ class Teacher:
                 raise
         half = min(size, len(views_BHWC) - start) // 4 * 2
         if half < 2:
-            raise PipelineError(
+            raise UserError(
                 f"teacher.model = {self.settings.title}: not even one pair of views fits the {self.device.type}'s "
                 "memory; use a smaller teacher, or free memory"
             )
@@ -143,7 +143,7 @@ class Teacher:
         logits: Tensor = self._run[nth](*given).fused.float()
         expected = len(views_BHWC), self.num_classes
         if logits.shape != expected:
-            raise PipelineError(
+            raise UserError(
                 f"teacher.model = {self.settings.members[nth].model}: gave logits of shape {tuple(logits.shape)}, "
                 f"expected {expected}; check teacher.extra"
             )
@@ -180,11 +180,11 @@ def _member(member: config.Member, workspace: str, num_classes: int, image_size:
     side = member.input_size or image_size
     try:
         return built(side), side
-    except PipelineError:
+    except UserError:
         own = own_size(member.model)
         if member.input_size or own in (0, side):
             raise
-        with contextlib.suppress(PipelineError):
+        with contextlib.suppress(UserError):
             return built(own), own
         raise  # what is wrong at the views' side: it fits at neither
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.state_dict import read_weights
 from stages.storage.store import Store
 
@@ -43,7 +43,7 @@ def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL
         file: which of the run's files.
 
     Raises:
-        PipelineError: if there is no such file or run, or it holds anything but tensors.
+        UserError: if there is no such file or run, or it holds anything but tensors.
     """
     with _local_file(checkpoint, workspace, key, file) as path:
         return read_weights(path)
@@ -53,13 +53,13 @@ def pretrained_weights(model: str, key: str = "teacher.checkpoint") -> dict[str,
     """Timm's pretrained weights of a model with its tag; `key` names the run file's for a local file, for messages.
 
     Raises:
-        PipelineError: if timm has none or they cannot be fetched.
+        UserError: if timm has none or they cannot be fetched.
     """
     try:
         weights: dict[str, Tensor] = timm.create_model(model, pretrained=True).state_dict()
     except Exception as error:  # hub clients raise what they like
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PipelineError(
+        raise UserError(
             f"{model}: its pretrained weights cannot be had ({cause}); give a local file as {key}"
         ) from None
     return weights
@@ -101,7 +101,7 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     try:
         data = store.read(file)
     except FileNotFoundError:
-        raise PipelineError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
+        raise UserError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file)
         path.write_bytes(data)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.recipe import Recipe
 
 TOP_LEVEL = 10.0  # magnitudes run from 0 to 10 unless mmax says otherwise
@@ -163,7 +163,7 @@ def policy_of(recipe: Recipe) -> Policy:
     """The policy a recipe asks for: RandAugment, AutoAugment, or colour jitter where both are off.
 
     Raises:
-        PipelineError: if the RandAugment string repeats an option or holds one that is not known.
+        UserError: if the RandAugment string repeats an option or holds one that is not known.
     """
     if recipe.rand_augment:
         return RandAugment(recipe.rand_augment)
@@ -211,7 +211,7 @@ class AutoAugment:
 
     def __init__(self, name: str) -> None:
         if name not in _AUTO_AUGMENT:
-            raise PipelineError(f"views.auto_augment: unknown policy {name!r}; allowed: {', '.join(_AUTO_AUGMENT)}")
+            raise UserError(f"views.auto_augment: unknown policy {name!r}; allowed: {', '.join(_AUTO_AUGMENT)}")
         self._pairs = []
         for line in _AUTO_AUGMENT[name].strip().splitlines():
             first, p, m, second, q, k = line.split()
@@ -258,7 +258,7 @@ def _options(text: str) -> dict[str, str]:
     for part in parts:
         key = part.rstrip("0123456789.").removesuffix("inf")
         if head != "rand" or key not in ("m", "n", "p", "mstd", "mmax", "inc") or key in options:
-            raise PipelineError(
+            raise UserError(
                 f"views.rand_augment = {text!r}: {part!r} is unknown or given twice; "
                 "allowed, each once: m, n, p, mstd, mmax, inc"
             )

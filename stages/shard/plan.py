@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from schemas.config import Shards
-from schemas.errors import PipelineError
+from schemas.config import ShardsConfig
+from schemas.errors import UserError
 from stages.replay.draws import Draws, Purpose
 from stages.sources.listing import Listing
 
@@ -32,18 +32,18 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:06d}"
 
 
-def plan_shards(listing: Listing, config: Shards, *, shuffle: bool) -> list[ShardSpec]:
+def plan_shards(listing: Listing, config: ShardsConfig, *, shuffle: bool) -> list[ShardSpec]:
     """Deal a listing into shards of nearly equal length, shuffled for training so that shards mix classes.
 
     Adopted tars are the shards. The rows of Parquet are shuffled by row groups, then within a shard.
 
     Raises:
-        PipelineError: if tars are to be adopted that are no WebDataset shards.
+        UserError: if tars are to be adopted that are no WebDataset shards.
     """
     images = listing.images
     if config.adopt:
         if not listing.samples:
-            raise PipelineError("shards.adopt: the source is not WebDataset tars; unset it, so that they are written")
+            raise UserError("shards.adopt: the source is not WebDataset tars; unset it, so that they are written")
         ends = np.searchsorted(images["file"].to_numpy(), np.arange(len(listing.source.files)), side="right")
         blocks = np.split(np.arange(len(images)), ends[:-1])
     else:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, BinaryIO, NamedTuple
 
-from stages.sources.reader import Found
+from stages.sources.reader import SourceImage
 
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 """Fields of a USTAR header."""
@@ -19,7 +19,7 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 class Sample(NamedTuple):
     """An image that decodes: what was found, its height and width in pixels, and the suffix it gets in a tar."""
 
-    found: Found
+    found: SourceImage
     height: int
     width: int
     suffix: str

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from schemas.config import Shards
+from schemas.config import ShardsConfig
 from schemas.errors import BadImages, last_line
-from schemas.receipts import Made
+from schemas.receipts import PartOutput
 from schemas.tables import INDEX
 from stages.replay.pixels import open_image, to_rgb
 from stages.shard.image_check import check_image
@@ -31,7 +31,7 @@ from stages.shard.plan import ShardSpec
 from stages.shard.tar import Sample, adopted_row, write_tar
 from stages.sources.listing import Source
 from stages.sources.names import suffix_of
-from stages.sources.reader import Found, Reader
+from stages.sources.reader import Reader, SourceImage
 from stages.storage.store import Store
 
 _KNOWN = ("jpg", "jpeg", "png", "webp")
@@ -44,11 +44,11 @@ _QUALITY = 95
 class ShardMaker:
     """Makes shards of one source; see `__call__`."""
 
-    def __init__(self, source: Source, config: Shards) -> None:
+    def __init__(self, source: Source, config: ShardsConfig) -> None:
         self._source, self._config = source, config
         self._reader = Reader(source)
 
-    def __call__(self, spec: ShardSpec, staging: Path) -> Made:
+    def __call__(self, spec: ShardSpec, staging: Path) -> PartOutput:
         """Make one shard's tar and index, or an adopted tar's index, in a local folder.
 
         Raises:
@@ -71,7 +71,7 @@ class ShardMaker:
             raise BadImages(skipped)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), index, compression="zstd")
         facts |= {"samples": len(rows), "skipped": skipped, "found": len(spec.images)}
-        return Made(files=files, rows=len(rows), facts=facts, sha256=sha256)
+        return PartOutput(files=files, rows=len(rows), facts=facts, sha256=sha256)
 
     def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[Sample]:
         for row, found in enumerate(self._reader.read(spec.images)):
@@ -84,7 +84,7 @@ class ShardMaker:
             else:
                 skipped.append({"name": found.name, "reason": fault})
 
-    def _judged(self, found: Found) -> tuple[Sample | None, str]:
+    def _judged(self, found: SourceImage) -> tuple[Sample | None, str]:
         """The image, or why it is bad."""
         try:
             return (None, found.fault) if found.fault else (self._sample(found), "")
@@ -93,7 +93,7 @@ class ShardMaker:
         except Exception as error:  # re-encoding met what checking did not
             return None, last_line(error)
 
-    def _sample(self, found: Found) -> Sample:
+    def _sample(self, found: SourceImage) -> Sample:
         height, width, kind = check_image(found.data)
         if 0 < self._config.max_side < max(height, width):
             data = shrink(found.data, self._config.max_side)

@@ -15,7 +15,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, LabelCheck
 from stages.sources.headers import members
 from stages.sources.matlab import read_structs
@@ -48,37 +48,37 @@ class Labels:
         """The class of an image.
 
         Raises:
-            PipelineError: if it has none.
+            UserError: if it has none.
         """
         stem = os.path.splitext(os.path.basename(name))[0]
         if stem not in self._classes:
-            raise PipelineError(f"{self.where}: names no class for image {name}; it does not belong to these images")
+            raise UserError(f"{self.where}: names no class for image {name}; it does not belong to these images")
         self._left.discard(stem)
         return self._classes[stem]
 
     def check_all_seen(self, where: str) -> None:
-        """Raise PipelineError if labelled images were not there."""
+        """Raise UserError if labelled images were not there."""
         if self._left:
             lost = f"{len(self._left)} images, of which {min(self._left)} is the first"
-            raise PipelineError(f"{where}: lacks {lost}, that {self.where} names; copy or download it again")
+            raise UserError(f"{where}: lacks {lost}, that {self.where} names; copy or download it again")
 
 
 def read_labels(value: str) -> Labels:
     """Read `source.val_labels`: the devkit archive or Kaggle's solution.
 
     Raises:
-        PipelineError: if it is neither.
+        UserError: if it is neither.
     """
     where = f"source.val_labels = {value}"
     store, name = split_uri(value)
     try:
         data = store.read(name)
     except OSError as error:
-        raise PipelineError(f"{where}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
     try:
         return Labels(_solution(data) if name.endswith(".csv") else _devkit(data), where)
-    except (ValueError, KeyError, OSError, PipelineError, EOFError, zlib.error, csv.Error) as error:
-        raise PipelineError(
+    except (ValueError, KeyError, OSError, UserError, EOFError, zlib.error, csv.Error) as error:
+        raise UserError(
             f"{where}: is neither ILSVRC2012_devkit_t12.tar.gz nor LOC_val_solution.csv ({error})"
         ) from None
 
@@ -87,7 +87,7 @@ def read_classes(value: str) -> Classes:
     """Class names by index from `source.classes`: "" = None, "numeric", "imagenet-1k", or a file with one name a line.
 
     Raises:
-        PipelineError: if the file is missing, empty or names a class twice.
+        UserError: if the file is missing, empty or names a class twice.
     """
     if not value:
         return None
@@ -98,18 +98,16 @@ def read_classes(value: str) -> Classes:
     try:
         names = [line.strip() for line in Path(value).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f'source.classes = {value}: cannot be read ({error}); "" = sorted folder names') from None
+        raise UserError(f'source.classes = {value}: cannot be read ({error}); "" = sorted folder names') from None
     if not names:
-        raise PipelineError(f"source.classes = {value}: is empty; one class name a line")
+        raise UserError(f"source.classes = {value}: is empty; one class name a line")
     if strange := next((name for name in names if not name.isprintable()), None):
-        raise PipelineError(f"source.classes = {value}: {strange!r} holds control characters; one class name a line")
+        raise UserError(f"source.classes = {value}: {strange!r} holds control characters; one class name a line")
     if len(names) > MOST_CLASSES:
-        raise PipelineError(
-            f"source.classes = {value}: has {len(names)} names; at most {MOST_CLASSES} can be told apart"
-        )
+        raise UserError(f"source.classes = {value}: has {len(names)} names; at most {MOST_CLASSES} can be told apart")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise PipelineError(f"source.classes = {value}: names {twice} twice; every class once")
+        raise UserError(f"source.classes = {value}: names {twice} twice; every class once")
     return tuple(names)
 
 
@@ -122,18 +120,18 @@ def check_md5(value: str, key: str) -> None:
     """Compare an official archive with its published md5 sum.
 
     Raises:
-        PipelineError: if it differs, or the file is none of the official archives.
+        UserError: if it differs, or the file is none of the official archives.
     """
     store, name = split_uri(value)
     if name not in MD5:
-        raise PipelineError(f"{key} = {value}: has no published md5 sum as {', '.join(MD5)} have; unset check_md5")
+        raise UserError(f"{key} = {value}: has no published md5 sum as {', '.join(MD5)} have; unset check_md5")
     try:
         with store.stream(name) as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
-        raise PipelineError(f"{key} = {value}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{key} = {value}: cannot be read ({error.strerror or error})") from None
     if found != MD5[name]:
-        raise PipelineError(f"{key} = {value}: its md5 is {found}, the published one {MD5[name]}; download it again")
+        raise UserError(f"{key} = {value}: its md5 is {found}, the published one {MD5[name]}; download it again")
 
 
 def _solution(data: bytes) -> dict[str, str]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from schemas.config import Source as Settings
-from schemas.errors import PipelineError
+from schemas.config import SourceConfig as Settings
+from schemas.errors import UserError
 from stages.sources.class_labels import MD5, Labels, check_md5, read_classes, read_labels
 from stages.sources.class_names import Classes
 from stages.sources.headers import compression
@@ -40,14 +40,14 @@ def list_sources(settings: Settings) -> dict[str, Listing]:
     """List the splits of a run file's `[source]`; the classes of train are those of val too.
 
     Raises:
-        PipelineError: naming the key, if a source is missing or no source, or the two do not go together.
+        UserError: naming the key, if a source is missing or no source, or the two do not go together.
     """
     if settings.check_md5:
         for key in ("train", "val", "val_labels"):
             if value := getattr(settings, key):
                 check_md5(value, f"source.{key}")
     if settings.val_labels and not settings.val:
-        raise PipelineError("source.val_labels: is set, but source.val is not; set both or neither")
+        raise UserError("source.val_labels: is set, but source.val is not; set both or neither")
     listings = {"train": list_source(settings.train, "train", read_classes(settings.classes))}
     if settings.val:
         labels = read_labels(settings.val_labels) if settings.val_labels else None
@@ -60,7 +60,7 @@ def list_sources(settings: Settings) -> dict[str, Listing]:
 def _check_same_classes(train: Listing, val: Listing) -> None:
     seen = set(val.images["class"].unique().to_pylist())
     if missing := [name for number, name in enumerate(train.classes) if number not in seen]:
-        raise PipelineError(
+        raise UserError(
             f"source.val: has no image of class {missing[0]} ({len(missing)} such), which source.train has; "
             "add some, or name all classes with source.classes"
         )
@@ -76,11 +76,11 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
         labels: classes of images that lie flat.
 
     Raises:
-        PipelineError: naming the key, if there is no source, or not one whose images have classes.
+        UserError: naming the key, if there is no source, or not one whose images have classes.
     """
     where = f"source.{split} = {uri_options(value)[0]}"
     if not value:
-        raise PipelineError(f"source.{split} is not set; give an image folder, <root>/<class>/*.jpg, a tar or Parquet")
+        raise UserError(f"source.{split} is not set; give an image folder, <root>/<class>/*.jpg, a tar or Parquet")
     place = _find(value, split, classes, where)
     if not place.files and (kaggle := place.root.at(_KAGGLE)).folders():
         if split == "val" and labels is None:
@@ -97,7 +97,7 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
     if suffix_of(place.files[0]) == "tar":
         listing = list_tars(place.root, place.files, place.below, split, classes, labels, where)
     elif labels is not None:
-        raise PipelineError(f"{where}: has classes of its own; unset source.val_labels")
+        raise UserError(f"{where}: has classes of its own; unset source.val_labels")
     else:
         listing = list_parquet(place.root, place.files, classes, where)
     return replace(listing, beside=(*listing.beside, *place.beside))
@@ -132,17 +132,17 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
     """What a folder holds beside its tars or Parquet files.
 
     Raises:
-        PipelineError: if there are images among it, so that it cannot be told which of them the source is.
+        UserError: if there are images among it, so that it cannot be told which of them the source is.
     """
     found = []
     for entry in sorted(entries(store, "")):
         if entry.name in names:
             continue
         if entry.fault and suffix_of(entry.name) in _KINDS and not is_hidden(entry.name):
-            raise PipelineError(f"{where}: {entry.name} {entry.fault}; remove it or put the file there")
+            raise UserError(f"{where}: {entry.name} {entry.fault}; remove it or put the file there")
         packed = not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name)
         if packed and entry.name not in MD5:  # the devkit lies with the official archives
-            raise PipelineError(
+            raise UserError(
                 f"{where}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "
                 f"meant, such as {where.partition(' = ')[2]}/*.{suffix_of(names[0])}"
             )
@@ -152,7 +152,7 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
         if is_images:
             kind = f"the folder {entry.name} with images" if entry.is_folder else f"images such as {entry.name}"
             base = where.partition(" = ")[2]
-            raise PipelineError(
+            raise UserError(
                 f"{where}: holds {len(names)} files such as {names[0]} beside {kind}; name what is meant, such as "
                 f"{base}/*.{suffix_of(names[0])}" + (f" or {base}/{entry.name}" if entry.is_folder else "")
             )
@@ -161,17 +161,17 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
 
 
 def _refuse_packed(store: Store, where: str) -> None:
-    """Raise PipelineError for a folder without images that holds archives nobody reads, or partitions of Parquet."""
+    """Raise UserError for a folder without images that holds archives nobody reads, or partitions of Parquet."""
     names = [entry.name for entry in sorted(entries(store, "")) if not is_hidden(entry.name)]
     base = where.partition(" = ")[2]
     if partition := next((name for name in names if "=" in name and _has_parquet(store, name)), None):
-        raise PipelineError(
+        raise UserError(
             f"{where}: is partitioned Parquet ({partition}/…); write the column {partition.partition('=')[0]} into the "
             "files, and no partitions"
         )
     packed = [name for name in names if _PACKED.search(name)]
     if packed and not any(not why_no_image(name) for name in names) and not store.folders():
-        raise PipelineError(
+        raise UserError(
             f"{where}: holds no images and no tar that can be read by offset, but {packed[0]} ({len(packed)} such); "
             f"unpack or decompress them, such as {base}/{packed[0].partition('.tar')[0].removesuffix('.zip')}.tar"
         )
@@ -188,9 +188,9 @@ def _file(path: str, where: str) -> tuple[Store, list[str]]:
     if not store.exists(name):
         suffix = suffix_of(name)
         kind = "file" if suffix in (*_KINDS, "gz", "tgz", "zip", "zst", "xz") else "folder"
-        raise PipelineError(f"{where}: no such {kind}; {_FORMS}")
+        raise UserError(f"{where}: no such {kind}; {_FORMS}")
     if suffix_of(name) not in _KINDS:
-        raise PipelineError(f"{where}: {_what_file(store, name)}; {_FORMS}")
+        raise UserError(f"{where}: {_what_file(store, name)}; {_FORMS}")
     return store, [name]
 
 
@@ -227,7 +227,7 @@ def _expand(store: Store, pattern: str, where: str) -> list[str]:
         there = store.files(folder)
         found = sorted(f"{folder}{slash}{name}" for name in fnmatch.filter(there, last))
         if not found:
-            raise PipelineError(f"{where}: {one} is missing in {store}")
+            raise UserError(f"{where}: {one} is missing in {store}")
         names += found
     return _alike(names, where)
 
@@ -240,11 +240,11 @@ def _braces(pattern: str, where: str) -> list[str]:
     try:
         return list(expand_urls(pattern))
     except ValueError as error:
-        raise PipelineError(f"{where}: {error}; braces come in pairs, such as {{0000..1023}}.tar") from None
+        raise UserError(f"{where}: {error}; braces come in pairs, such as {{0000..1023}}.tar") from None
 
 
 def _alike(names: list[str], where: str) -> list[str]:
     kinds = {suffix_of(name) or name for name in names}
     if len(kinds) != 1 or not kinds <= {*_KINDS}:
-        raise PipelineError(f"{where}: names files of several kinds ({', '.join(sorted(kinds))}); all .tar or .parquet")
+        raise UserError(f"{where}: names files of several kinds ({', '.join(sorted(kinds))}); all .tar or .parquet")
     return names

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 
 BLOCK = 512
 _EMPTY = bytes(BLOCK)
@@ -52,17 +52,17 @@ def members(file: Any, where: str, end: int | None = None) -> Iterator[Member]:
         end: the offset at which the tar's bytes end; None = where the file ends.
 
     Raises:
-        PipelineError: if it is not a complete tar, is compressed, or reaches beyond `end`.
+        UserError: if it is not a complete tar, is compressed, or reaches beyond `end`.
     """
     start = file.tell()
     length = file.seek(0, io.SEEK_END)
     file.seek(start)
     if kind := compression(file.read(2)):
-        raise PipelineError(f"{where}: is compressed ({kind}) and cannot be read by offset; decompress it first")
+        raise UserError(f"{where}: is compressed ({kind}) and cannot be read by offset; decompress it first")
     try:
         yield from _walk(file, start, length if end is None else min(end, length))
     except _Damaged as error:
-        raise PipelineError(f"{where}: not a whole tar ({error}); copy or download it again") from None
+        raise UserError(f"{where}: not a whole tar ({error}); copy or download it again") from None
 
 
 def _walk(file: Any, at: int, end: int) -> Iterator[Member]:

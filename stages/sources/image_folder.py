@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.class_labels import Labels
 from stages.sources.class_names import Classes
 from stages.sources.listing import Collector, Listing, Source
@@ -52,12 +52,12 @@ def list_folder(store: Store, classes: Classes, labels: Labels | None, where: st
     """List an image folder; a folder without class folders takes its classes from `labels`.
 
     Raises:
-        PipelineError: if there is no image, a class has none, or a class is not in the list.
+        UserError: if there is no image, a class has none, or a class is not in the list.
     """
     collector = Collector()
     folders = _walk_classes(store, collector, labels is None, where)
     if labels is not None and folders:
-        raise PipelineError(f"{where}: has class folders, such as {folders[0]}; unset source.val_labels")
+        raise UserError(f"{where}: has class folders, such as {folders[0]}; unset source.val_labels")
     for entry in entries(store, ""):
         reason = why_no_image(entry.name)
         if entry.is_folder:
@@ -70,7 +70,7 @@ def list_folder(store: Store, classes: Classes, labels: Labels | None, where: st
         elif labels is not None:
             _take(collector, labels.take(entry.name), entry.name, entry)
         elif not folders:
-            raise PipelineError(f"{where}: its images have no class folders; name their classes in source.val_labels")
+            raise UserError(f"{where}: its images have no class folders; name their classes in source.val_labels")
         else:
             collector.leave_out("image outside the class folders", entry.name)
     if labels is not None:
@@ -152,7 +152,7 @@ def _walk_classes(store: Store, collector: Collector, are_classes: bool, where: 
             else:
                 _take(collector, name, path, entry)
         if packed and collector.taken == before:
-            raise PipelineError(
+            raise UserError(
                 f"{where}: folder {name} holds no images, but {packed} files of tar or Parquet; name them as the "
                 f"source, such as {where.partition(' = ')[2]}/{name}"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.tables import LISTING
 from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, are_indices, doubtful_order, in_order
 
@@ -156,13 +156,13 @@ class Collector:
             warnings: what may be other than it seems.
 
         Raises:
-            PipelineError: if there is no image, a class has none, or a class is not in the list.
+            UserError: if there is no image, a class has none, or a class is not in the list.
         """
         self._flush()
         images = pa.Table.from_batches(self._batches, schema=LISTING.set(1, pa.field("class", pa.uint32())))
         self._batches = []  # never more than two copies of a table in memory
         if not len(images):
-            raise PipelineError(
+            raise UserError(
                 f"{where}: holds no images{_instead(self._left_out, self.refused)}; see docs/sources.md for the forms "
                 "a source can have"
             )
@@ -173,12 +173,12 @@ class Collector:
         of_number = np.array([index[name] if isinstance(name, str) else name for name in self._classes], np.uint16)
         seen = np.bincount(images["class"].to_numpy(), minlength=len(of_number))
         if empty := [name for name, count in zip(self._classes, seen, strict=True) if not count]:
-            raise PipelineError(f"{where}: class {empty[0]} has no images; add some or remove the class")
+            raise UserError(f"{where}: class {empty[0]} has no images; add some or remove the class")
         images = images.set_column(1, LISTING.field(1), pa.array(of_number[images["class"].to_numpy()]))
         if sort:
             images = images.take(pc.sort_indices(images, [("name", "ascending"), ("offset", "ascending")]))
         if (twice := _named_twice(images["name"], sort)) is not None:
-            raise PipelineError(f"{where}: holds {twice} twice; remove one, since its name could mean either")
+            raise UserError(f"{where}: holds {twice} twice; remove one, since its name could mean either")
         warned = [*warnings, "" if classes and classes != NUMERIC else doubtful_order(names)]
         if order is None and not isinstance(classes, tuple) and len(names) > len(of_number):
             absent = min(set(range(len(names))) - set(of_number.tolist()))
@@ -196,7 +196,7 @@ class Collector:
         try:
             indices = are_indices(texts, classes if isinstance(classes, tuple) else None)
         except ValueError as error:
-            raise PipelineError(f"{where}: {error}; list the classes' names in source.classes") from None
+            raise UserError(f"{where}: {error}; list the classes' names in source.classes") from None
         if indices:
             self._classes = {int(one): number for one, number in self._classes.items()}
 
@@ -207,23 +207,23 @@ class Collector:
         numbers = [one for one in self._classes if isinstance(one, int)]
         found = [one for one in self._classes if isinstance(one, str)]
         if numbers and found:
-            raise PipelineError(f"{where}: some classes are numbers and some are names, such as {found[0]}; use one")
+            raise UserError(f"{where}: some classes are numbers and some are names, such as {found[0]}; use one")
         given, how = (classes, "") if isinstance(classes, tuple) else (order, "names that its files give")
         count = len(given) if given else max(numbers) + 1 if numbers else len(found)
         if count > MOST_CLASSES:
             example = _example(images, self._classes[max(numbers)]) if numbers and not given else ""
-            raise PipelineError(f"{where}: has {count} classes{example}; at most {MOST_CLASSES} can be told apart")
+            raise UserError(f"{where}: has {count} classes{example}; at most {MOST_CLASSES} can be told apart")
         if not given and numbers:
             given, how = tuple(map(str, range(count))), "class indices"
         elif not given:
             if classes == NUMERIC and (wrong := [one for one in found if not (one.isascii() and one.isdecimal())]):
-                raise PipelineError(f'{where}: class {wrong[0]} is no number, as source.classes = "numeric" needs')
+                raise UserError(f'{where}: class {wrong[0]} is no number, as source.classes = "numeric" needs')
             given, how = in_order(found, classes), f"names, {'by number' if classes else 'sorted'}"
         there = set(given)
         unknown: list[str | int] = [one for one in numbers if not 0 <= one < len(given)]
         unknown += sorted(one for one in found if one not in there)
         if unknown:
-            raise PipelineError(
+            raise UserError(
                 f"{where}: class {unknown[0]} is not among the {len(given)} of source.classes or of the train split "
                 f"({len(unknown)} such{_example(images, self._classes[unknown[0]])}); rename it or add it to the list"
             )

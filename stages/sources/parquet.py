@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.class_names import Classes, LabelCheck, same_words
 from stages.sources.listing import Collector, Listing, Source
 from stages.storage.store import Store
@@ -26,7 +26,7 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
     lists those names, names decide; where it lists none of them and as many others, numbers do, which is said.
 
     Raises:
-        PipelineError: if a file is damaged or has no such columns, files differ, or a label is no class.
+        UserError: if a file is damaged or has no such columns, files differ, or a label is no class.
     """
     collector, check = Collector(), LabelCheck(classes)
     first: tuple[bool, tuple[str, ...] | None] | None = None
@@ -44,14 +44,14 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
                     first = form
                     names, warnings = _names(described, classes, where)
                 elif form != first:
-                    raise PipelineError(
+                    raise UserError(
                         f"{where}: {path} has labels of another kind or other class names than {files[0]}; name files "
                         "that are alike"
                     )
                 _list_file(file, columns, number, path, names, check, name, collector)
         except (pa.ArrowException, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
             cause = str(error).split("\n")[0]
-            raise PipelineError(f"{name}: not a whole Parquet file of labelled images ({cause})") from None
+            raise UserError(f"{name}: not a whole Parquet file of labelled images ({cause})") from None
     source = Source(store.absolute, "rows", tuple(files))
     what = f"{len(files):,} Parquet file{'s' if len(files) != 1 else ''}, classes from the column label"
     order = first[1] if first else None
@@ -81,7 +81,7 @@ def _names(described: tuple[str, ...] | None, classes: Classes, where: str) -> t
     """What labels that are numbers are called, None = by number alone; and what to warn of.
 
     Raises:
-        PipelineError: if the files' names and the given ones are the same in part.
+        UserError: if the files' names and the given ones are the same in part.
     """
     if described is None or not isinstance(classes, tuple) or set(described) <= set(classes):
         return described, []
@@ -92,7 +92,7 @@ def _names(described: tuple[str, ...] | None, classes: Classes, where: str) -> t
     if set(ours) & set(theirs) or len(ours) != len(theirs):
         same, number = set(ours) & set(theirs), min(len(ours), len(theirs))
         lacks = f"class {other if same or len(ours) > len(theirs) else number} is not among the {len(classes)}"
-        raise PipelineError(
+        raise UserError(
             f"{where}: {lacks} of source.classes or of the train split (the files call their {len(described)} classes "
             f"{described[0]}, …); rename it there, or unset source.classes to take the files' names"
         )
@@ -132,17 +132,17 @@ def _class(label: str | int, names: tuple[str, ...] | None, check: LabelCheck, w
     """The class that a label says.
 
     Raises:
-        PipelineError: naming the row, if it says none.
+        UserError: naming the row, if it says none.
     """
     if isinstance(label, str):
         try:
             check(label)
         except ValueError as error:
-            raise PipelineError(f"{where}: the label {label[:40]!a} {error}") from None
+            raise UserError(f"{where}: the label {label[:40]!a} {error}") from None
         return label
     if label < 0 or (names and label >= len(names)):
         known = f"of which the files name {len(names)}" if names else "0, 1, 2 and so on"
-        raise PipelineError(f"{where}: the label {label} is no class index, {known}; remove unlabelled rows")
+        raise UserError(f"{where}: the label {label} is no class index, {known}; remove unlabelled rows")
     return names[label] if names else label
 
 
@@ -161,7 +161,7 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
         fields = {field.name: field.type for field in image}
         image, has_path = fields.get("bytes", pa.null()), "path" in fields
     if not _is_bytes(image) or not (pa.types.is_integer(_plain(label)) or _is_text(label)):
-        raise PipelineError(
+        raise UserError(
             f"{where}: needs a column image (bytes, or a struct with them) and a column label (whole number or string)"
             f"{f', not {label},' if 'label' in kinds else ','} has {', '.join(kinds)}"
         )

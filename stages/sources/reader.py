@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.listing import Source
 from stages.sources.parquet import read_rows
 from stages.storage.store import Store
@@ -14,7 +14,7 @@ from stages.storage.store import Store
 _OPEN_FILES = 32
 
 
-class Found(NamedTuple):
+class SourceImage(NamedTuple):
     """An image: its name in the source, its class index, its bytes or why they cannot be read, and where it lies."""
 
     name: str
@@ -37,11 +37,11 @@ class Reader:
         """How often an image is read before it is blamed: what came across a network may be garbled."""
         return self._store.askings
 
-    def read(self, images: pa.Table) -> Iterator[Found]:
+    def read(self, images: pa.Table) -> Iterator[SourceImage]:
         """The images of a part of a listing, in its order; those of Parquet are gathered first.
 
         Raises:
-            PipelineError: if the source is gone.
+            UserError: if the source is gone.
         """
         rows = self._gather(images) if self.source.layout == "rows" else {}
         for image in images.to_pylist():
@@ -53,7 +53,7 @@ class Reader:
                     data = self._whole(image) if self.source.layout == "files" else self._member(image)
             except (OSError, ValueError) as error:
                 fault = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\n")[0]
-            yield Found(image["name"], image["class"], data, fault, image["offset"])
+            yield SourceImage(image["name"], image["class"], data, fault, image["offset"])
 
     def _whole(self, image: dict[str, Any]) -> bytes:
         data = self._store.read(image["name"])
@@ -85,4 +85,4 @@ class Reader:
         try:
             return self._store.open(path)
         except FileNotFoundError:
-            raise PipelineError(f"{self._store.name(path)}: is missing; it was there when it was listed") from None
+            raise UserError(f"{self._store.name(path)}: is missing; it was there when it was listed") from None

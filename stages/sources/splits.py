@@ -7,7 +7,7 @@ What could be read in two ways is refused. Folders are looked at through a `Tree
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.names import GROUPS, group_of_file, group_of_folder, wanted_group
 
 
@@ -69,7 +69,7 @@ def find_split(tree: Tree, split: str, known: Collection[str], where: str) -> Pl
         where: the run file's key and value, for messages.
 
     Raises:
-        PipelineError: if folders are called after splits, but none or several are this one's.
+        UserError: if folders are called after splits, but none or several are this one's.
     """
     folder, beside = "", list[str]()
     while True:
@@ -97,7 +97,7 @@ def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Col
     found = [name for name in alike if groups[name] == group]
     if len(found) != 1:
         there = ", ".join([*alike, *others][:8])
-        raise PipelineError(
+        raise UserError(
             f"{where}: holds the folders {there}, "
             + (f"of which {' and '.join(found)} could be {split}" if found else f"none of which is {split}")
             + f"; name one, such as {where.partition(' = ')[2]}/{join(folder, alike[0])}, or list them in "
@@ -121,14 +121,14 @@ def _are_classes(tree: Tree, folder: str, names: Sequence[str]) -> bool:
 
 
 def check_no_splits_below(folders: Iterable[str], where: str) -> None:
-    """Raise PipelineError where class folders hold folders of several splits, <class>/train and <class>/val."""
+    """Raise UserError where class folders hold folders of several splits, <class>/train and <class>/val."""
     seen: dict[str, str] = {}
     for path in folders:
         for name in path.split("/")[1:]:
             if name.lower() in GROUPS:
                 seen.setdefault(GROUPS[name.lower()], path)
     if len(seen) > 1:
-        raise PipelineError(
+        raise UserError(
             f"{where}: its class folders hold folders of several splits, such as {' and '.join(seen.values())}; "
             "move them to <split>/<class>, and name one split"
         )
@@ -138,7 +138,7 @@ def choose_files(names: Sequence[str], split: str, known: Collection[str], where
     """Of a folder's tars or Parquet files, those of the split that is meant, where their names say of which they are.
 
     Raises:
-        PipelineError: if it cannot be told which are meant.
+        UserError: if it cannot be told which are meant.
     """
     groups = _groups(names, known)
     if not groups:
@@ -147,7 +147,7 @@ def choose_files(names: Sequence[str], split: str, known: Collection[str], where
     rest = [name for name in names if name not in groups]
     if rest or (len(set(groups.values())) > 1 and not group):
         example = rest[0] if rest else names[0]
-        raise PipelineError(
+        raise UserError(
             f"{where}: holds files of the splits {', '.join(sorted(set(groups.values())))}"
             f"{f' and others, such as {example}' if rest else f', none of which is {split}'}; name those of one split "
             f"with a pattern, such as {where.partition(' = ')[2]}/{split}-*{example[example.rfind('.') :]}"
@@ -156,13 +156,13 @@ def choose_files(names: Sequence[str], split: str, known: Collection[str], where
 
 
 def check_one_split(names: Sequence[str], known: Collection[str], where: str) -> None:
-    """Raise PipelineError where a pattern names files of several splits."""
+    """Raise UserError where a pattern names files of several splits."""
     groups = _groups(names, known)
     if len(set(groups.values())) > 1:
         one, other = (
             next(name for name in names if groups.get(name) == group) for group in sorted(set(groups.values()))[:2]
         )
-        raise PipelineError(f"{where}: names files of several splits, such as {one} and {other}; name those of one")
+        raise UserError(f"{where}: names files of several splits, such as {one} and {other}; name those of one")
 
 
 def _groups(names: Sequence[str], known: Collection[str]) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.class_names import Classes
 from stages.sources.headers import Member
 from stages.sources.names import GROUPS, IMAGE_SUFFIXES, is_hidden, suffix_of
@@ -106,7 +106,7 @@ def tell(
         where: the run file's key and value, for messages.
 
     Raises:
-        PipelineError: if they are of several forms, or could be read in two ways.
+        UserError: if they are of several forms, or could be read in two ways.
     """
     known = set(classes) if isinstance(classes, tuple) else set[str]()
     form = _one_form(surveys, files, where)
@@ -115,12 +115,12 @@ def tell(
     place = _place(surveys, split, known, where)
     if labelled:
         if form == "samples" or form == "class tars" or any(survey.tops(place) for survey in surveys):
-            raise PipelineError(f"{where}: has classes of its own; unset source.val_labels")
+            raise UserError(f"{where}: has classes of its own; unset source.val_labels")
         return Reading("flat", place)
     if form == "flat" or (form == "folder" and not any(survey.tops(place) for survey in surveys)):
         if len(files) == 1:
             _refuse_fields(surveys[0], "", where)
-            raise PipelineError(f"{where}: its images have no classes; name them with source.val_labels")
+            raise UserError(f"{where}: its images have no classes; name them with source.val_labels")
         check_class_tars({stem(file): survey for file, survey in zip(files, surveys, strict=False)}, known, where)
         return Reading("flat", place)
     if form == "folder" and len(files) > 1 and _tars_are_classes(surveys, files, place, known, where):
@@ -131,7 +131,7 @@ def tell(
 
 
 def check_class_tars(surveys: dict[str, Survey], known: set[str], where: str) -> None:
-    """Raise PipelineError where tars by their names may be shards or splits, not classes, unless these are known."""
+    """Raise UserError where tars by their names may be shards or splits, not classes, unless these are known."""
     if surveys.keys() <= known:
         return
     for name, survey in surveys.items():
@@ -139,9 +139,9 @@ def check_class_tars(surveys: dict[str, Survey], known: set[str], where: str) ->
     names = list(surveys)
     alike = [name for name in names if name.lower() in GROUPS]
     if alike and (len(alike) > 1 or len(names) < 3):
-        raise PipelineError(f"{where}: the tars {', '.join(names[:3])} are called after splits; name one of them")
+        raise UserError(f"{where}: the tars {', '.join(names[:3])} are called after splits; name one of them")
     if len(names) > 1 and _like_shards(names):
-        raise PipelineError(
+        raise UserError(
             f"{where}: the tars {', '.join(names[:3])} hold images without folders and without .cls, and are called "
             "like shards rather than classes; list their names in source.classes, if they are classes"
         )
@@ -168,22 +168,22 @@ def _one_form(surveys: Sequence[Survey], files: Sequence[str], where: str) -> Fo
     told = {SAID[form]: file for form, file in forms.items()}
     if len(told) > 1:
         (one, file), (other, second) = list(told.items())[:2]
-        raise PipelineError(
+        raise UserError(
             f"{where}: {file} holds {one}, {second} holds {other}; all must be of one form, name those that are"
         )
     return next(iter(forms))
 
 
 def _check_one(survey: Survey, form: Form, where: str) -> None:
-    """Raise PipelineError for what a single tar may not hold."""
+    """Raise UserError for what a single tar may not hold."""
     if survey.dotted and not survey.plain:
-        raise PipelineError(
+        raise UserError(
             f"{where}: {survey.dotted} has a dot within its key, and readers of WebDataset would look for no .cls "
             "there; rename the samples' keys so that the first dot begins the suffix"
         )
     if form == "class tars" and survey.images:
         image, tar = (f"{next(iter(found))}/".removeprefix("/") for found in (survey.images, survey.tars))
-        raise PipelineError(
+        raise UserError(
             f"{where}: holds {survey.tars.total()} tars ({tar}*.tar) beside {survey.images.total()} images ({image}*); "
             "class tars or an image folder? Name the folder in it that is meant, or remove the others"
         )
@@ -196,7 +196,7 @@ def _place(surveys: Sequence[Survey], split: str, known: set[str], where: str) -
 
 def _refuse_fields(survey: Survey, name: str, where: str) -> None:
     if fields := survey.fields:
-        raise PipelineError(
+        raise UserError(
             f"{where}: {name}holds images with .{fields} beside them, samples without .cls as img2dataset writes them; "
             "add the class to each as .cls, or, if the tars are classes, list their names in source.classes"
         )
@@ -217,7 +217,7 @@ def _tars_are_classes(
     distinct = len(folders) == len(surveys)
     if distinct and _like_shards(stems):
         return False
-    raise PipelineError(
+    raise UserError(
         f"{where}: {files[0]} holds the folder {', '.join(tops[0]) or '(none)'}: is the tar's name or the folder's the "
         "class? List the names that are in source.classes"
     )

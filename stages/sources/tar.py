@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.class_labels import Labels
 from stages.sources.class_names import LONGEST_LABEL, Classes, LabelCheck, label_text
 from stages.sources.headers import Member, members
@@ -51,7 +51,7 @@ def list_tars(
         where: the run file's key and value, for messages.
 
     Raises:
-        PipelineError: if one is not a complete tar, they are of several forms, or do not hold classes of images.
+        UserError: if one is not a complete tar, they are of several forms, or do not hold classes of images.
     """
 
     def told(surveys: Sequence[Survey]) -> Reading:
@@ -62,7 +62,7 @@ def list_tars(
         for member in islice(_inside(members(file, store.name(files[0])), below), _PEEK):
             first.see(member.name)
     guess = Reading("nothing", Place("", ()))
-    with suppress(PipelineError):
+    with suppress(UserError):
         guess = told([first])
     while True:
         collector, surveys = Collector(), []
@@ -153,7 +153,7 @@ def _walk_class_tars(tar: _Tar, classes: Classes, into: Collector) -> None:
             name = stem(outer.name)
             into.expect(name)
             if name in inner:
-                raise PipelineError(f"{tar.where}: holds two tars called {name}; the tars' names are the classes")
+                raise UserError(f"{tar.where}: holds two tars called {name}; the tars' names are the classes")
             inner[name] = survey = Survey()
             tar.file.seek(outer.offset)
             where = f"{tar.where}, {outer.name}"
@@ -162,9 +162,7 @@ def _walk_class_tars(tar: _Tar, classes: Classes, into: Collector) -> None:
             tops = {folder.partition("/")[0] for folder in survey.images if folder}
             if survey.form not in ("flat", "folder", "nothing") or len(tops) > 1:
                 what = "several folders of images" if len(tops) > 1 else "samples or tars of its own"
-                raise PipelineError(
-                    f"{where}: holds {what}, a class tar holds one class's images; unpack the outer tar"
-                )
+                raise UserError(f"{where}: holds {what}, a class tar holds one class's images; unpack the outer tar")
     check_class_tars(inner, known, tar.where)
 
 
@@ -202,7 +200,7 @@ def _walk_samples(tar: _Tar, check: LabelCheck, into: Collector) -> None:
             if is_hidden(member.name):
                 into.leave_out("hidden", member.name)
             elif sample.setdefault(_extension(member.name), member) is not member:
-                raise PipelineError(f"{tar.where}: holds {member.name} twice; remove one")
+                raise UserError(f"{tar.where}: holds {member.name} twice; remove one")
         if sample:
             _take_sample(sample, path, key, tar, check, into)
 
@@ -238,7 +236,7 @@ def _label(label: Member, tar: _Tar, check: LabelCheck) -> str:
         check(text)
     except ValueError as error:
         shown = ascii(data[:40].decode("utf-8", "backslashreplace"))
-        raise PipelineError(
+        raise UserError(
             f"{tar.where}: {label.name} says {shown}, which {error}; write a class's index or its name"
         ) from None
     return text

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.storage.locks import locked, remove_if_left, still_named
 
 GB = 1_000_000_000
@@ -70,10 +70,10 @@ class BoundedFolder:
         """Refuse a single shard that would never fit.
 
         Raises:
-            PipelineError: if it does not.
+            UserError: if it does not.
         """
         if needed > self.limit:
-            raise PipelineError(f"{self._key} = {self.limit / GB:g}: one shard takes {needed / GB:.3g}; raise it")
+            raise UserError(f"{self._key} = {self.limit / GB:g}: one shard takes {needed / GB:.3g}; raise it")
 
     def _make_room(self, needed: int, out: Any, keep: Callable[[Path], bool]) -> bool:
         for half in self.path.glob(".*.half"):

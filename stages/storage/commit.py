@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import PipelineError, Unfinished
-from schemas.receipts import Made, Receipt, StoredFile, canonical_json, read_json
+from schemas.errors import IncompleteError, UserError
+from schemas.receipts import PartOutput, Receipt, StoredFile, canonical_json, read_json
 from stages.storage.store import Store
 
 RECEIPTS = "receipts"
@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 T = TypeVar("T")
 
 
-def commit(store: Store, part: str, made: Made, made_by: str) -> Receipt:
+def commit(store: Store, part: str, made: PartOutput, made_by: str) -> Receipt:
     """Put a part's files, then the receipt that says so."""
     files = tuple(store.put(name, content, made.sha256.get(name, "")) for name, content in sorted(made.files.items()))
     receipt = Receipt(part=part, files=files, rows=made.rows, made_by=made_by, facts=made.facts)
@@ -60,7 +60,7 @@ def valid_receipt(store: Store, part: str) -> Receipt | None:
     """A part's receipt, if its files are all there with their lengths; else None.
 
     Raises:
-        PipelineError: if it is torn.
+        UserError: if it is torn.
     """
     with contextlib.suppress(FileNotFoundError):
         receipt = read_receipt(store, part)
@@ -80,7 +80,7 @@ def read_receipt(store: Store, part: str) -> Receipt:
     """A part's receipt, whatever its files; raises FileNotFoundError where there is none.
 
     Raises:
-        PipelineError: if it is torn.
+        UserError: if it is torn.
     """
     path = f"{RECEIPTS}/{part}.json"
     return _undamaged(store, lambda: Receipt.from_json(store.read(path), store.name(path)))
@@ -116,16 +116,16 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     """A file's bytes, proven against its receipt; across a network they are asked for again before they are blamed.
 
     Raises:
-        PipelineError: if it is missing or has other bytes.
+        UserError: if it is missing or has other bytes.
     """
     for _ in range(store.askings):
         try:
             data = store.read(file.path)
         except FileNotFoundError:
-            raise PipelineError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+            raise UserError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
         if hashlib.sha256(data).hexdigest() == file.sha256:
             return data
-    raise PipelineError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
+    raise UserError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
 
 
 def _undamaged(store: Store, read: Callable[[], T]) -> T:
@@ -133,8 +133,8 @@ def _undamaged(store: Store, read: Callable[[], T]) -> T:
     for _ in range(store.askings - 1):
         try:
             return read()
-        except Unfinished:
+        except IncompleteError:
             raise
-        except PipelineError:
+        except UserError:
             continue
     return read()

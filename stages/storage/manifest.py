@@ -21,7 +21,7 @@ def open_manifest(store: Store) -> tuple[dict[str, Any], tuple[int, ...]] | None
     """A stage's manifest without its parts, and the rows of each of these; None where it is not written yet.
 
     Raises:
-        PipelineError: if it is damaged.
+        UserError: if it is damaged.
     """
     try:
         stream = store.stream(MANIFEST)

@@ -3,7 +3,7 @@
 import tomllib
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.run_file import parse_run
 from stages.storage.store import Store
 
@@ -14,12 +14,12 @@ def stored_run(run: RunFile, name: str) -> RunFile:
     """The run file that was stored with a run, in today's workspace and with today's evaluation and cluster.
 
     Raises:
-        PipelineError: if there is no such run.
+        UserError: if there is no such run.
     """
     runs = Store(run.workspace)
     if not runs.exists(f"runs/{name}/run.toml"):
         there = ", ".join(runs.folders("runs")) or "none"
-        raise PipelineError(f"{runs.name(f'runs/{name}')}: no such run; there are: {there}")
+        raise UserError(f"{runs.name(f'runs/{name}')}: no such run; there are: {there}")
     text = runs.read(f"runs/{name}/run.toml").decode()
     stored = parse_run(tomllib.loads(text), runs.name(f"runs/{name}/run.toml"))
     return stored.model_copy(update={"workspace": run.workspace, "evaluate": run.evaluate, "cluster": run.cluster})

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas.config import Cache
-from schemas.errors import PipelineError
+from schemas.config import CacheConfig
+from schemas.errors import UserError
 from schemas.receipts import StoredFile
 from stages.storage.bounded import GB, BoundedFolder, cache_folder
 from stages.storage.store import Store
@@ -32,7 +32,7 @@ class ShardCache:
         settings: folder and size.
     """
 
-    def __init__(self, store: Store, settings: Cache) -> None:
+    def __init__(self, store: Store, settings: CacheConfig) -> None:
         self._store, self._settings = store, settings
         self.folder = cache_folder(settings.folder, "shards")
         self._limit = int(settings.gigabytes * GB)
@@ -47,7 +47,7 @@ class ShardCache:
         """Bytes of a shard, which is copied first where it is not here.
 
         Raises:
-            PipelineError: if there is no room, or the shard is missing or has other bytes than its receipt says.
+            UserError: if there is no room, or the shard is missing or has other bytes than its receipt says.
         """
         path = self._path(file)
         while True:
@@ -60,13 +60,13 @@ class ShardCache:
         """Fill ahead: the shards that are read now, then of those after them as many as fit beside.
 
         Raises:
-            PipelineError: if those that are read now do not fit.
+            UserError: if those that are read now do not fit.
         """
         if (list(now), list(after)) == self._wanted:
             return
         needed = sum(file.bytes for file in now)
         if needed > self._limit:
-            raise PipelineError(
+            raise UserError(
                 f"cache.gigabytes = {self._settings.gigabytes:g}: the {len(now)} shards that are read together take "
                 f"{needed / GB:.3g}; raise it or lower train.window"
             )
@@ -84,7 +84,7 @@ class ShardCache:
                 room -= file.bytes
                 if room < 0 or self._wanted is not wanted:
                     break
-                with contextlib.suppress(PipelineError):
+                with contextlib.suppress(UserError):
                     if not self._path(file).exists():
                         self._copy(file)
 
@@ -102,7 +102,7 @@ class ShardCache:
                     self._download(file, out)
                     half.rename(self._path(file))
         except OSError as error:
-            raise PipelineError(
+            raise UserError(
                 f"cache.folder = {self.folder}: cannot keep a copy of {self._store.name(file.path)} "
                 f"({error.strerror or error}); name a folder on a larger disk, or lower cache.gigabytes"
             ) from None
@@ -110,11 +110,11 @@ class ShardCache:
     def _download(self, file: StoredFile, out: Any) -> None:
         try:
             if not any(self._downloaded(file, out) for _ in range(self._store.askings)):
-                raise PipelineError(
+                raise UserError(
                     f"{self._store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`"
                 )
         except FileNotFoundError:
-            raise PipelineError(f"{self._store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+            raise UserError(f"{self._store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
 
     def _downloaded(self, file: StoredFile, out: Any) -> bool:
         """Copy a shard once; whether its bytes are those of its receipt."""

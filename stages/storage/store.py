@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from schemas.errors import PipelineError, Unfinished
+from schemas.errors import IncompleteError, UserError
 from schemas.receipts import StoredFile
 from stages.storage.locks import locked, remove_if_left
 
@@ -53,7 +53,7 @@ class Store:
             try:
                 self._fs, self._base = _file_system(self.uri)
             except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
-                raise PipelineError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
+                raise UserError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -193,7 +193,7 @@ class Store:
         `sha256` is that of the content, where it is known.
 
         Raises:
-            PipelineError: if the store cannot take it, a full disk for example.
+            UserError: if the store cannot take it, a full disk for example.
         """
         target = f"{self._base}/{path}"
         stored = _described(path, content, sha256)
@@ -205,14 +205,14 @@ class Store:
                     self.patiently(lambda: self._upload(target, data))
         except OSError as error:
             cause = error.strerror or _first_line(error)
-            raise PipelineError(f"{self.name(path)}: cannot be written ({cause}); {_mend(error)}") from None
+            raise UserError(f"{self.name(path)}: cannot be written ({cause}); {_mend(error)}") from None
         return stored
 
     def patiently(self, do: Callable[[], T]) -> T:
         """Ask the store for something; where it is across a network, an error is given time to pass.
 
         Raises:
-            Unfinished: if it does not.
+            IncompleteError: if it does not.
         """
         if self.local:
             return do()
@@ -223,7 +223,7 @@ class Store:
                 raise
             except OSError as error:
                 if wait is None:
-                    raise Unfinished(f"{self.shown}: {_first_line(error)}; the same command goes on") from None
+                    raise IncompleteError(f"{self.shown}: {_first_line(error)}; the same command goes on") from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 

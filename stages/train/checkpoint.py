@@ -15,8 +15,8 @@ from pathlib import Path
 from safetensors.torch import load
 from torch import Tensor
 
-from schemas.errors import PipelineError, Unfinished
-from schemas.receipts import Made, Receipt
+from schemas.errors import IncompleteError, UserError
+from schemas.receipts import PartOutput, Receipt
 from stages.models.weights import to_bytes
 from stages.storage.commit import RECEIPTS, commit, read_checked, read_receipt
 from stages.storage.store import Store
@@ -47,7 +47,7 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
     files: dict[str, bytes | Path] = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
     if checkpoint.lines is not None:
         files[_lines_path(part)] = checkpoint.lines
-    commit(store, part, Made(files=files, rows=checkpoint.step, facts={}), made_by)
+    commit(store, part, PartOutput(files=files, rows=checkpoint.step, facts={}), made_by)
     kept = [receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]]
     for part in _parts(store):
         if part not in kept:
@@ -62,14 +62,14 @@ def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint |
     """The newest whole checkpoint, or None; a broken one is named and passed over.
 
     Raises:
-        Unfinished: if the store is away.
+        IncompleteError: if the store is away.
     """
     for receipt in reversed(_receipts(store, warn)):
         try:
             data = {file.path: read_checked(store, file) for file in receipt.files}
-        except Unfinished:
+        except IncompleteError:
             raise
-        except PipelineError as error:
+        except UserError as error:
             if not store.exists(_receipt_path(receipt.part)):  # another command has newer ones by now
                 return newest_checkpoint(store, warn)
             warn(f"{store}: checkpoint {receipt.part} is passed over: {error}")
@@ -83,7 +83,7 @@ def newest_lines(store: Store) -> bytes | None:
     """The lines of metrics in the newest checkpoint, or None where there is none or an earlier version made it.
 
     Raises:
-        Unfinished: if the store is away.
+        IncompleteError: if the store is away.
     """
     for receipt in reversed(_receipts(store, lambda line: None)):
         files = [file for file in receipt.files if file.path == _lines_path(receipt.part)]
@@ -91,9 +91,9 @@ def newest_lines(store: Store) -> bytes | None:
             return None
         try:
             return read_checked(store, files[0])
-        except Unfinished:
+        except IncompleteError:
             raise
-        except PipelineError:
+        except UserError:
             continue  # it is passed over whole, or another command has newer ones by now
     return None
 
@@ -124,6 +124,6 @@ def _receipts(store: Store, warn: Callable[[str], None]) -> list[Receipt]:
             found.append(read_receipt(store, part))
         except FileNotFoundError:
             return _receipts(store, warn)  # another command let go of it meanwhile, for newer ones
-        except PipelineError as error:
+        except UserError as error:
             warn(f"{error}; until then its checkpoint is passed over")
     return found

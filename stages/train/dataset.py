@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.data.split import Split
-from stages.data.views import ViewMaker, pixel_versions
+from stages.data.views import ViewRenderer, pixel_versions
 from stages.label.label_set import LabelSet, SoftLabels
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     soft: SoftLabels | None = None
 
 
-class Steps(Dataset[Batch]):
+class TrainDataset(Dataset[Batch]):
     """A rank's batches by step: `steps[s]`.
 
     Args:
@@ -72,7 +72,7 @@ class Steps(Dataset[Batch]):
         self.split, self.recipe, self.labels, self.soft_tau = split, recipe, labels, soft_tau
         self._slice = {"batch": batch, "rank": rank, "world": world}
         self._stream = stream
-        self._maker: ViewMaker | None = None  # built where it is used: its buffers do not travel
+        self._maker: ViewRenderer | None = None  # built where it is used: its buffers do not travel
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maker": None}
@@ -85,9 +85,9 @@ class Steps(Dataset[Batch]):
         """Build the batch of a step.
 
         Raises:
-            PipelineError: if stored bytes are wrong, or a view is not the one the teacher saw.
+            UserError: if stored bytes are wrong, or a view is not the one the teacher saw.
         """
-        maker = self._maker = self._maker or ViewMaker(self.split, self.recipe)
+        maker = self._maker = self._maker or ViewRenderer(self.split, self.recipe)
         maker.expect(*self._stream.shards_from(step, self._slice["batch"]))
         units = self.units(step)
         side = self.recipe.image_size
@@ -109,7 +109,7 @@ class Steps(Dataset[Batch]):
         part = labels.of(shard, number)
         kept = part.signatures.get((row, number))
         if kept is not None and differs(kept, signature(view)):
-            raise PipelineError(
+            raise UserError(
                 f"shard {shard}, row {row}, view {number}: is not the view the teacher saw (signatures differ); "
                 f"labelled with {_versions(labels.versions)}, here {_versions(pixel_versions())}: "
                 "label again, or train with the versions that labelled"

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.storage.run_files import METRICS_FILE
 from stages.storage.store import Store
 from stages.train.checkpoint import newest_lines
@@ -93,7 +93,7 @@ class Metrics:
         """Close a step; every few steps write a line.
 
         Raises:
-            PipelineError: if a loss since the last line is not finite.
+            UserError: if a loss since the last line is not finite.
         """
         self._timed_views += views
         bad = ~self._sums["loss"].isfinite()  # from the first bad loss on, as they are summed
@@ -113,7 +113,7 @@ class Metrics:
         self._timed_views, self._waited, self._since = 0, 0.0, time.perf_counter()
 
     def refuse_bad_losses(self, addresses: Callable[[int], str]) -> None:
-        """Raise PipelineError if a loss since the last line is not finite, before it enters a checkpoint."""
+        """Raise UserError if a loss since the last line is not finite, before it enters a checkpoint."""
         if self._sums:
             self._refuse(self._means()["loss"], addresses)
 
@@ -135,7 +135,7 @@ class Metrics:
         """Go back to a checkpoint's step, sums and lines, made by any number of processes: the first takes all sums.
 
         Raises:
-            PipelineError: if a checkpoint of an earlier version has no lines, and those put beside are damaged.
+            UserError: if a checkpoint of an earlier version has no lines, and those put beside are damaged.
         """
         self._lines = self._lines_of_earlier_version(step) if lines is None else _parse(lines)
         # in one order on all ranks, who add up by place: a tensor file's is another in every process
@@ -148,7 +148,7 @@ class Metrics:
         try:
             return [line for line in _read(self._store) or () if line["step"] <= step]
         except ValueError as error:
-            raise PipelineError(
+            raise UserError(
                 f"{self._store.name(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on without "
                 "its lines"
             ) from None
@@ -174,7 +174,7 @@ class Metrics:
         if self._world > 1:
             dist.all_reduce(self._bad_step, dist.ReduceOp.MIN)
         step = int(self._bad_step)
-        raise PipelineError(
+        raise UserError(
             f"the loss of step {step} is not finite; {addresses(step)}; the last good checkpoint is kept: lower "
             'train.lr, or set train.precision = "fp32"'
         )

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 
 _NEVER_DECAYED = ("pos_embed", "cls_token")  # the authors' list; unlike timm's it leaves dist_token out
 _STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
@@ -91,7 +91,7 @@ def tensors_to_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors
     Whatever state the optimiser had is dropped; the tensors are copied to the parameters' devices.
 
     Raises:
-        PipelineError: naming the first tensor that this optimiser has no place for.
+        UserError: naming the first tensor that this optimiser has no place for.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -102,7 +102,7 @@ def tensors_to_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors
         index, parameter = places.get(name, (-1, value))
         wanted = torch.Size() if key == "step" else parameter.shape
         if index < 0 or key not in _STATE_KEYS[type(optimizer)] or value.shape != wanted:
-            raise PipelineError(
+            raise UserError(
                 f"optimiser state {path} of shape {tuple(value.shape)} does not fit; "
                 "resume with the student and the optimizer that made it"
             )

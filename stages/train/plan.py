@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from stages.models.weights import find_weights, weights_digest
@@ -53,8 +53,8 @@ def plan_training(run: RunFile, world: int) -> Plan:
     """Open what a training reads and check that it fits.
 
     Raises:
-        PipelineError: if shards or labels are missing, too few, or the batch cannot be divided.
-        Mismatch: if the labels are not for these shards or this recipe.
+        UserError: if shards or labels are missing, too few, or the batch cannot be divided.
+        MismatchError: if the labels are not for these shards or this recipe.
     """
     train = run.train
     if train.tensorboard:
@@ -65,18 +65,18 @@ def plan_training(run: RunFile, world: int) -> Plan:
     if labels is not None and train.distillation == "soft":
         labels.refuse_soft(train.tau)
     if train.batch_size % (2 * world):
-        raise PipelineError(
+        raise UserError(
             f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
             f"(two views of a pair, {world} workers)"
         )
     if run.student.img_size not in (0, run.views.image_size):
-        raise PipelineError(
+        raise UserError(
             f"student.img_size = {run.student.img_size}: views have views.image_size = {run.views.image_size}; set it "
             "to 0 to train, to another size only to evaluate"
         )
     steps_per_epoch = len(split) // train.batch_size
     if not steps_per_epoch or not split.pairs:
-        raise PipelineError(f"train.batch_size = {train.batch_size}: the split has only {len(split)} samples; lower it")
+        raise UserError(f"train.batch_size = {train.batch_size}: the split has only {len(split)} samples; lower it")
     whole = steps_per_epoch * train.epochs
     steps = min(whole, train.max_steps or whole)
     if labels is not None:
@@ -87,7 +87,7 @@ def plan_training(run: RunFile, world: int) -> Plan:
 def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
     passes = math.ceil(steps * run.train.batch_size / (2 * run.views.repeats * split.pairs))
     if passes > labels.passes and not run.train.reuse_views:
-        raise PipelineError(
+        raise UserError(
             f"{steps} steps of {run.train.batch_size} need {passes * run.views.repeats} views of each sample, "
             f"{labels.passes * run.views.repeats} are labelled; raise labels.views and label again, train for fewer "
             "epochs, or set train.reuse_views = true"

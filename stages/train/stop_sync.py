@@ -8,7 +8,7 @@ import torch.distributed as dist
 _LISTEN_SECONDS = 2.0
 
 
-class Ending:
+class StopSync:
     """Brings all ranks to the same last step when rank 0 is asked to end: a checkpoint takes all of them.
 
     A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step

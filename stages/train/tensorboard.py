@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 
 EVENTS_FILE = "tensorboard/events.out.tfevents.0"
 _NOT_DRAWN = ("step",)
 
 
 def refuse_missing_tensorboard() -> None:
-    """Raise PipelineError if the package that writes event files is not installed."""
+    """Raise UserError if the package that writes event files is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise PipelineError(
+        raise UserError(
             "train.tensorboard = true: needs tensorboard; pip install 'deit-pipeline[tensorboard]', or set it to false"
         )
 

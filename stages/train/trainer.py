@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.receipts import fingerprint
 from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
@@ -35,11 +35,11 @@ from stages.storage.commit import MANIFEST, put_json
 from stages.storage.store import Store
 from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from stages.train.dataset import Batch, Steps
+from stages.train.dataset import Batch, TrainDataset
 from stages.train.metrics import Metrics
 from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.train.plan import TAUGHT, Plan, plan_training
-from stages.train.stop_sync import Ending
+from stages.train.stop_sync import StopSync
 
 Report = Callable[[int, dict[str, Any]], bool]
 """Told a step and the newest metrics; whether the user wants an end."""
@@ -62,7 +62,7 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
         `steps`, `resumed_from_step`, `loss`. With fewer steps than planned, the newest checkpoint is at the last one.
 
     Raises:
-        PipelineError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
+        UserError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
     """
     precision = chosen_precision(run.train.precision, "student", device.type)
     run = run.model_copy(update={"train": run.train.model_copy(update={"precision": precision})})
@@ -79,10 +79,10 @@ def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report:
         workers=run.train.processes,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
-        preload=(Steps.__module__,),
+        preload=(TrainDataset.__module__,),
     )
     ready = trainer.metrics.timed(on_device(batches, device))
-    ending = Ending(started, world=world, device=device)
+    ending = StopSync(started, world=world, device=device)
     ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
     while step < plan.steps and not ended:
         trainer.step(next(ready))
@@ -119,7 +119,7 @@ class Trainer:
             fused=device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
-        self.data = Steps(
+        self.data = TrainDataset(
             plan.split,
             run.views,
             plan.stream(run),
@@ -150,7 +150,7 @@ class Trainer:
             self.metrics.restore(0, {}, b"")
             return 0
         if found.step > self.plan.steps:
-            raise PipelineError(
+            raise UserError(
                 f"{self.store}: its newest checkpoint took {found.step} steps, the run file wants {self.plan.steps}; "
                 "raise train.max_steps, or use another train.name"
             )
@@ -234,7 +234,7 @@ class Trainer:
         """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
         bad = [name for name, value in self.classifier.model.named_parameters() if not bool(value.isfinite().all())]
         if bad:
-            raise PipelineError(
+            raise UserError(
                 f"{bad[0]} is not finite after step {step} though the losses were; {self._addresses(step)}; the "
                 'last good checkpoint is kept: lower train.lr, or set train.precision = "fp32"'
             )

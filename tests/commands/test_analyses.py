@@ -16,9 +16,9 @@ from pipeline.commands.throughput import throughput
 from schemas import paper
 from schemas.config import Member, RunFile
 from stages.data.center_crop import centre_crops
-from stages.data.image_set import open_gallery
+from stages.data.image_set import open_image_set
 from stages.evaluate.disagreement import TITLES
-from stages.evaluate.evaluated_model import Who, open_subject
+from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
 from stages.evaluate.throughput import largest_batch
 from stages.evaluate.throughput import throughput as measure
 from stages.plotting.charts import Series, chart, heat_map
@@ -34,8 +34,8 @@ def with_(run: RunFile, **changes: dict) -> RunFile:
 def test_disagreement_is_counted_as_by_hand_from_the_answers_it_names(copied):
     run = copied({"evaluate": {"baseline": "teacher"}})
     result = disagreement(run, silent)
-    gallery = open_gallery(run)
-    student, teacher = (ask(run, Who(run=name), gallery, silent).found for name in ("student", "teacher"))
+    gallery = open_image_set(run)
+    student, teacher = (ask(run, ModelRef(run=name), gallery, silent).found for name in ("student", "teacher"))
     by_hand = {
         "truth": student.classes.tolist(),
         "teacher": teacher.top["class"][:, 0].tolist(),
@@ -73,8 +73,8 @@ def test_tokens_are_compared_behind_every_block_over_every_image(copied):
     assert result["samples"] == 20
     assert len(result["layers"]) == len(result["deviation"]) == TINY_VIT["depth"] + 1
     assert all(-1 <= one <= 1 for one in [*result["layers"], result["learned"], result["normed"]])
-    gallery = open_gallery(run)
-    model = open_subject(run, Who(run="student"), gallery, torch.device("cpu")).network
+    gallery = open_image_set(run)
+    model = open_evaluated_model(run, ModelRef(run="student"), gallery, torch.device("cpu")).network
     crops = next(centre_crops(gallery, 0, image_size=32, crop_pct=0.875, batch=20, threads=1))
     with torch.inference_mode():
         images = normalise(crops.views, model.mean, model.std)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.commands.status import about_stage, status
 from pipeline.commands.verify import verify
-from pipeline.execution.failures import Failures, Fault
+from pipeline.execution.failures import Failures, PartFailure
 from stages.storage.commit import put_json
 from stages.storage.store import Store
 from tests.support.world import flip_byte, stored
@@ -42,7 +42,7 @@ def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_mis
     parts = sorted(name.removesuffix(".json") for name in store.files("receipts"))
     for part in parts[2:]:
         store.delete(f"receipts/{part}.json")
-    Failures(store).put(parts[2], Fault("ValueError: why", ""), 3)
+    Failures(store).put(parts[2], PartFailure("ValueError: why", ""), 3)
     put_lease(store, running=[parts[3]], training=False, at=2)
     (shown,) = [one for one in status(run.workspace)["stages"] if one["stage"] == "label-teacher"]
     assert shown == {

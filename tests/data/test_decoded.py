@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.config import Cache
-from schemas.errors import PipelineError
+from schemas.config import CacheConfig
+from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.data import decoded
 from stages.data import views as batches
 from stages.data.loader import load
 from stages.data.split import Split
-from stages.data.views import ViewMaker
-from stages.label.dataset import PartViews
+from stages.data.views import ViewRenderer
+from stages.label.dataset import LabelDataset
 from stages.label.label_set import LabelSet, LabelSpec
 from stages.replay.order import Stream
 from stages.storage.store import Store
-from stages.train.dataset import Steps
+from stages.train.dataset import TrainDataset
 from tests.end_to_end.test_full_disk import ROOM
 from tests.support.world import ROOT, flip_byte
 
@@ -32,14 +32,16 @@ MOMENTS = ("pixels", "before the sum", "setting aside")
 
 
 def opened(workspace: str, folder: Path, gigabytes: float = 1.0) -> Split:
-    return Split.open(workspace, "train", Cache(decoded=True, decoded_folder=str(folder), decoded_gigabytes=gigabytes))
+    return Split.open(
+        workspace, "train", CacheConfig(decoded=True, decoded_folder=str(folder), decoded_gigabytes=gigabytes)
+    )
 
 
 def all_views(split: Split, recipe: Recipe) -> np.ndarray:
     """Three views of each image, by a process that has decoded nothing yet."""
     slots = [(shard, row, view) for shard in range(3) for row in range(split.rows[shard]) for view in range(3)]
     outs = np.empty((len(slots), recipe.image_size, recipe.image_size, 3), np.uint8)
-    ViewMaker(split, recipe).views(slots, outs)
+    ViewRenderer(split, recipe).views(slots, outs)
     return outs
 
 
@@ -74,9 +76,9 @@ def test_training_and_labelling_read_it(whole, tmp_path, decodes):
     for name, one in (*split.items(), ("again", opened(whole.workspace, tmp_path))):
         del decodes[:]
         stream = Stream(one.rows, repeats=2, window=2, recipe_seed=0, seed=0)
-        asked = Steps(one, whole.views, stream, LabelSet.open(whole, one), batch=16, rank=0, world=1)
+        asked = TrainDataset(one, whole.views, stream, LabelSet.open(whole, one), batch=16, rank=0, world=1)
         steps[name] = [asked[step].views for step in range(7)]
-        part = PartViews(one, whole.views, 16)
+        part = LabelDataset(one, whole.views, 16)
         made = load(part, workers=0, order=part.order(LabelSpec(1, 0, 3), 1))
         parts[name] = [contribution.views for contribution in made]
     assert decodes == []
@@ -127,7 +129,7 @@ def test_other_splits_make_room_unless_a_process_holds_them(whole, tmp_path, exp
     other.content = "other"
     all_views(other, whole.views)
     assert {path.name[:16] for path in tmp_path.glob("*.pixels")} == {decoded.DecodedCache(other)._prefix}
-    holder = ViewMaker(other, whole.views)
+    holder = ViewRenderer(other, whole.views)
     for shard in range(3):
         holder.view(shard, 0, 0, np.empty((32, 32, 3), np.uint8))
     assert (all_views(opened(whole.workspace, tmp_path, bound), whole.views) == expected).all()
@@ -161,10 +163,10 @@ def test_a_shard_whose_pixels_are_kept_is_not_copied_from_afar(bucket, whole, tm
             name = path.relative_to(whole.workspace).as_posix()
             Store(bucket("ws")).put(name, path.read_bytes())
     all_views(opened(whole.workspace, tmp_path / "pixels"), whole.views)
-    settings = Cache(decoded=True, decoded_folder=str(tmp_path / "pixels"), folder=str(tmp_path / "tars"))
+    settings = CacheConfig(decoded=True, decoded_folder=str(tmp_path / "pixels"), folder=str(tmp_path / "tars"))
     split = Split.open(bucket("ws"), "train", settings)
     stream = Stream(split.rows, repeats=2, window=2, recipe_seed=0, seed=0)
-    steps = Steps(split, whole.views, stream, None, batch=16, rank=0, world=1)
+    steps = TrainDataset(split, whole.views, stream, None, batch=16, rank=0, world=1)
     assert len(steps[0].views) == 16
     assert not list((tmp_path / "tars").glob("*.tar"))
 
@@ -247,7 +249,7 @@ def main(workspace: str, recipe: str, folder: str, moment: str = "") -> dict:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True)
         try:
             all_views(opened(workspace, Path(folder)), views)
-        except PipelineError as error:
+        except UserError as error:
             told = {"refused": str(error), "halves": [path.name for path in Path(folder).glob(".*.half")]}
         subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
     return told | {"views": hashlib.sha256(all_views(opened(workspace, Path(folder)), views).tobytes()).hexdigest()}

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.data import views as batches
 from stages.data.loader import load, moved, on_device
 from stages.data.split import Split
-from stages.data.views import ViewMaker
+from stages.data.views import ViewRenderer
 from stages.label import dataset
-from stages.label.dataset import PartViews
+from stages.label.dataset import LabelDataset
 from stages.label.label_set import LabelSpec
 from stages.replay.mix import Mix
 from stages.replay.order import Stream
-from stages.train.dataset import Batch, Steps
+from stages.train.dataset import Batch, TrainDataset
 from tests.support.batches import same, steps
 
 
@@ -139,12 +139,12 @@ def test_every_tensor_of_a_batch_is_moved_to_the_device(whole):
     assert batch.step == 0
 
 
-def large_steps(run) -> Steps:
+def large_steps(run) -> TrainDataset:
     """Batches of views of 224 pixels, which libraries do share out among their threads."""
     split = Split.open(run.workspace, "train")
     recipe = run.views.model_copy(update={"image_size": 224})
     stream = Stream(split.rows, repeats=2, window=2, recipe_seed=recipe.seed, seed=0)
-    return Steps(split, recipe, stream, None, batch=32, rank=0, world=1)
+    return TrainDataset(split, recipe, stream, None, batch=32, rank=0, world=1)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_batch_is_the_same_bits_whatever_the_threads_of_the_libraries(whole, t
 
 
 def part_views(split, recipe, spec, batch, workers):
-    views = PartViews(split, recipe, batch)
+    views = LabelDataset(split, recipe, batch)
     return load(views, workers=workers, order=views.order(spec, max(workers, 1)))
 
 
@@ -207,7 +207,7 @@ def test_an_image_is_decoded_once_a_part_where_memory_allows_and_at_most_once_a_
 @pytest.mark.parametrize("kept_bytes", [0, 20_000, 60_000])
 def test_decoded_images_take_no_more_memory_than_allowed_beyond_the_pair_in_use(whole, kept_bytes):
     split, out = Split.open(whole.workspace, "train"), np.empty((32, 32, 3), np.uint8)
-    maker = ViewMaker(split, whole.views, kept_bytes)
+    maker = ViewRenderer(split, whole.views, kept_bytes)
     largest = max(int((index.heights.astype(int) * index.widths).max()) * 3 for index in map(split.index, range(3)))
     for row in [*range(20), *reversed(range(20))]:
         maker.view(0, row, 0, out)
@@ -220,7 +220,7 @@ def test_what_a_worker_refuses_is_the_line_alone(copied):
     run = copied()
     Path(run.workspace, "shards/train/shard-000000.tar").unlink()
     split = Split.open(run.workspace, "train")
-    with pytest.raises(PipelineError, match=r"^[^\n]*is missing; run `deit-pipeline verify`$"):
+    with pytest.raises(UserError, match=r"^[^\n]*is missing; run `deit-pipeline verify`$"):
         list(part_views(split, run.views, LabelSpec(0, 0, 1), 16, workers=2))
 
 

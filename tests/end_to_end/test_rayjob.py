@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from referencing import Registry, Resource
 
-from pipeline.execution.ray_session import Seats
+from pipeline.execution.ray_session import Resources
 from schemas.config import RunFile
 from schemas.run_file import load_run_file
 
@@ -205,13 +205,13 @@ def unfit(documents: dict[str, Any], run: RunFile) -> list[str]:
     return found + [f"no worker can seat {seats}" for seats in wanted(run) if not seated(job, seats)]
 
 
-def wanted(run: RunFile) -> list[Seats]:
+def wanted(run: RunFile) -> list[Resources]:
     """What labelling and training ask of a cluster of GPUs, each for all its devices."""
     assert run.cluster.device == "cuda" and run.cluster.devices
-    return [Seats(count=run.cluster.devices, cpus=1 + one.workers, gpus=1) for one in (run.labels, run.train)]
+    return [Resources(count=run.cluster.devices, cpus=1 + one.workers, gpus=1) for one in (run.labels, run.train)]
 
 
-def seated(job: Any, seats: Seats) -> bool:
+def seated(job: Any, seats: Resources) -> bool:
     """Whether the workers of the cluster have that many seats at once."""
     offered = 0
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
@@ -250,12 +250,12 @@ CONTAINER = ("template", "spec", "containers", 0)
         ((*WORKERS, *CONTAINER, "resources", "limits", "nvidia.com/gpu"), "2", "ray-worker is limited to other than"),
         ((*WORKERS, "rayStartParams", "num-cpus"), "32", "ray-worker offers other CPUs"),
         ((*WORKERS, *CONTAINER, "image"), "other", "the pods have several images"),
-        ((*WORKERS, "replicas"), 3, "no worker can seat Seats(count=4, cpus=16, gpus=1)"),
-        ((*WORKERS, "maxReplicas"), 3, "no worker can seat Seats(count=4, cpus=16, gpus=1)"),
+        ((*WORKERS, "replicas"), 3, "no worker can seat Resources(count=4, cpus=16, gpus=1)"),
+        ((*WORKERS, "maxReplicas"), 3, "no worker can seat Resources(count=4, cpus=16, gpus=1)"),
         (
             (*WORKERS, *CONTAINER, "resources", "requests", "cpu"),
             "8",
-            "no worker can seat Seats(count=4, cpus=16, gpus=1)",
+            "no worker can seat Resources(count=4, cpus=16, gpus=1)",
         ),
     ],
 )

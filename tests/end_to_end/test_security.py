@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipeline.commands import run as stages
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.secrets import hide_secrets
 from stages.storage.store import Store
 from tests.support.project import project_sources
@@ -78,7 +78,7 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_does_nothing(copied, tmp_path, 
     table, name = key.split(".")
     run = copied({table: {name: str(file)}, "train": {"name": "new"}})
     shutil.rmtree(Path(run.workspace, "labels" if table == "teacher" else "runs"))
-    with pytest.raises(PipelineError, match=f"evil.{suffix}"):
+    with pytest.raises(UserError, match=f"evil.{suffix}"):
         (stages.label if table == "teacher" else stages.train)(run, silent)
     assert not (tmp_path / "mark").exists()
 
@@ -151,10 +151,10 @@ EMBEDDED = """
 import json, os, sys
 from pathlib import Path
 from pipeline.execution.ray_session import ray_session
-from schemas.config import Cluster
+from schemas.config import ClusterConfig
 
 before = dict(os.environ)
-with ray_session(Cluster(address="local")) as ray:
+with ray_session(ClusterConfig(address="local")) as ray:
     folder = ray._private.worker.global_worker.node.get_temp_dir_path()
     dashboard = ray._private.worker.global_worker.node.address_info.get("webui_url")
     address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]

@@ -6,7 +6,7 @@ import torch
 from timm.data import ImageNetInfo
 from timm.data.real_labels import RealLabelsImagenet
 
-from schemas.errors import Mismatch
+from schemas.errors import MismatchError
 from stages.evaluate.imagenet_real import real_labels
 from stages.evaluate.predictions import Predictions, score
 
@@ -37,7 +37,7 @@ def test_labels_follow_the_name_not_the_place():
 
 
 def test_other_images_and_other_orders_of_classes_are_refused():
-    with pytest.raises(Mismatch, match=r"n01440764_1\.JPEG is no official validation image \(1 such\)"):
+    with pytest.raises(MismatchError, match=r"n01440764_1\.JPEG is no official validation image \(1 such\)"):
         real_labels([NAMES[0], "n01440764_1.JPEG"], SYNSETS)
-    with pytest.raises(Mismatch, match="not ImageNet's 1,000 in their order"):
+    with pytest.raises(MismatchError, match="not ImageNet's 1,000 in their order"):
         real_labels(NAMES[:1], SYNSETS[::-1])

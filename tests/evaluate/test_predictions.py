@@ -13,12 +13,12 @@ from timm.data import create_transform
 
 from pipeline.commands import run as stages
 from pipeline.commands.evaluate import ask
-from schemas.config import Cluster
-from schemas.errors import PipelineError
+from schemas.config import ClusterConfig
+from schemas.errors import UserError
 from stages.data.center_crop import Crops, centre_crops
-from stages.data.image_set import Sharded, open_gallery
+from stages.data.image_set import ShardedImageSet, open_image_set
 from stages.data.split import Split
-from stages.evaluate.evaluated_model import Who
+from stages.evaluate.evaluated_model import ModelRef
 from stages.evaluate.predictions import Predictions, predict, score
 from stages.models.classifier import Heads, build
 from stages.models.student import new_student
@@ -68,14 +68,14 @@ def test_any_of_several_true_classes_is_right_and_an_image_without_one_is_not_sc
     assert score(found, [{0}, {3, 1}, set(), {0}]) == {
         "samples": 3, "class": {"top1": 2 / 3, "top5": 1.0}, "distillation": None, "fused": None, "fused_softmax": None,
     }  # fmt: skip
-    with pytest.raises(PipelineError, match="no images with labels"):
+    with pytest.raises(UserError, match="no images with labels"):
         score(found, [set(), set(), set(), set()])
 
 
 @pytest.mark.parametrize("batch", [1, 7, 20, 64])
 @pytest.mark.parametrize("threads", [0, 3])
 def test_every_image_is_cropped_exactly_once_whatever_the_batch(whole, batch, threads):
-    gallery = Sharded(Split.open(whole.workspace, "val"), "val")
+    gallery = ShardedImageSet(Split.open(whole.workspace, "val"), "val")
 
     def crops(batch: int) -> list[Crops]:
         return list(centre_crops(gallery, 0, image_size=32, crop_pct=0.875, batch=batch, threads=threads))
@@ -88,7 +88,7 @@ def test_every_image_is_cropped_exactly_once_whatever_the_batch(whole, batch, th
 
 
 def test_a_crop_is_timms_own_of_the_original_file(whole):
-    gallery = Sharded(Split.open(whole.workspace, "val"), "val")
+    gallery = ShardedImageSet(Split.open(whole.workspace, "val"), "val")
     transform = create_transform(24, is_training=False, interpolation="bicubic", crop_pct=0.7, use_prefetcher=True)
     crops = next(centre_crops(gallery, 0, image_size=24, crop_pct=0.7, batch=20, threads=2))
     for row in (0, 1, 2, 19):
@@ -104,7 +104,7 @@ def test_the_stored_result_is_what_the_trained_model_says_image_by_image(whole):
     model.model.load_state_dict(find_weights("run:student", whole.workspace, "x"))
     right = 0
     with torch.inference_mode():
-        for crop in centre_crops(Sharded(split, "val"), 0, image_size=32, crop_pct=0.875, batch=1, threads=1):
+        for crop in centre_crops(ShardedImageSet(split, "val"), 0, image_size=32, crop_pct=0.875, batch=1, threads=1):
             right += int(model(normalise(crop.views, model.mean, model.std)).fused.argmax(1) == crop.classes)
     assert stored_result["samples"] == 20
     assert stored_result["fused"]["top1"] == right / 20
@@ -113,7 +113,7 @@ def test_the_stored_result_is_what_the_trained_model_says_image_by_image(whole):
 
 def test_every_figure_can_be_counted_again_from_the_answers_it_names(whole):
     result = json.loads(Path(whole.workspace, "runs/student/evaluation.json").read_text())
-    asked = ask(whole, Who(run="student"), open_gallery(whole), silent)
+    asked = ask(whole, ModelRef(run="student"), open_image_set(whole), silent)
     assert asked.folder == result["predictions"]
     again = score(asked.found, [{int(own)} for own in asked.found.classes])
     assert {key: result[key] for key in again} == again
@@ -122,7 +122,7 @@ def test_every_figure_can_be_counted_again_from_the_answers_it_names(whole):
 def test_an_evaluation_that_is_done_reads_no_image_again(copied, monkeypatch):
     run = copied()
     before = stages.evaluate(run, silent)
-    monkeypatch.setattr(Sharded, "read", None)
+    monkeypatch.setattr(ShardedImageSet, "read", None)
     assert stages.evaluate(run, silent) == before
 
 
@@ -143,23 +143,23 @@ def test_a_model_is_measured_at_another_size_with_its_positions_resampled(copied
 def test_blocks_are_dealt_to_two_workers_and_every_image_is_asked_once(copied):
     """Three blocks of 21, 20 and 20 images in batches of 8, by two processes under Ray and by one without."""
     run = copied()
-    gallery = Sharded(Split.open(run.workspace, "train"), "train")
+    gallery = ShardedImageSet(Split.open(run.workspace, "train"), "train")
     assert gallery.rows == (21, 20, 20)
-    two = run.model_copy(update={"cluster": Cluster(address="local", devices=2, device="cpu")})
-    shared = ask(two, Who(run="student"), gallery, silent)
+    two = run.model_copy(update={"cluster": ClusterConfig(address="local", devices=2, device="cpu")})
+    shared = ask(two, ModelRef(run="student"), gallery, silent)
     assert len(shared.found.names) == len(set(shared.found.names)) == 61
     files = stored(Path(run.workspace, shared.folder))
     shutil.rmtree(Path(run.workspace, shared.folder))
-    alone = ask(run, Who(run="student"), gallery, silent)
+    alone = ask(run, ModelRef(run="student"), gallery, silent)
     assert alone.folder == shared.folder
     assert stored(Path(run.workspace, alone.folder)) == files
 
 
 def test_a_source_of_several_blocks_is_read_as_one(images, monkeypatch, copied):
     run = copied({"evaluate": {"source": str(images / "train")}})
-    whole = list(open_gallery(run).read(0, range(61)))
+    whole = list(open_image_set(run).read(0, range(61)))
     monkeypatch.setattr("stages.data.image_set._BLOCK", 25)
-    gallery = open_gallery(run)
+    gallery = open_image_set(run)
     assert gallery.rows == (25, 25, 11)
     assert [one for block, rows in enumerate(gallery.rows) for one in gallery.read(block, range(rows))] == whole
 
@@ -187,7 +187,7 @@ def test_folders_that_are_class_indices_are_not_sorted_by_string(copied, tmp_pat
     run = copied({"source": {"classes": str(tmp_path / "names.txt")}})
     shutil.rmtree(Path(run.workspace, "shards"))
     v2 = {"evaluate": {"source": str(tmp_path / "v2"), "class_folders": "indices"}}
-    gallery = open_gallery(copied_with(run, v2))
+    gallery = open_image_set(copied_with(run, v2))
     assert gallery.classes == tuple(names)
     found = {picture.name: picture.label for picture in gallery.read(0, range(12))}
     assert found == {f"{number}/one.png": number for number in range(12)}
@@ -226,7 +226,7 @@ def test_bad_input_is_one_line(copied, images, tmp_path, refused):
     def says(changes, code=1, run=run):
         return refused(stages.evaluate, copied_with(run, changes), silent, code=code)
 
-    assert "there are: student, teacher" in refused(ask, run, Who(run="nobody"), open_gallery(run), silent)
+    assert "there are: student, teacher" in refused(ask, run, ModelRef(run="nobody"), open_image_set(run), silent)
     assert "timm knows no model deit_tinny" in says({"evaluate": {"model": "deit_tinny_patch16_224"}})
     assert "evaluate.source = /no/such: no such folder" in says({"evaluate": {"source": "/no/such"}})
     shutil.copytree(images / "val/red", tmp_path / "other/purple")

@@ -14,8 +14,8 @@ from timm.data import create_transform, resolve_data_config
 from pipeline.commands import run as stages
 from pipeline.commands.evaluate import ask
 from schemas.config import RunFile
-from stages.data.image_set import open_gallery
-from stages.evaluate.evaluated_model import Who
+from stages.data.image_set import open_image_set
+from stages.evaluate.evaluated_model import ModelRef
 from tests.support.world import CLASSES, run_file, silent, write_images
 
 DATA = Path(__file__).parents[3] / "shared/data"
@@ -32,14 +32,14 @@ def timms(model: torch.nn.Module, pictures: list[Image.Image]) -> torch.Tensor:
 
 def ours(run: RunFile) -> tuple[dict[str, list[int]], dict]:
     """Decisions by image name, and the stored figures."""
-    gallery = open_gallery(run)
+    gallery = open_image_set(run)
     result = stages.evaluate(run, silent)
-    asked = ask(run, Who(member=run.evaluate.members[0]), gallery, silent)
+    asked = ask(run, ModelRef(member=run.evaluate.members[0]), gallery, silent)
     return dict(zip(asked.found.names, asked.found.top["class"].tolist(), strict=True)), result
 
 
 def pictures_of(run: RunFile) -> tuple[list[str], list[int], list[Image.Image]]:
-    gallery = open_gallery(run)
+    gallery = open_image_set(run)
     found = [one for block, rows in enumerate(gallery.rows) for one in gallery.read(block, range(rows))]
     return (
         [one.name for one in found],

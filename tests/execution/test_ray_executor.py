@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.execution import ray_executor
-from pipeline.execution.ray_executor import Actors
-from pipeline.execution.ray_session import Seats
-from pipeline.execution.scheduler import Lost
-from pipeline.execution.stage_dir import begin
+from pipeline.execution.ray_executor import RayExecutor
+from pipeline.execution.ray_session import Resources
+from pipeline.execution.scheduler import WorkerLost
+from pipeline.execution.stage_dir import open_stage
 from pipeline.execution.worker import Job, Worker
-from schemas.errors import PipelineError
-from schemas.receipts import Made, Receipt
+from schemas.errors import UserError
+from schemas.receipts import PartOutput, Receipt
 from stages.shard.plan import ShardSpec
 from stages.storage.commit import commit
 from stages.storage.store import Store
@@ -91,9 +91,12 @@ def clock(monkeypatch):
     return slept
 
 
-def actors(ray: Ray, tmp_path, count: int = 1) -> Actors:
-    return Actors(
-        ray, Worker(Job(begin(Store(str(tmp_path)), {}, {}, ""), lambda: None), ""), Seats(count=count, cpus=1), 9
+def actors(ray: Ray, tmp_path, count: int = 1) -> RayExecutor:
+    return RayExecutor(
+        ray,
+        Worker(Job(open_stage(Store(str(tmp_path)), {}, {}, ""), lambda: None), ""),
+        Resources(count=count, cpus=1),
+        9,
     )
 
 
@@ -133,7 +136,7 @@ def test_workers_that_a_node_takes_with_it_at_their_start_are_one_accident(clock
 
 
 def test_a_node_that_refuses_to_work_ends_nothing_while_others_work(clock, tmp_path, refused, capsys):
-    ray = Ray(None, PipelineError("plan.json: node b does not see it"))
+    ray = Ray(None, UserError("plan.json: node b does not see it"))
     hands = actors(ray, tmp_path, count=2)
     assert hands.outcomes(0.5) == [] and ray.killed == 1
     assert capsys.readouterr().err == "warning: plan.json: node b does not see it; going on with 1 workers\n"
@@ -147,14 +150,14 @@ def test_a_part_whose_worker_died_after_its_receipt_was_put_is_not_made_again(cl
     hands = actors(Ray(None), tmp_path)
     hands.outcomes(0.5)
     begun = hands._worker.job.begun
-    made = Made(files={"a.txt": b"x"}, rows=1, facts={})
+    made = PartOutput(files={"a.txt": b"x"}, rows=1, facts={})
     receipt = commit(begun.store, SPEC.name, made, begun.made_by if made_by == "ours" else made_by)
     hands.take(SPEC)
     (reference,) = hands._begun
     reference.value = ActorDiedError("killed for its memory")
     ((spec, outcome),) = hands.outcomes(0.5)
     assert spec == SPEC
-    assert outcome == receipt if made_by == "ours" else isinstance(outcome, Lost)
+    assert outcome == receipt if made_by == "ours" else isinstance(outcome, WorkerLost)
     for damage in (lambda: begun.store.put("a.txt", b"torn"), lambda: begun.store.delete("a.txt")):
         damage()  # the part was to be made again for that, and its old receipt is no proof
         assert hands._committed(SPEC) is None

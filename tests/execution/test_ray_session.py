@@ -15,8 +15,8 @@ from stages.storage.locks import scratch_folder
 def attached(monkeypatch):
     """Joins of a cluster are noted and not made; its nodes are as they are written down, look after look."""
     joins, looks = [], []
-    monkeypatch.setattr(ray_session, "_ask", lambda ray, address: None)
-    monkeypatch.setattr(ray_session, "_join", lambda ray, address, ship: joins.append(ship))
+    monkeypatch.setattr(ray_session, "_check_gcs", lambda ray, address: None)
+    monkeypatch.setattr(ray_session, "_connect", lambda ray, address, ship: joins.append(ship))
     monkeypatch.setattr(ray_session, "_authenticated", lambda: True)
     monkeypatch.setattr(ray_session, "look_at_nodes", lambda ray: looks.pop(0) if looks else [])
 
@@ -55,7 +55,7 @@ def asked(monkeypatch):
         def client(address):
             raise error
 
-        return ray_session._ask(
+        return ray_session._check_gcs(
             SimpleNamespace(exceptions=exceptions, _raylet=SimpleNamespace(GcsClient=client)), address
         )
 

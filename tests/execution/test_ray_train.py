@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pipeline.commands import run as stages
 from pipeline.execution.ray_session import ray_session
 from pipeline.execution.ray_train import launch_training
-from pipeline.execution.stage_dir import begin
+from pipeline.execution.stage_dir import open_stage
 from schemas.errors import last_line
 from stages.data.split import Split
 from stages.storage.store import Store
@@ -92,7 +92,7 @@ def test_more_workers_than_the_cluster_can_seat_are_refused_in_one_line(copied, 
     run = copied(many, {"train": {"distillation": "none"}, "views": {"repeats": 2}})
     with ray_session(run.cluster) as ray:
         cpus = ray.cluster_resources()["CPU"]
-        begun = begin(Store(str(Path(run.workspace, "runs/many"))), {}, {}, "")
+        begun = open_stage(Store(str(Path(run.workspace, "runs/many"))), {}, {}, "")
         line = refused(launch_training, run, Plan(Split.open(run.workspace, "train"), None, 1, 1, {}), begun, 0)
     assert line.startswith(f"training with 4096 workers needs 4096 CPU, the cluster has {cpus:g}; lower ")
 

@@ -15,21 +15,21 @@ import pytest
 
 from pipeline.commands import run as stages
 from pipeline.execution.failures import Failures
-from pipeline.execution.ray_executor import Actors
-from pipeline.execution.ray_session import Seats, ray_session
+from pipeline.execution.ray_executor import RayExecutor
+from pipeline.execution.ray_session import Resources, ray_session
 from pipeline.execution.run_parts import make_parts
-from pipeline.execution.stage_dir import begin
+from pipeline.execution.stage_dir import open_stage
 from pipeline.execution.worker import Job, Worker
-from schemas.config import Cluster
-from schemas.errors import PipelineError
-from schemas.receipts import Made
+from schemas.config import ClusterConfig
+from schemas.errors import UserError
+from schemas.receipts import PartOutput
 from stages.shard.plan import ShardSpec
 from stages.storage.commit import valid_receipts
 from stages.storage.store import Store
 from tests.support.stored import kill_when, left, receipts
 from tests.support.world import command, run_file, silent, stored
 
-CLUSTER = Cluster(address="local")
+CLUSTER = ClusterConfig(address="local")
 SPECS = [ShardSpec(number, ()) for number in range(6)]
 
 
@@ -43,7 +43,7 @@ def ray():
 def fail_once(how, folder: str):
     """What makes parts, of which number 3 fails as told, the first time or always."""
 
-    def make(spec: ShardSpec, staging: Path) -> Made:
+    def make(spec: ShardSpec, staging: Path) -> PartOutput:
         mark = Path(folder, "failed")
         if spec.shard == 3 and ("always" in how or not mark.exists()):
             mark.touch()
@@ -52,9 +52,9 @@ def fail_once(how, folder: str):
             if how == "always killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "refused":
-                raise PipelineError("3: the user's own mistake")
+                raise UserError("3: the user's own mistake")
             raise RuntimeError("a flaky disk")
-        return Made(files={f"{spec.name}.txt": str(spec.shard).encode()}, rows=1, facts={})
+        return PartOutput(files={f"{spec.name}.txt": str(spec.shard).encode()}, rows=1, facts={})
 
     return make
 
@@ -62,8 +62,8 @@ def fail_once(how, folder: str):
 def make_all(tmp_path: Path, how: str, done: list, attempts: int = 2, **settings) -> Store:
     store = Store(str(tmp_path / "parts"))
     cluster = CLUSTER.model_copy(update={"attempts": attempts} | settings)
-    job = Job(begin(store, {}, {}, ""), partial(fail_once, how, str(tmp_path)))
-    make_parts(job, SPECS, wanted=len(SPECS), cluster=cluster, seats=Seats(count=2, cpus=1), done=done.append)
+    job = Job(open_stage(store, {}, {}, ""), partial(fail_once, how, str(tmp_path)))
+    make_parts(job, SPECS, wanted=len(SPECS), cluster=cluster, seats=Resources(count=2, cpus=1), done=done.append)
     return store
 
 
@@ -112,11 +112,11 @@ def test_a_part_that_kills_its_process_is_put_aside_and_the_part_queued_behind_i
 def test_a_node_that_does_not_see_the_storage_is_refused_even_where_an_old_workspace_lies_at_its_path(
     ray, tmp_path, refused
 ):
-    job = Job(begin(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
+    job = Job(open_stage(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
     with job.begun.at_work(len(SPECS)) as lease:
-        Actors(ray, Worker(job, lease.path), Seats(count=1, cpus=1), 1).close()
+        RayExecutor(ray, Worker(job, lease.path), Resources(count=1, cpus=1), 1).close()
     assert (tmp_path / "plan.json").exists()
-    actors = Actors(ray, Worker(job, lease.path), Seats(count=1, cpus=1), 1)
+    actors = RayExecutor(ray, Worker(job, lease.path), Resources(count=1, cpus=1), 1)
     line = refused(lambda: [actors.outcomes(1) for _ in range(60)])
     actors.close()
     assert line.startswith(f"{tmp_path}/{lease.path}: node ") and " does not see it" in line
@@ -129,8 +129,8 @@ def test_a_users_error_is_not_tried_again_and_stays_one_line(tmp_path, refused):
 
 
 def test_a_worker_that_could_never_start_is_refused_and_not_waited_for(tmp_path, refused):
-    job = Job(begin(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
-    seats = Seats(count=1, cpus=999)
+    job = Job(open_stage(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
+    seats = Resources(count=1, cpus=999)
     line = refused(make_parts, job, SPECS, wanted=len(SPECS), cluster=CLUSTER, seats=seats, done=print)
     assert line.startswith("a worker needs 999 CPU, the cluster has ")
 

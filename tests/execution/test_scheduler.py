@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.execution import scheduler as loop_module
-from pipeline.execution.failures import Fault
-from pipeline.execution.scheduler import InThreads, Loop, Lost
-from pipeline.execution.shutdown import Stop
-from schemas.errors import PipelineError, Unfinished
+from pipeline.execution.failures import PartFailure
+from pipeline.execution.scheduler import Scheduler, ThreadExecutor, WorkerLost
+from pipeline.execution.shutdown import GracefulShutdown
+from schemas.errors import IncompleteError, UserError
 from schemas.receipts import Receipt
 from stages.shard.plan import ShardSpec
 
 SPECS = [ShardSpec(number, ()) for number in range(4)]
-FAULT = Fault("ValueError: why", "its traceback")
+FAULT = PartFailure("ValueError: why", "its traceback")
 
 
 def receipt(part: str) -> Receipt:
@@ -58,8 +58,8 @@ def short_waits(monkeypatch):
 
 
 def run(hands, attempts=3):
-    done, failed, stop = [], {}, Stop(0)
-    loop = Loop(
+    done, failed, stop = [], {}, GracefulShutdown(0)
+    loop = Scheduler(
         hands, SPECS, attempts=attempts, done=lambda one: done.append(one.part),
         failed=lambda part, fault: failed.update({part: fault}),
     )  # fmt: skip
@@ -83,24 +83,24 @@ def test_a_part_is_given_up_after_its_attempts_and_the_others_are_made():
 
 
 def test_lost_nodes_cost_a_part_nothing_and_lost_processes_an_attempt():
-    assert run(Scripted({0: [Lost("node", own=False)] * 7}), attempts=1) == (ALL, {})
-    done, failed = run(Scripted({0: [Lost("killed", own=True)] * 3}))
+    assert run(Scripted({0: [WorkerLost("node", own=False)] * 7}), attempts=1) == (ALL, {})
+    done, failed = run(Scripted({0: [WorkerLost("killed", own=True)] * 3}))
     assert (done, list(failed)) == (ALL[1:], [ALL[0]])
 
 
 def test_a_part_whose_nodes_are_always_lost_ends_the_stage_and_is_not_put_aside(refused):
-    line = refused(run, Scripted({0: [Lost("node", own=False)] * 99}), code=3)
+    line = refused(run, Scripted({0: [WorkerLost("node", own=False)] * 99}), code=3)
     assert line.startswith("1 parts could not be made for want of store or cluster (shard-000000: node)")
 
 
 def test_a_store_that_stays_broken_puts_no_part_aside(refused):
-    hands = Scripted({0: [Unfinished("the store is gone")] * 3})
+    hands = Scripted({0: [IncompleteError("the store is gone")] * 3})
     assert "(shard-000000: the store is gone); the same command goes on" in refused(run, hands, code=3)
     assert hands.order.count(0) == 3
 
 
 def test_a_users_error_ends_the_handing_out(refused):
-    hands = Scripted({0: [PipelineError("mend this")]}, seats=2)
+    hands = Scripted({0: [UserError("mend this")]}, seats=2)
     assert refused(run, hands) == "mend this"
     assert hands.order == [0, 1]
 
@@ -116,18 +116,18 @@ class Signalled(Scripted):
 
 def test_a_signal_ends_the_handing_out_and_lets_the_part_under_way_finish(capsys):
     hands, done, before = Signalled({}), [], signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), Stop(60) as stop:
-        Loop(hands, SPECS, attempts=1, done=lambda one: done.append(one.part), failed=print).run(stop)
+    with pytest.raises(KeyboardInterrupt), GracefulShutdown(60) as stop:
+        Scheduler(hands, SPECS, attempts=1, done=lambda one: done.append(one.part), failed=print).run(stop)
     assert hands.order == [0, 1] and done == ALL[:1]
     assert "what is under way is finished within 60 s" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_end_of_the_time_of_grace_and_a_second_signal_end_at_once():
-    with pytest.raises(KeyboardInterrupt), Stop(0.01):
+    with pytest.raises(KeyboardInterrupt), GracefulShutdown(0.01):
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(30)
-    with pytest.raises(KeyboardInterrupt), Stop(60):
+    with pytest.raises(KeyboardInterrupt), GracefulShutdown(60):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(30)
@@ -149,18 +149,20 @@ class Slow:
         self._two.wait(10)  # the first is not done before a second has begun
         with self._lock:
             self.at_once -= 1
-        return PipelineError("no") if spec.name == self._refuse else receipt(spec.name)
+        return UserError("no") if spec.name == self._refuse else receipt(spec.name)
 
 
 def test_threads_make_as_many_parts_at_once_as_there_are_lanes_and_no_more():
     worker = Slow()
-    assert run(InThreads(worker)) == (ALL, {})
+    assert run(ThreadExecutor(worker)) == (ALL, {})
     assert worker.most == 2
 
 
 def test_a_refused_part_in_threads_ends_the_stage():
     done = []
-    loop = Loop(InThreads(Slow(refuse=ALL[0])), SPECS, attempts=3, done=lambda one: done.append(one.part), failed=print)
-    with pytest.raises(PipelineError, match="no"):
-        loop.run(Stop(0))
+    loop = Scheduler(
+        ThreadExecutor(Slow(refuse=ALL[0])), SPECS, attempts=3, done=lambda one: done.append(one.part), failed=print
+    )
+    with pytest.raises(UserError, match="no"):
+        loop.run(GracefulShutdown(0))
     assert ALL[0] not in done

@@ -18,12 +18,12 @@ import torch.distributed as dist
 
 from pipeline.commands import run as stages
 from pipeline.execution import ray_train
-from pipeline.execution.shutdown import Stop, own_signals
-from schemas.errors import PipelineError, Unfinished
+from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
+from schemas.errors import IncompleteError, UserError
 from stages.storage.store import Store
 from stages.train import trainer
 from stages.train.checkpoint import newest_checkpoint
-from stages.train.stop_sync import Ending
+from stages.train.stop_sync import StopSync
 from stages.train.trainer import Trainer
 from tests.support.stored import lines, receipts
 from tests.support.world import command, silent, start, wait_until
@@ -151,7 +151,7 @@ def test_ranks_talk_every_two_seconds_and_between_that_a_step_costs_nothing(monk
     clock, talked = [0.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(dist, "broadcast", lambda word, src: talked.append(step))
-    ending = Ending(0, world=2, device=CPU)
+    ending = StopSync(0, world=2, device=CPU)
     for step in range(talks[-1] + 1):
         assert not ending.agreed(step, False)
         clock[0] += pace
@@ -184,7 +184,7 @@ class Ray:
 
 def test_no_step_waits_for_the_board_and_none_ends_with_it():
     ray = Ray()
-    messenger = ray_train._Messenger(ray, ray)
+    messenger = ray_train._RankZeroReporter(ray, ray)
     assert not messenger(0, {}) and not messenger(1, {}) and ray.sent == [0]  # the answer is on its way
     ray.answers[0] = False
     assert not messenger(2, {}) and ray.sent == [0, 2]
@@ -198,12 +198,12 @@ class Reported:
     step = 0
 
 
-@pytest.mark.parametrize("cause", [Unfinished("a worker was lost"), RuntimeError("gone")])
+@pytest.mark.parametrize("cause", [IncompleteError("a worker was lost"), RuntimeError("gone")])
 def test_a_training_that_was_asked_to_stop_is_not_tried_again(copied, monkeypatch, capsys, cause):
     from ray.train import TrainingFailedError
 
     report, tries = Reported(), []
-    report.stop = Stop(60)
+    report.stop = GracefulShutdown(60)
 
     def fit(*_):
         tries.append(1)
@@ -223,23 +223,23 @@ def test_what_the_user_has_to_mend_is_said_also_where_a_stop_was_asked_for(copie
     from ray.train import TrainingFailedError
 
     report = Reported()
-    report.stop = Stop(60)
+    report.stop = GracefulShutdown(60)
 
     def fit(*_):
         report.stop.asked = True
         error = TrainingFailedError("failed")
-        error.worker_failures = {0: PipelineError("the loss is not finite")}
+        error.worker_failures = {0: UserError("the loss is not finite")}
         raise error
 
     monkeypatch.setattr(ray_train, "_fit", fit)
-    with pytest.raises(PipelineError, match="the loss is not finite"):
+    with pytest.raises(UserError, match="the loss is not finite"):
         ray_train._attempts(None, copied(), None, report)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nobody_takes_both_signals_away_while_they_are_kept(number):
     before, other = signal.getsignal(number), signal.getsignal(signal.SIGUSR1)
-    with own_signals():
+    with keep_signal_handlers():
         for one in (number, signal.SIGUSR1):
             signal.signal(one, lambda *_: None)
         assert signal.getsignal(number) is before and signal.getsignal(signal.SIGUSR1) is not other
@@ -248,7 +248,7 @@ def test_nobody_takes_both_signals_away_while_they_are_kept(number):
 
 
 def test_a_signal_after_the_last_part_lets_nothing_else_begin():
-    with pytest.raises(KeyboardInterrupt), Stop(60):
+    with pytest.raises(KeyboardInterrupt), GracefulShutdown(60):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -302,7 +302,7 @@ def hooked(ray, folder):
     worker.connect = lambda *a, **k: (connect(*a, **k), os.kill(os.getpid(), signal.SIGTERM))
     embed(ray, folder)
 
-embed, ray_session._embed = ray_session._embed, hooked
+embed, ray_session._start_local = ray_session._start_local, hooked
 atexit.register(time.sleep, 4)  # the one in C aborts the process three seconds after the signal
 cli.main()
 """

@@ -2,11 +2,11 @@
 
 import tempfile
 
-from pipeline.execution.failures import Fault
-from pipeline.execution.stage_dir import begin, finish, whole
+from pipeline.execution.failures import PartFailure
+from pipeline.execution.stage_dir import completed_manifest, open_stage, write_manifest
 from pipeline.execution.worker import STAGING, Job, Worker, left_to_do
-from schemas.errors import PipelineError, Unfinished
-from schemas.receipts import Made, canonical_json, fingerprint
+from schemas.errors import IncompleteError, UserError
+from schemas.receipts import PartOutput, canonical_json, fingerprint
 from stages.shard.plan import ShardSpec
 from stages.storage.commit import commit, read_manifest
 from stages.storage.locks import scratch_folder
@@ -15,8 +15,8 @@ from stages.storage.store import Store
 SPECS = [ShardSpec(number, ()) for number in range(3)]
 
 
-def made(spec, staging) -> Made:
-    return Made(files={f"{spec.name}.txt": b"x"}, rows=1, facts={})
+def made(spec, staging) -> PartOutput:
+    return PartOutput(files={f"{spec.name}.txt": b"x"}, rows=1, facts={})
 
 
 def test_what_is_left_keeps_its_order(tmp_path):
@@ -28,18 +28,18 @@ def test_what_is_left_keeps_its_order(tmp_path):
 
 def test_nothing_is_begun_in_the_folder_that_ray_lends_a_job(tmp_path, refused):
     lent = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_1"
-    line = refused(begin, Store(str(lent / "runs/deit/shards/train")), {"seed": 1}, {}, "mend")
+    line = refused(open_stage, Store(str(lent / "runs/deit/shards/train")), {"seed": 1}, {}, "mend")
     assert "lies in the copy of --working-dir that Ray deletes after the job" in line and not lent.exists()
 
 
 def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused):
     store = Store(str(tmp_path))
     for seed in (1, 2):
-        with begin(store, {"seed": seed}, {}, "mend").at_work(3):
+        with open_stage(store, {"seed": seed}, {}, "mend").at_work(3):
             assert read_manifest(store, "plan.json") == {"made_from": {"seed": seed}, "versions": {}, "wanted": 3}
     commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
-    assert begin(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
-    line = refused(begin, store, {"seed": 3}, {}, "do this", code=4)
+    assert open_stage(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
+    line = refused(open_stage, store, {"seed": 3}, {}, "do this", code=4)
     assert line == f"{tmp_path} was made differently (seed: 2 -> 3); do this"
 
 
@@ -47,21 +47,21 @@ def test_the_lease_of_a_killed_command_goes_also_where_nothing_is_left_to_do(tmp
     store = Store(str(tmp_path))
     lease = {"made_by": "me", "host": "elsewhere", "pid": 7, "started": 0, "refreshed": 0, "new": 0, "running": []}
     store.put("leases/killed.json", canonical_json(lease | {"training": False, "at": 0}))
-    begin(store, {"seed": 1}, {}, "mend")
+    open_stage(store, {"seed": 1}, {}, "mend")
     assert store.files("leases") == {}
 
 
 def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
     store = Store(str(tmp_path))
     for version in "12":
-        with begin(store, {"seed": 1}, {"torch": version}, "mend").at_work(1):
+        with open_stage(store, {"seed": 1}, {"torch": version}, "mend").at_work(1):
             commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
     assert read_manifest(store, "plan.json")["versions"] == {"torch": "1"}
 
 
 def test_of_two_commands_from_different_run_files_that_begin_at_one_moment_one_withdraws(tmp_path, refused):
     store = Store(str(tmp_path))
-    first, second = (begin(store, {"seed": seed}, {}, "mend") for seed in (1, 2))  # neither has put its plan
+    first, second = (open_stage(store, {"seed": seed}, {}, "mend") for seed in (1, 2))  # neither has put its plan
     with first.at_work(3):
         line = refused(second.at_work(3).__enter__, code=4)
         assert "from something else than this run file says" in line
@@ -73,31 +73,31 @@ def test_of_two_commands_from_different_run_files_that_begin_at_one_moment_one_w
 
 
 def test_a_manifest_is_not_written_again_while_it_says_the_same(tmp_path, monkeypatch):
-    begun = begin(Store(str(tmp_path)), {"seed": 1}, {}, "mend")
+    begun = open_stage(Store(str(tmp_path)), {"seed": 1}, {}, "mend")
     receipt = commit(begun.store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
-    first = finish(begun, [receipt], stage="x")
+    first = write_manifest(begun, [receipt], stage="x")
     monkeypatch.setattr(Store, "put", lambda *_: (_ for _ in ()).throw(AssertionError("written again")))
-    assert finish(begun, [receipt], stage="x") == first
+    assert write_manifest(begun, [receipt], stage="x") == first
 
 
 def test_a_stage_is_whole_while_its_manifest_and_all_that_it_lists_are_there(tmp_path):
     store = Store(str(tmp_path))
-    begun = begin(store, {"seed": 1}, {}, "mend")
-    assert whole(begun) is None
+    begun = open_stage(store, {"seed": 1}, {}, "mend")
+    assert completed_manifest(begun) is None
     receipts = [commit(store, spec.name, made(spec, tmp_path), begun.made_by) for spec in SPECS]
-    assert whole(begun) is None
-    manifest = finish(begun, receipts, stage="x", views=3)
-    assert whole(begun) == whole(begun, views=3) == manifest
-    assert whole(begun, views=4) is None and whole(begun, beside=["index"]) is None
+    assert completed_manifest(begun) is None
+    manifest = write_manifest(begun, receipts, stage="x", views=3)
+    assert completed_manifest(begun) == completed_manifest(begun, views=3) == manifest
+    assert completed_manifest(begun, views=4) is None and completed_manifest(begun, beside=["index"]) is None
     (tmp_path / "index").touch()
-    assert whole(begun, beside=["index"]) == manifest
+    assert completed_manifest(begun, beside=["index"]) == manifest
     for lost in ("shard-000001.txt", "receipts/shard-000001.json"):
         data = store.read(lost)
         store.delete(lost)
-        assert whole(begun) is None
+        assert completed_manifest(begun) is None
         store.put(lost, data)
     store.put("shard-000002.txt", b"longer")
-    assert whole(begun) is None
+    assert completed_manifest(begun) is None
 
 
 def test_a_folder_in_which_a_killed_process_made_a_part_is_swept_by_the_next(tmp_path, monkeypatch):
@@ -111,36 +111,36 @@ def test_a_folder_in_which_a_killed_process_made_a_part_is_swept_by_the_next(tmp
 
 def test_a_users_error_comes_back_as_a_value(tmp_path):
     def fail(spec, staging):
-        raise PipelineError("the user's own mistake")
+        raise UserError("the user's own mistake")
 
-    error = Worker(Job(begin(Store(str(tmp_path)), {}, {}, ""), lambda: fail), "").run(SPECS[0])
-    assert isinstance(error, PipelineError) and str(error) == "the user's own mistake"
+    error = Worker(Job(open_stage(Store(str(tmp_path)), {}, {}, ""), lambda: fail), "").run(SPECS[0])
+    assert isinstance(error, UserError) and str(error) == "the user's own mistake"
     assert list(tmp_path.iterdir()) == []
 
 
 def loses():
-    def make(spec, staging) -> Made:
-        raise Unfinished("a data worker was lost")
+    def make(spec, staging) -> PartOutput:
+        raise IncompleteError("a data worker was lost")
 
     return make
 
 
 def test_a_lost_data_process_comes_back_as_one_to_be_tried_again(tmp_path):
-    outcome = Worker(Job(begin(Store(str(tmp_path)), {}, {}, ""), loses), "").run(SPECS[0])
-    assert isinstance(outcome, Unfinished)
+    outcome = Worker(Job(open_stage(Store(str(tmp_path)), {}, {}, ""), loses), "").run(SPECS[0])
+    assert isinstance(outcome, IncompleteError)
 
 
 def test_a_bug_comes_back_with_its_traceback_and_a_full_disk_as_the_users_error(tmp_path):
     def maker(error):
-        def make(spec, staging) -> Made:
+        def make(spec, staging) -> PartOutput:
             raise error
 
         return lambda: make
 
-    begun = begin(Store(str(tmp_path)), {}, {}, "")
+    begun = open_stage(Store(str(tmp_path)), {}, {}, "")
     fault = Worker(Job(begun, maker(ValueError("why"))), "").run(SPECS[0])
-    assert isinstance(fault, Fault) and fault.cause == "ValueError: why" and "in make" in fault.traceback
-    full = Worker(Job(begin(Store(str(tmp_path)), {}, {}, ""), maker(OSError(28, "No space left on device"))), "").run(
-        SPECS[0]
-    )
-    assert isinstance(full, PipelineError) and "(No space left on device); make some, or set TMPDIR" in str(full)
+    assert isinstance(fault, PartFailure) and fault.cause == "ValueError: why" and "in make" in fault.traceback
+    full = Worker(
+        Job(open_stage(Store(str(tmp_path)), {}, {}, ""), maker(OSError(28, "No space left on device"))), ""
+    ).run(SPECS[0])
+    assert isinstance(full, UserError) and "(No space left on device); make some, or set TMPDIR" in str(full)

@@ -19,7 +19,7 @@ from stages.replay.decide import Box, DecidedMix, DecidedView, Erase, Op
 from stages.replay.decode import decode
 from stages.replay.mix import mix, normalise
 from stages.replay.order import Stream, pairing
-from stages.train.dataset import Steps
+from stages.train.dataset import TrainDataset
 
 AS_LEVELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -38,7 +38,7 @@ def out_of_the_pass(recipe, split, shard, pass_):
 def test_views_partners_mixes_and_decisions_are_those_of_the_trainers_batches(opened):
     split, recipe, labels = opened
     stream = Stream(split.rows, repeats=recipe.repeats, window=2, recipe_seed=recipe.seed, seed=5)
-    steps = Steps(split, recipe, stream, labels, batch=8, rank=0, world=1)
+    steps = TrainDataset(split, recipe, stream, labels, batch=8, rank=0, world=1)
     for step in (0, 9, 17):
         batch = steps[step]
         mixed = mix(normalise(batch.views, *AS_LEVELS), batch.mix).permute(0, 2, 3, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.commands import run as stages
-from schemas.config import Labels
+from schemas.config import LabelsConfig
 from schemas.tables import LABELS
 from stages.label.label_file import read_labels, write_labels
 from stages.label.labeller import keep
@@ -16,7 +16,7 @@ from tests.support.world import silent
 
 ROWS, VIEWS, CLASSES = 6, 4, 30
 LOGITS = 4 * torch.randn(ROWS * VIEWS, CLASSES, generator=torch.Generator().manual_seed(0))
-SETTINGS = {"hard": Labels(), "topk": Labels(store="topk", topk=5), "full": Labels(store="full")}
+SETTINGS = {"hard": LabelsConfig(), "topk": LabelsConfig(store="topk", topk=5), "full": LabelsConfig(store="full")}
 every_store = pytest.mark.parametrize("store", SETTINGS)
 
 

@@ -11,7 +11,7 @@ import torch
 from pipeline.commands import inspect
 from pipeline.commands.verify_deep import verify_deep
 from stages.data.split import Split
-from stages.data.views import ViewMaker
+from stages.data.views import ViewRenderer
 from stages.inspect.agreement import class_agreement
 from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
@@ -94,13 +94,13 @@ def test_deep_verification_finds_a_teacher_that_decides_otherwise(whole, monkeyp
 
 
 def test_deep_verification_finds_other_views(whole, monkeypatch):
-    made = ViewMaker.views
+    made = ViewRenderer.views
 
     def inverted(self, slots, outs):
         made(self, slots, outs)
         outs[:] = 255 - outs
 
-    monkeypatch.setattr(ViewMaker, "views", inverted)
+    monkeypatch.setattr(ViewRenderer, "views", inverted)
     found = verify_deep(whole, 2, silent)
     assert not found["ok"] and found["other_signatures"] > 0.9 * found["signatures"]
 

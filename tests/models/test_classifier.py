@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.nn.functional import interpolate
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import Classifier, build
 from stages.models.state_dict import load_weights, read_weights, resample_positions
 
@@ -34,7 +34,7 @@ def images(count: int = 2, side: int = 32) -> torch.Tensor:
 
 
 def refusal(call, *arguments, **options) -> str:
-    with pytest.raises(PipelineError) as refused:
+    with pytest.raises(UserError) as refused:
         call(*arguments, **options)
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -170,7 +170,7 @@ def test_the_students_weights_have_timms_names():
     ],
 )
 def test_an_unknown_name_is_refused_with_what_comes_close(model, hint):
-    with pytest.raises(PipelineError, match=hint):
+    with pytest.raises(UserError, match=hint):
         build(model, num_classes=10, img_size=32, drop_path=0.0, extra={})
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from pipeline.commands import run as stages
 from pipeline.commands.label import _outside
-from schemas.config import Teacher as Settings
+from schemas.config import TeacherConfig as Settings
 from stages.models.classifier import Heads
 from stages.models.teacher import Teacher
 from stages.models.weights import outside_data

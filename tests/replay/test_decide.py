@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.replay.decide import Decider
 from tests.support.views import HEIGHT, SIZE, WIDTH, our_views
@@ -105,5 +105,5 @@ def test_erased_boxes_lie_inside_the_view_and_name_their_noise() -> None:
 
 @pytest.mark.parametrize("text", ["rand-m9-m8", "rand-m9-mstd0.5-mstd0.5"])
 def test_an_option_given_twice_is_refused(text: str) -> None:
-    with pytest.raises(PipelineError, match="given twice"):
+    with pytest.raises(UserError, match="given twice"):
         Decider(Recipe(rand_augment=text))

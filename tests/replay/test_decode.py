@@ -93,11 +93,11 @@ def test_rows_of_real_photographs_are_those_of_pillow():
 
 
 def test_an_image_that_is_not_as_its_index_says_is_refused(whole, refused):
-    from stages.data.views import ViewMaker
+    from stages.data.views import ViewRenderer
 
     split = Split.open(whole.workspace, "train")
     index = split.index(0)
     wider = replace(index, widths=index.widths + 1)
     split.index = lambda _: wider
     out = np.empty((1, 32, 32, 3), np.uint8)
-    assert "its index says" in refused(ViewMaker(split, whole.views).views, [(0, 0, 0)], out)
+    assert "its index says" in refused(ViewRenderer(split, whole.views).views, [(0, 0, 0)], out)

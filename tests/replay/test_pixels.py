@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.commands import run as stages
 from stages.data.center_crop import centre_crops
-from stages.data.image_set import Picture
+from stages.data.image_set import EncodedImage
 from stages.replay.decode import decode
 from stages.shard import image_check
 from stages.shard.image_check import check_image
@@ -102,7 +102,7 @@ class One:
         self.data = data
 
     def read(self, block, rows):
-        return iter([Picture("x", 0, self.data)])
+        return iter([EncodedImage("x", 0, self.data)])
 
 
 def crop(data: bytes) -> np.ndarray:

@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.recipe import Recipe, Table
 from schemas.run_file import load_run_file, parse_run
 
@@ -15,7 +15,7 @@ def loaded(tmp_path, text="", overrides=()):
 
 
 def refusal(tmp_path, text="", overrides=()):
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(UserError) as caught:
         loaded(tmp_path, text, overrides)
     message = str(caught.value)
     assert "\n" not in message
@@ -110,13 +110,13 @@ def test_a_file_that_is_not_toml_is_refused_in_one_line(tmp_path, text):
 
 def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path):
     (tmp_path / "deit.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(PipelineError, match="not a TOML file"):
+    with pytest.raises(UserError, match="not a TOML file"):
         load_run_file(str(tmp_path / "deit.toml"), [])
 
 
 def test_a_missing_run_file_names_the_command_that_writes_one(tmp_path):
     path = str(tmp_path / "none.toml")
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(UserError) as caught:
         load_run_file(path, [])
     assert str(caught.value) == f"{path}: no such run file; write one with `deit-pipeline init {path}`"
 

@@ -8,7 +8,7 @@ import pytest
 import timm
 
 from schemas.config import RunFile
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from schemas.presets import PRESETS, TEACHERS, run_file_text
 from schemas.run_file import load_run_file, parse_run
 from schemas.toml_text import _toml, toml_text
@@ -197,7 +197,7 @@ def test_choices_are_listed_beside_their_key():
 
 
 def test_an_unknown_preset_is_refused_naming_those_there_are():
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(UserError) as caught:
         run_file_text("deit-xl")
     assert str(caught.value) == f"unknown preset deit-xl; allowed: {', '.join(PRESETS)}"
 

@@ -4,8 +4,16 @@ import hashlib
 
 import pytest
 
-from schemas.errors import Mismatch, PipelineError
-from schemas.receipts import Receipt, StoredFile, canonical_json, differences, fingerprint, refuse_changes, short
+from schemas.errors import MismatchError, UserError
+from schemas.receipts import (
+    Receipt,
+    StoredFile,
+    canonical_json,
+    differences,
+    fingerprint,
+    require_unchanged,
+    truncate_json,
+)
 
 RECEIPT = Receipt(
     part="shard-000003",
@@ -45,7 +53,7 @@ def test_a_receipt_survives_the_round_trip():
 def test_a_receipt_torn_at_any_byte_is_refused():
     data = RECEIPT.to_json()
     for length in range(len(data)):
-        with pytest.raises(PipelineError, match="not a receipt"):
+        with pytest.raises(UserError, match="not a receipt"):
             Receipt.from_json(data[:length], "here")
 
 
@@ -64,7 +72,7 @@ def test_a_receipt_torn_at_any_byte_is_refused():
     ],
 )
 def test_what_is_no_receipt_is_refused_in_one_line_that_names_the_file_and_the_mend(data):
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(UserError) as caught:
         Receipt.from_json(data, "receipts/x.json")
     message = str(caught.value)
     assert message.startswith("receipts/x.json: not a receipt (")
@@ -92,8 +100,10 @@ def test_true_is_not_one():
 
 
 def test_changes_are_refused_as_things_that_do_not_belong_together():
-    with pytest.raises(Mismatch) as caught:
-        refuse_changes("labels/teacher", {"seed": 0, "size": 1}, {"seed": 1, "size": 2}, "choose another labels.name")
+    with pytest.raises(MismatchError) as caught:
+        require_unchanged(
+            "labels/teacher", {"seed": 0, "size": 1}, {"seed": 1, "size": 2}, "choose another labels.name"
+        )
     assert caught.value.exit_code == 4
     assert str(caught.value) == (
         "labels/teacher was made differently (seed: 0 -> 1; size: 1 -> 2); choose another labels.name"
@@ -101,9 +111,9 @@ def test_changes_are_refused_as_things_that_do_not_belong_together():
 
 
 def test_no_change_is_not_refused():
-    refuse_changes("labels/teacher", {"seed": 0}, {"seed": 0}, "")
+    require_unchanged("labels/teacher", {"seed": 0}, {"seed": 0}, "")
 
 
 def test_a_long_value_is_cut_to_60_characters():
-    assert short("x" * 58) == '"' + "x" * 58 + '"'
-    assert short("x" * 59) == '"' + "x" * 56 + "..."
+    assert truncate_json("x" * 58) == '"' + "x" * 58 + '"'
+    assert truncate_json("x" * 59) == '"' + "x" * 56 + "..."

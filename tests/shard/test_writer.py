@@ -17,8 +17,8 @@ from timm.data import ImageNetInfo
 
 from pipeline.commands import run as stages
 from pipeline.commands import shard as sharding
-from schemas.config import Shards
-from schemas.errors import PipelineError
+from schemas.config import ShardsConfig
+from schemas.errors import UserError
 from schemas.tables import INDEX
 from stages.data.split import Split
 from stages.shard.plan import plan_shards
@@ -105,11 +105,11 @@ def test_a_bad_file_of_class_names_is_refused(tmp_path, refused, text, says):
 
 def test_shards_are_nearly_equal_and_hold_every_image_once(images):
     listing = list_source(str(images / "train"), "train", None)
-    specs = plan_shards(listing, Shards(samples_per_shard=13), shuffle=True)
+    specs = plan_shards(listing, ShardsConfig(samples_per_shard=13), shuffle=True)
     assert [len(spec.images) for spec in specs] == [13, 12, 12, 12, 12]
     assert sorted(name for spec in specs for name in names(spec.images)) == names(listing.images)
     assert all(len(set(spec.images["class"].to_pylist())) > 1 for spec in specs)
-    other = plan_shards(listing, Shards(samples_per_shard=13, seed=1), shuffle=True)
+    other = plan_shards(listing, ShardsConfig(samples_per_shard=13, seed=1), shuffle=True)
     assert [names(spec.images) for spec in other] != [names(spec.images) for spec in specs]
 
 
@@ -226,7 +226,7 @@ def test_a_source_of_which_nothing_can_be_read_is_refused(fresh, tmp_path, refus
 
 def test_run_takes_a_whole_split_as_it_is_and_does_not_list_its_source_again(copied, images, monkeypatch, tmp_path):
     def listed(_):
-        raise PipelineError("the source is listed")
+        raise UserError("the source is listed")
 
     stages.shard(copied(), silent)
     monkeypatch.setattr(sharding, "list_sources", listed)
@@ -238,7 +238,7 @@ def test_run_takes_a_whole_split_as_it_is_and_does_not_list_its_source_again(cop
     for change in others:
         assert sharding.sharded(copied(change), silent) is None
     Path(copied().workspace, "shards/val/shard-000000.tar").unlink()
-    with pytest.raises(PipelineError, match="the source is listed"):
+    with pytest.raises(UserError, match="the source is listed"):
         stages.everything(copied(), silent)
 
 

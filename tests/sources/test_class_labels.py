@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from schemas.config import Source as Settings
+from schemas.config import SourceConfig as Settings
 from stages.sources.class_labels import read_labels
 from stages.sources.discover import list_sources
 from stages.sources.matlab import read_structs

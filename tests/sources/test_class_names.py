@@ -6,7 +6,7 @@ import struct
 import pyarrow as pa
 import pytest
 
-from schemas.config import Source as Settings
+from schemas.config import SourceConfig as Settings
 from stages.sources.class_labels import Labels, read_classes
 from stages.sources.discover import list_source, list_sources
 from tests.support.hostile import folder, parquet, samples, tar

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from torchvision.datasets.imagenet import ARCHIVE_META
 
-from schemas.config import Source as Settings
+from schemas.config import SourceConfig as Settings
 from stages.sources import class_labels as labels_module
 from stages.sources.class_labels import MD5
 from stages.sources.discover import list_source, list_sources

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.sources.discover import list_source
 from stages.sources.headers import members
 from tests.support.hostile import picture, tar
@@ -144,6 +144,6 @@ def test_tiny_sources_do_not_take_memory(tmp_path):
 def test_a_damaged_member_is_found_before_anything_behind_it(tmp_path):
     data = header("a/1.jpg", 3) + padded(b"abc") + header("a/2.jpg", 10_000) + padded(b"abc") + END
     seen = []
-    with pytest.raises(PipelineError, match="reaches beyond its end"):
+    with pytest.raises(UserError, match="reaches beyond its end"):
         seen.extend(members(io.BytesIO(data), "x"))
     assert [member.name for member in seen] == ["a/1.jpg"]

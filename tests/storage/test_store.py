@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.receipts import Made
+from schemas.receipts import PartOutput
 from stages.storage import store as store_module
 from stages.storage.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
 from stages.storage.locks import locked
@@ -26,7 +26,9 @@ def store(tmp_path) -> Store:
 
 @pytest.fixture
 def receipt(store):
-    return commit(store, "part-1", Made(files={"b.txt": b"second", "a.txt": b"first"}, rows=3, facts={"x": 1}), "me")
+    return commit(
+        store, "part-1", PartOutput(files={"b.txt": b"second", "a.txt": b"first"}, rows=3, facts={"x": 1}), "me"
+    )
 
 
 def test_a_reader_never_sees_a_partial_file(store):
@@ -138,13 +140,13 @@ def test_a_torn_receipt_is_refused_with_its_name_and_the_mend(store, receipt, re
 def test_the_receipt_is_put_last(store, monkeypatch):
     order, put = [], Store.put
     monkeypatch.setattr(Store, "put", lambda self, path, *content: order.append(path) or put(self, path, *content))
-    commit(store, "part", Made(files={"b": b"1", "a": b"2"}, rows=0, facts={}), "me")
+    commit(store, "part", PartOutput(files={"b": b"1", "a": b"2"}, rows=0, facts={}), "me")
     assert order == ["a", "b", "receipts/part.json"]
 
 
 def test_two_attempts_at_one_part_leave_the_same_bytes(store, receipt):
     before = store.read("receipts/part-1.json")
-    commit(store, "part-1", Made(files={"a.txt": b"first", "b.txt": b"second"}, rows=3, facts={"x": 1}), "me")
+    commit(store, "part-1", PartOutput(files={"a.txt": b"first", "b.txt": b"second"}, rows=3, facts={"x": 1}), "me")
     assert store.read("receipts/part-1.json") == before
 
 

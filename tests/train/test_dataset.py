@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.data import views as batches
 from stages.data.loader import load
 from stages.data.split import Split
-from stages.label.dataset import PartViews, part_batches
+from stages.label.dataset import LabelDataset, part_batches
 from stages.label.label_set import LabelSpec
 from stages.replay.decide import Box, Decider
 from stages.train.dataset import Batch
@@ -66,7 +66,7 @@ def test_every_view_comes_with_its_own_decision_and_its_own_class(whole, truth):
 
 
 def test_a_view_depends_on_nothing_but_its_address(whole, truth):
-    maker = batches.ViewMaker(Split.open(whole.workspace, "train"), whole.views)
+    maker = batches.ViewRenderer(Split.open(whole.workspace, "train"), whole.views)
     dataset, view = steps(whole), np.empty((32, 32, 3), np.uint8)
     for batch in truth[::-3]:  # in another order, with another cache
         unit = dataset.units(batch.step)[3]
@@ -78,9 +78,9 @@ def test_a_view_depends_on_nothing_but_its_address(whole, truth):
 @pytest.mark.parametrize("batch", [2, 16])
 def test_the_workers_of_a_part_make_every_slot_of_every_batch_once(whole, workers, batch):
     split, spec = Split.open(whole.workspace, "train"), LabelSpec(0, 1, 3)
-    views = PartViews(split, whole.views, batch)
+    views = LabelDataset(split, whole.views, batch)
     contributions = load(views, workers=workers, order=views.order(spec, workers))
-    maker, expected = batches.ViewMaker(split, whole.views), np.empty((32, 32, 3), np.uint8)
+    maker, expected = batches.ViewRenderer(split, whole.views), np.empty((32, 32, 3), np.uint8)
     for units in part_batches(split, whole.views, spec, batch):
         made = [next(contributions) for _ in range(workers)]
         slots = torch.cat([slots for slots, *_ in made])
@@ -188,7 +188,7 @@ def test_a_tar_cut_short_stops_the_trainer_with_a_line_that_names_it(copied, ref
 def test_a_loader_process_hands_on_a_users_error_as_the_one_line_it_is(copied):
     run = copied()
     Path(run.workspace, DAMAGE["a tar"][0]).unlink()
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(UserError) as caught:
         list(load(steps(run), workers=2, order=range(20)))
     assert str(caught.value).count("\n") == 0
     assert str(caught.value).endswith("is missing; run `deit-pipeline verify`")

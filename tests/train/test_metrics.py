@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.storage.run_files import METRICS_FILE
 from stages.storage.store import Store
 from stages.train.checkpoint import Checkpoint, save_checkpoint
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_from_the_lines_beside_it_up_
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_lines_beside_a_checkpoint_of_an_earlier_version_are_named_with_the_mend(store, damage):
     store.put(METRICS_FILE, b'{"step": 1}\n' + damage)
-    with pytest.raises(PipelineError, match=r"metrics\.jsonl: is damaged \(.*\); mend it, or delete it"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is damaged \(.*\); mend it, or delete it"):
         metrics(store).restore(2, {}, None)
 
 
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_is_refused_at_the_next_line_or_checkpoint_and
     for check in checks:
         meter = metrics(store)
         walk(meter, 0, at + 1)
-        with pytest.raises(PipelineError, match=f"the loss of step {at} is not finite; addresses of {at}; the last"):
+        with pytest.raises(UserError, match=f"the loss of step {at} is not finite; addresses of {at}; the last"):
             check(meter)
 
 

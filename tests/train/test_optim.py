@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from schemas.errors import PipelineError
+from schemas.errors import UserError
 from stages.models.classifier import build
 from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 
@@ -171,6 +171,6 @@ def test_state_of_another_model_or_optimiser_is_refused_in_one_line(path, shape)
     model, _ = fresh("adamw", False)
     model.frozen = nn.Linear(2, 2).requires_grad_(False)
     optimizer = build_optimizer(model, optimizer="adamw", weight_decay=0.05, fused=False)
-    with pytest.raises(PipelineError, match=path) as refused:
+    with pytest.raises(UserError, match=path) as refused:
         tensors_to_state(optimizer, model, {path: torch.zeros(shape)})
     assert "\n" not in str(refused.value)
