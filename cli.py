@@ -7,6 +7,7 @@ together.
 
 import errno
 import importlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -30,12 +31,14 @@ from schemas.visible import visible
 # with both cores of a machine in use, passing the core on instead made a training step ten times faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_ABOUT = "Distil a convnet into a vision transformer offline: shard, label once, train as often as wanted."
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Distil a convnet into a vision transformer offline: shard, label once, train as often as wanted.",
+    help=_ABOUT,
 )
 
 inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
@@ -64,6 +67,23 @@ RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also try parts again that an earlier command gave up.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as the last line, all else on stderr.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"deit-pipeline {importlib.metadata.version('deit-pipeline')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("deit-pipeline, not installed")
+        raise typer.Exit()
+
+
+@app.callback(help=_ABOUT)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()

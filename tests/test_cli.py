@@ -3,6 +3,7 @@
 Typed in this process, except where signals are meant.
 """
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -320,3 +321,16 @@ def test_a_disk_that_refuses_is_one_line(fresh, tmp_path):
 
 def test_evaluating_tries_failed_parts_again_by_the_option_its_message_names(done):
     assert typed("evaluate", "--retry-failed", "-c", done)[0] == 0
+
+
+def test_the_version_is_that_of_the_package():
+    code, out, _ = typed("--version")
+    assert (code, out) == (0, f"deit-pipeline {importlib.metadata.version('deit-pipeline')}\n")
+
+
+def test_the_version_is_not_made_up_where_the_package_is_not_installed(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert typed("--version")[:2] == (0, "deit-pipeline, not installed\n")

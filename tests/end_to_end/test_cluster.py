@@ -21,6 +21,8 @@ from tests.support.nodes import Nodes
 from tests.support.stored import left, receipts
 from tests.support.world import ROOT, run_file, silent, stored, wait_until
 
+pytestmark = pytest.mark.cluster
+
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
 more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
 

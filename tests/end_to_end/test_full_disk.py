@@ -23,6 +23,8 @@ from stages.storage.store import Store
 from tests.support.stored import left, lines
 from tests.support.world import ROOT, run_file
 
+pytestmark = pytest.mark.slow
+
 ROOM = ["unshare", "--map-root-user", "--mount"]
 STAGES = {
     "shard": ("shards/train", ()),

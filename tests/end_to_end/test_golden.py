@@ -4,7 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.world import ROOT
+
+pytestmark = pytest.mark.slow
 
 GOLDEN = ROOT / "benchmarks/golden.py"
 

@@ -19,6 +19,8 @@ from tests.support.nodes import Nodes
 from tests.support.stored import left, receipts
 from tests.support.world import ROOT, run_file, silent, stored, wait_until
 
+pytestmark = pytest.mark.cluster
+
 pytest.importorskip("opencensus", reason="Ray's job server needs ray[default]; the dev extra brings it")
 COMMAND = "import cli; cli.main()"
 TINY_SHARDS = {"shards": {"samples_per_shard": 2}, "source": {"val": ""}}

@@ -11,6 +11,8 @@ from timm.data.readers.reader_wds import ReaderWds
 
 from tests.support.world import CLASSES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(whole) -> Path:

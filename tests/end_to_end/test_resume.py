@@ -19,6 +19,8 @@ from stages.train.trainer import Trainer
 from tests.support.stored import kill_when, left, lines, receipts
 from tests.support.world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 class PowerCut(BaseException):
     """Nothing below the test catches it."""

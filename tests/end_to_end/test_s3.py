@@ -14,6 +14,8 @@ from stages.storage.store import Store
 from tests.support.proxy import WAYS, Proxy
 from tests.support.world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored
 
+pytestmark = pytest.mark.slow
+
 
 def objects(uri: str) -> dict[str, bytes]:
     """Path below the folder → bytes of every object."""

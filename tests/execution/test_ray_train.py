@@ -21,6 +21,8 @@ from stages.train.plan import Plan
 from tests.support.stored import lines, receipts
 from tests.support.world import silent
 
+pytestmark = pytest.mark.cluster
+
 STEADY = {
     "student": {"drop_path": 0.0},
     "train": {"epochs": 40, "warmup_epochs": 0, "lr": 0.003, "reuse_views": True, "keep_checkpoints": 50},

@@ -29,6 +29,8 @@ from stages.storage.store import Store
 from tests.support.stored import kill_when, left, receipts
 from tests.support.world import command, run_file, silent, stored
 
+pytestmark = pytest.mark.cluster
+
 CLUSTER = ClusterConfig(address="local")
 SPECS = [ShardSpec(number, ()) for number in range(6)]
 

@@ -28,6 +28,8 @@ from stages.train.trainer import Trainer
 from tests.support.stored import lines, receipts
 from tests.support.world import command, silent, start, wait_until
 
+pytestmark = pytest.mark.slow
+
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
 more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
 CPU = torch.device("cpu")
