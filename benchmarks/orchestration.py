@@ -68,8 +68,8 @@ def compare(seconds: float, parts: int) -> None:
             job = Job(open_stage(store, {}, {}, ""), partial(_maker, work))
             at = cluster.model_copy(update={"address": address})
             started = time.perf_counter()
-            seats = Resources(count=1, cpus=1)
-            make_parts(job, specs, wanted=len(specs), cluster=at, seats=seats, done=lambda receipt: None)
+            resources = Resources(count=1, cpus=1)
+            make_parts(job, specs, wanted=len(specs), cluster=at, resources=resources, done=lambda receipt: None)
             return time.perf_counter() - started
 
     started = time.perf_counter()

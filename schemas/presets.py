@@ -308,14 +308,14 @@ def run_file_text(preset: str, teacher: str = "") -> str:
     return "\n".join([*_head(chosen, run, teacher), "", toml_text(run)])
 
 
-def _head(preset: Preset, run: RunFile, teacher: str) -> Iterator[str]:
-    distils = run.train.distillation in ("hard", "soft")
-    heads = ", its two heads fused" if "_distilled_" in run.student.model else ""
-    taught = f"taught by {run.teacher.title}" if distils else "without a teacher"
-    other = teacher and run.teacher.model != RunFile().teacher.model
+def _head(preset: Preset, config: RunFile, teacher: str) -> Iterator[str]:
+    distils = config.train.distillation in ("hard", "soft")
+    heads = ", its two heads fused" if "_distilled_" in config.student.model else ""
+    taught = f"taught by {config.teacher.title}" if distils else "without a teacher"
+    other = teacher and config.teacher.model != RunFile().teacher.model
     aim = f"Aims at {preset.top1}% top-1 on {preset.data}'s validation split{heads} "
     about = (
-        f"{preset.title}: {run.train.epochs} epochs at {run.views.image_size} pixels, {taught}.",
+        f"{preset.title}: {config.train.epochs} epochs at {config.views.image_size} pixels, {taught}.",
         f"{aim}(Touvron et al. 2021, Table {preset.table})." if preset.top1 else "The paper has no figure for it.",
         f"That is with regnety-16gf; this teacher's top-1 is {TEACHERS[teacher].top1}% in Table 2."
         if other and preset.top1

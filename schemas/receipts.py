@@ -26,8 +26,8 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def read_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a stored JSON object; `where` names the file in the error.
+def read_json(data: bytes, context: str) -> dict[str, Any]:
+    """Parse a stored JSON object; `context` names the file in the error.
 
     Raises:
         UserError: if the bytes are not a whole JSON object.
@@ -35,9 +35,9 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); restore it, or delete it and run its stage again") from None
+        raise UserError(f"{context}: not JSON ({error}); restore it, or delete it and run its stage again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; restore it, or delete it and run its stage again")
+        raise UserError(f"{context}: not a JSON object; restore it, or delete it and run its stage again")
     return value
 
 
@@ -86,8 +86,8 @@ class Receipt:
         return canonical_json(vars(self) | {"files": [vars(file) for file in self.files]})
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Receipt":
-        """Parse what `to_json` wrote; `where` names the file in the error.
+    def from_json(cls, data: bytes, context: str) -> "Receipt":
+        """Parse what `to_json` wrote; `context` names the file in the error.
 
         Raises:
             UserError: if the bytes are not a whole receipt.
@@ -100,7 +100,7 @@ class Receipt:
                 raise ValueError("not the bytes that were written")
             return receipt
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
+            raise UserError(f"{context}: not a receipt ({error}); delete it and run the same command again") from None
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -116,14 +116,14 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [f"{name}: {truncate_json(old)} -> {truncate_json(new)}"]
 
 
-def require_unchanged(where: str, old: Any, new: Any, mend: str) -> None:
+def require_unchanged(context: str, old: Any, new: Any, hint: str) -> None:
     """Compare what made the existing parts with what would make new ones.
 
     Raises:
         MismatchError: naming every difference and the mend.
     """
     if found := differences(old, new):
-        raise MismatchError(f"{where} was made differently ({'; '.join(found)}); {mend}")
+        raise MismatchError(f"{context} was made differently ({'; '.join(found)}); {hint}")
 
 
 def truncate_json(value: Any) -> str:

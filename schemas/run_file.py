@@ -42,8 +42,8 @@ def load_run_file(path: str, overrides: list[str]) -> RunFile:
     return parse_run(values, path)
 
 
-def parse_run(values: dict[str, Any], where: str) -> RunFile:
-    """Check a run file's values; `where` names their origin in the error.
+def parse_run(values: dict[str, Any], context: str) -> RunFile:
+    """Check a run file's values; `context` names their origin in the error.
 
     Raises:
         UserError: one line naming the key, the cause and what is allowed.
@@ -52,7 +52,7 @@ def parse_run(values: dict[str, Any], where: str) -> RunFile:
         return RunFile.model_validate(_tuples(values))
     except ValidationError as error:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{where}: {_explain(error.errors()[0])}{more}") from None
+        raise UserError(f"{context}: {_explain(error.errors()[0])}{more}") from None
 
 
 def _put(values: dict[str, Any], override: str) -> None:

@@ -27,7 +27,7 @@ _NOT_TRAINED = ("workspace", "cluster", "cache", "evaluate", "train.name", "trai
 """Keys that do not change what is trained, or that today's run file decides."""
 
 
-def compare(run: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
+def compare(config: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
     """Lay runs side by side.
 
     Raises:
@@ -35,7 +35,7 @@ def compare(run: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
     """
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"compare: {twice[0]} is named twice; name each run once")
-    rows = [_row(run, name) for name in names]
+    rows = [_row(config, name) for name in names]
     settings = {row["run"]: row.pop("settings") for row in rows}
     differing = _differing(list(settings.values()))
     for row in rows:
@@ -44,24 +44,24 @@ def compare(run: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
     text, picture = _table(rows, differing), _figure_3(rows)
     joined = "-".join(names)
     folder = joined if len(joined) <= 80 else f"{joined[:60]}-{fingerprint(list(names))[:8]}"
-    store = Store(run.workspace).at(f"comparisons/{folder}")
+    store = Store(config.workspace).child(f"comparisons/{folder}")
     files = put_figures(store, "compare", result, text, picture)
     say(text)
     say(f"→ {store}: {', '.join(files)}")
     return result
 
 
-def _row(run: RunFile, name: str) -> dict[str, Any]:
+def _row(config: RunFile, name: str) -> dict[str, Any]:
     """What the files of one run say."""
-    stored = stored_run(run, name)
-    store = Store(run.workspace).at(f"runs/{name}")
+    stored = stored_run(config, name)
+    store = Store(config.workspace).child(f"runs/{name}")
     manifest = read_manifest(store)
     if manifest is None:
         raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
     if not store.exists("evaluation.json"):
         raise UserError(f"{store}: is not evaluated; run `deit-pipeline evaluate --set train.name={name}` first")
-    evaluation = read_json(store.read("evaluation.json"), store.name("evaluation.json"))
-    train = read_manifest(Store(run.workspace).at("shards/train")) or {"samples": None}
+    evaluation = read_json(store.read("evaluation.json"), store.display_path("evaluation.json"))
+    train = read_manifest(Store(config.workspace).child("shards/train")) or {"samples": None}
     steps = manifest["steps"]
     return {
         "run": name,

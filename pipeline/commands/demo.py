@@ -82,10 +82,10 @@ def _stages(files: dict[str, RunFile], root: Path, say: Callable[[str], None]) -
     return {"stage": "demo", "folder": str(root)} | results
 
 
-def _train(run: RunFile) -> str:
+def _train(config: RunFile) -> str:
     """Train in this process; the line that says what came of it."""
     lines: list[str] = []
-    train(run.model_copy(update={"cluster": run.cluster.model_copy(update={"address": INLINE})}), lines.append)
+    train(config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": INLINE})}), lines.append)
     return lines[-1]
 
 

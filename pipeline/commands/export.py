@@ -35,11 +35,11 @@ _HEADS = {
 }
 
 
-def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
+def export(config: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
     """Write the run file's trained model into the folder `out`.
 
     Args:
-        run: says the workspace, the run, and by `evaluate.weights` which of its weights.
+        config: says the workspace, the run, and by `evaluate.weights` which of its weights.
         format_: one of `stages.models.export.FORMATS`.
         out: a local folder; files of the same names are replaced.
         say: takes lines for the user.
@@ -49,13 +49,13 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
             be written.
     """
     refuse_missing_packages(format_)
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
+    store = Store(config.workspace).child(f"runs/{config.train.name}")
     manifest = read_manifest(store)
     if manifest is None:
         raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
-    split = Split.open(run.workspace, "train", run.cache)
-    trained = _as_trained(run, store)
-    file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
+    split = Split.open(config.workspace, "train", config.cache)
+    trained = _as_trained(config, store)
+    file = MODEL_FILE if config.evaluate.weights == "model" else EMA_FILE
     model = trained_student(trained, split, file)
     if _untrained_head(trained, model):
         say(f"warning: {_UNTRAINED}")
@@ -69,25 +69,25 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
             (folder / name).write_bytes(data)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
-    say(f"run {run.train.name}: {', '.join(files)} → {folder}")
+    say(f"run {config.train.name}: {', '.join(files)} → {folder}")
     sizes = {name: len(data) for name, data in files.items()}
-    return {"stage": "export", "run": run.train.name, "format": format_, "out": str(folder), "files": sizes}
+    return {"stage": "export", "run": config.train.name, "format": format_, "out": str(folder), "files": sizes}
 
 
-def _untrained_head(run: RunFile, model: Classifier) -> bool:
-    return model.distilled and run.train.distillation == "none"
+def _untrained_head(config: RunFile, model: Classifier) -> bool:
+    return model.distilled and config.train.distillation == "none"
 
 
-def _as_trained(run: RunFile, store: Store) -> RunFile:
+def _as_trained(config: RunFile, store: Store) -> RunFile:
     """The run file that was stored with the run, in today's workspace and with today's evaluation."""
     values = tomllib.loads(store.read("run.toml").decode())
-    stored = parse_run(values, store.name("run.toml"))
-    return stored.model_copy(update={"workspace": run.workspace, "evaluate": run.evaluate})
+    stored = parse_run(values, store.display_path("run.toml"))
+    return stored.model_copy(update={"workspace": config.workspace, "evaluate": config.evaluate})
 
 
-def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifier, file: str) -> Iterator[str]:
+def _card(config: RunFile, manifest: dict[str, Any], split: Split, model: Classifier, file: str) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    taught = "from the stored decisions of a teacher" if run.train.distillation in TAUGHT else "without a teacher"
+    taught = "from the stored decisions of a teacher" if config.train.distillation in TAUGHT else "without a teacher"
     yield from (
         "---",
         "library_name: timm",
@@ -96,31 +96,31 @@ def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifie
         "- timm",
         "---",
         "",
-        f"# {run.train.name}",
+        f"# {config.train.name}",
     )
     yield ""
-    yield f"{run.student.model} with {parameters:,} parameters for {len(split.classes):,} classes, trained {taught}"
-    yield f"by deit-pipeline at {run.views.image_size} pixels. Weights: {file}."
+    yield f"{config.student.model} with {parameters:,} parameters for {len(split.classes):,} classes, trained {taught}"
+    yield f"by deit-pipeline at {config.views.image_size} pixels. Weights: {file}."
     yield from ("", "    import timm", '    model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
-    if _untrained_head(run, model):
+    if _untrained_head(config, model):
         yield from ("", f"Beware: {_UNTRAINED}.")
     yield from ("", "## Data", "", "| what | how much |", "|---|---|")
     yield f"| training images | {len(split):,} |"
     yield f"| shards | {len(split.rows):,} |"
     yield f"| content of the shards | {split.content} |"
-    yield from _teacher(run)
+    yield from _teacher(config)
     yield from ("", "## Training", "", "| what | value |", "|---|---|", f"| steps taken | {manifest['steps']:,} |")
     yield f"| last mean loss | {manifest['loss']} |"
-    for table, keys in (("student", run.student), ("train", run.train), ("views", run.views)):
+    for table, keys in (("student", config.student), ("train", config.train), ("views", config.views)):
         yield from (f"| {table}.{key} | {json.dumps(value)} |" for key, value in keys.model_dump(mode="json").items())
     yield from ("", "## Results", "")
-    yield from _results(run, manifest, file)
+    yield from _results(config, manifest, file)
 
 
-def _teacher(run: RunFile) -> Iterator[str]:
+def _teacher(config: RunFile) -> Iterator[str]:
     """What the label set's manifest says."""
-    labels = read_manifest(Store(run.workspace).at(f"labels/{run.labels.name}"))
-    if run.train.distillation not in TAUGHT or labels is None:
+    labels = read_manifest(Store(config.workspace).child(f"labels/{config.labels.name}"))
+    if config.train.distillation not in TAUGHT or labels is None:
         return
     teacher = labels["made_from"]["teacher"]
     yield f"| teacher | {teacher['model']} |"
@@ -129,9 +129,9 @@ def _teacher(run: RunFile) -> Iterator[str]:
     yield f"| views labelled of each image | {labels['views']:,} |"
 
 
-def _results(run: RunFile, manifest: dict[str, Any], file: str) -> Iterator[str]:
+def _results(config: RunFile, manifest: dict[str, Any], file: str) -> Iterator[str]:
     """What evaluation.json says, if it is of these very weights."""
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
+    store = Store(config.workspace).child(f"runs/{config.train.name}")
     found = json.loads(store.read("evaluation.json")) if store.exists("evaluation.json") else {}
     if found.get("model_sha256") != weights_sha256(manifest, file):
         yield "These weights were not evaluated."

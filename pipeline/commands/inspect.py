@@ -20,7 +20,7 @@ from stages.storage.commit import read_manifest
 Say = Callable[[str], None]
 
 
-def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str, Any]:
+def views(config: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str, Any]:
     """Draw a train sample's first views, with the teacher's decisions where the label set has them.
 
     Returns:
@@ -29,22 +29,22 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
     Raises:
         UserError: if there are no shards or no such sample, or the picture cannot be written.
     """
-    split = Split.open(run.workspace, "train", run.cache)
+    split = Split.open(config.workspace, "train", config.cache)
     address = find_sample(split, sample)
-    labels, missing = _labels(run, split)
+    labels, missing = _labels(config, split)
     if missing:
         say(f"without the teacher's decisions: {missing}")
-    shown, made = inspect_views(split, run.views, labels, address, count)
-    teacher = f"{run.teacher.title}, set {run.labels.name}" if labels else "none for these views"
-    picture = draw_sheet(shown, made, run.views, readable(split.classes), [("labels", teacher)])
+    shown, made = inspect_views(split, config.views, labels, address, count)
+    teacher = f"{config.teacher.title}, set {config.labels.name}" if labels else "none for these views"
+    picture = draw_sheet(shown, made, config.views, readable(split.classes), [("labels", teacher)])
     _save(picture, out)
     say(f"{count} views of sample {shown.number} → {out}")
-    return {"inspect": "views", "out": out, "labels": run.labels.name if labels else None} | as_json(
+    return {"inspect": "views", "out": out, "labels": config.labels.name if labels else None} | as_json(
         shown, made, split.classes
     )
 
 
-def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
+def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     """Print and draw how far decisions agree with the truth, class by class, and by what margins.
 
     Returns:
@@ -53,12 +53,12 @@ def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
     Raises:
         UserError: if shards or labels are missing, or the picture cannot be written.
     """
-    split = Split.open(run.workspace, "train")
-    opened = LabelSet.open(run, split)
+    split = Split.open(config.workspace, "train")
+    opened = LabelSet.open(config, split)
     manifest = read_manifest(opened.store) or {}
-    by_class = class_agreement(opened, split, run.views)
+    by_class = class_agreement(opened, split, config.views)
     names = readable(split.classes)
-    title = f"labels {run.labels.name}: {run.teacher.title}"
+    title = f"labels {config.labels.name}: {config.teacher.title}"
     _save(draw_agreement(title, by_class, names, manifest), out)
     for line in agreement_lines(by_class, names, manifest):
         say(line)
@@ -68,7 +68,7 @@ def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
     return {"inspect": "labels", "out": out, **summary, "classes": dict(zip(split.classes, counts, strict=True))}
 
 
-def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
+def stability(config: RunFile, views: int, say: Say) -> dict[str, Any]:
     """Say how many decisions flip in other precisions and batch sizes.
 
     Returns:
@@ -77,10 +77,13 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
     Raises:
         UserError: if there are no shards, or the teacher cannot be had.
     """
-    run, split = compiled(settled(run)), Split.open(run.workspace, "train")
-    report = compare(run, split, torch.device(run_device(run)), views)
-    baseline = {"precision": "fp32", "batch_size": run.teacher.batch_size, "decisions": report[0]["decisions"]}
-    say(f"{run.teacher.title}, {baseline['decisions']} views, against fp32 in batches of {run.teacher.batch_size}:")
+    config, split = compiled(settled(config)), Split.open(config.workspace, "train")
+    report = compare(config, split, torch.device(run_device(config)), views)
+    baseline = {"precision": "fp32", "batch_size": config.teacher.batch_size, "decisions": report[0]["decisions"]}
+    say(
+        f"{config.teacher.title}, {baseline['decisions']} views, against fp32 in batches of "
+        f"{config.teacher.batch_size}:"
+    )
     say(
         f"{'precision':>10}{'batch':>7}{'flipped':>9}{'share':>8}{'median margin':>15}{'largest':>9}{'logit moved':>13}"
     )
@@ -100,9 +103,9 @@ def _save(picture: Image.Image, out: str) -> None:
         raise UserError(f"--out {out}: cannot be written ({error}); name a .png in a folder that exists") from None
 
 
-def _labels(run: RunFile, split: Split) -> tuple[LabelSet | None, str]:
+def _labels(config: RunFile, split: Split) -> tuple[LabelSet | None, str]:
     """The run file's label set if it is whole and of these views, else why not."""
     try:
-        return LabelSet.open(run, split), ""
+        return LabelSet.open(config, split), ""
     except UserError as error:
         return None, str(error)

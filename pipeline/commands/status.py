@@ -15,9 +15,9 @@ STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs", "evalua
 def status(workspace: str) -> dict[str, Any]:
     """Every stage's folders with what is done, under way, failed and missing in each, from any machine, at any time."""
     return {
-        "workspace": Store(workspace).shown,
+        "workspace": Store(workspace).display_uri,
         "stages": [
-            {"stage": stage, "name": name} | _state(Store(workspace).at(f"{folder}/{name}"))
+            {"stage": stage, "name": name} | _state(Store(workspace).child(f"{folder}/{name}"))
             for stage, folder in STAGES.items()
             for name in Store(workspace).folders(folder)
         ],

@@ -29,17 +29,17 @@ from stages.storage.store import Store
 Say = Callable[[str], None]
 
 
-def throughput(run: RunFile, say: Say) -> dict[str, Any]:
+def throughput(config: RunFile, say: Say) -> dict[str, Any]:
     """Measure images a second of the run's student, or of the models the run file names.
 
     Raises:
         UserError: if a model cannot be built or does not fit memory.
     """
-    settings, device = run.evaluate, torch.device(run_device(run))
+    settings, device = config.evaluate, torch.device(run_device(config))
     precision = chosen_precision(settings.precision, "student", device.type)
-    store = Store(run.workspace).at("evaluations")
-    size = settings.image_size or (0 if settings.members else run.student.img_size or run.views.image_size)
-    wanted = settings.members or (Member(run.student.model, "", run.student.extra, 0),)
+    store = Store(config.workspace).child("evaluations")
+    size = settings.image_size or (0 if settings.members else config.student.img_size or config.views.image_size)
+    wanted = settings.members or (Member(config.student.model, "", config.student.extra, 0),)
     slug = _slug(device_name(device)) + ("" if precision == "fp32" else f"-{precision}")
     speeds = []
     for member in wanted:
@@ -55,7 +55,7 @@ def throughput(run: RunFile, say: Say) -> dict[str, Any]:
         put_json(store, file, found)
         speeds.append(found | {"file": f"evaluations/{file}"})
         say(f"{member.model}: {found['images_per_second']:,.1f} images/s in batches of {found['batch_size']}")
-    rows = [row for speed in speeds for row in _rows(speed, list(evaluations(run.workspace)))]
+    rows = [row for speed in speeds for row in _rows(speed, list(evaluations(config.workspace)))]
     about = {"stage": "evaluate", "analysis": "throughput", "device": device_name(device)}
     result = {**about, "precision": precision, "rows": rows}
     text, picture = _table(result), _figure_1(result)
@@ -73,7 +73,7 @@ def evaluations(workspace: str) -> Iterator[dict[str, Any]]:
             for file in sorted(store.files(f"{folder}/{name}")):
                 if file.startswith("evaluation") and file.endswith(".json"):
                     path = f"{folder}/{name}/{file}"
-                    found = read_json(store.read(path), store.name(path))
+                    found = read_json(store.read(path), store.display_path(path))
                     if "model" in found:  # those of the first version had no such key
                         yield found | {"file": path}
 

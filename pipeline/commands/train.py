@@ -19,46 +19,46 @@ from stages.train.plan import plan_training
 Say = Callable[[str], None]
 
 
-def train(run: RunFile, say: Say) -> dict[str, Any]:
+def train(config: RunFile, say: Say) -> dict[str, Any]:
     """Train the run file's student.
 
     Raises:
         UserError: if shards or labels are missing or too few, or the loss is not finite.
         MismatchError: if the run there was trained from something else.
     """
-    run = settled(run)
-    plan = plan_training(run, device_count(run))
-    run = compiled(run, steps=plan.steps)
-    new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
-    mend = "use another train.name, or restore the run file"
-    begun = open_stage(store, plan.made_from, pixel_versions(), mend)
-    say(_devices(run))
+    config = settled(config)
+    plan = plan_training(config, device_count(config))
+    config = compiled(config, steps=plan.steps)
+    new_student(config, plan.split)  # a model that cannot be built is refused here, before any process is started
+    store = Store(config.workspace).child(f"runs/{config.train.name}")
+    hint = "use another train.name, or restore the run file"
+    stage_dir = open_stage(store, plan.made_from, pixel_versions(), hint)
+    say(_devices(config))
     manifest = read_manifest(store)
     if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
-        show(store, tensorboard=run.train.tensorboard)
-        say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
+        show(store, tensorboard=config.train.tensorboard)
+        say(f"run {config.train.name}: {manifest['steps']} steps are done → {store}")
         steps = manifest["steps"]
         return {
             "stage": "train",
-            "run": run.train.name,
+            "run": config.train.name,
             "steps": steps,
             "resumed_from_step": steps,
             "loss": manifest["loss"],
         }
     found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
-    result = launch_training(run, plan, begun, found.step if found else 0)
-    say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
-    return {"stage": "train", "run": run.train.name} | result
+    result = launch_training(config, plan, stage_dir, found.step if found else 0)
+    say(f"run {config.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
+    return {"stage": "train", "run": config.train.name} | result
 
 
-def _devices(run: RunFile) -> str:
-    train, world = run.train, device_count(run)
+def _devices(config: RunFile) -> str:
+    train, world = config.train, device_count(config)
     share = train.batch_size // world
     pieces = f" in passes of {train.micro_batch}" if train.micro_batch and train.micro_batch < share else ""
     return device_line(
-        run,
-        f"student {run.student.model}",
+        config,
+        f"student {config.student.model}",
         precision=train.precision,
         compiled=train.compile,
         batch=f"batch {train.batch_size}" + (f", {share} each" if world > 1 else "") + pieces,

@@ -22,12 +22,12 @@ def verify(workspace: str) -> dict[str, Any]:
         UserError: if the workspace holds nothing.
     """
     stores = [
-        Store(workspace).at(f"{folder}/{name}")
+        Store(workspace).child(f"{folder}/{name}")
         for folder in STAGES.values()
         for name in Store(workspace).folders(folder)
     ]
     if not stores:
-        raise UserError(f"workspace {Store(workspace).shown}: holds nothing; run `deit-pipeline shard` first")
+        raise UserError(f"workspace {Store(workspace).display_uri}: holds nothing; run `deit-pipeline shard` first")
     problems: list[dict[str, str]] = []
     checked = 0
     for store in stores:
@@ -44,7 +44,7 @@ def verify(workspace: str) -> dict[str, Any]:
 
 
 def _faults(store: Store, receipt: Receipt) -> list[dict[str, str]]:
-    return [{"path": store.name(path), "what": what} for path, what in broken_files(store, receipt)]
+    return [{"path": store.display_path(path), "what": what} for path, what in broken_files(store, receipt)]
 
 
 def _adopted(store: Store) -> Iterator[tuple[Store, Receipt]]:
@@ -64,14 +64,14 @@ def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]
         try:
             receipt = read_receipt(store, name.removesuffix(".json"))
         except UserError as error:
-            problems.append({"path": store.name(path), "what": str(error)})
+            problems.append({"path": store.display_path(path), "what": str(error)})
             continue
         found[receipt.part] = receipt
     yield from found.values()
     try:
         manifest = read_manifest(store) or {"parts": [], "made_by": ""}
     except UserError as error:
-        problems.append({"path": store.name(MANIFEST), "what": str(error)})
+        problems.append({"path": store.display_path(MANIFEST), "what": str(error)})
         return
     for part in manifest["parts"]:
         files = tuple(StoredFile(**file) for file in part["files"])
@@ -80,6 +80,6 @@ def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]
             yield Receipt(part=part["part"], files=files, rows=part["rows"], made_by=manifest["made_by"], facts={})
             path = f"{RECEIPTS}/{part['part']}.json"
             if manifest["stage"] != "train" and not store.exists(path):  # a model has no receipt but the manifest
-                problems.append({"path": store.name(path), "what": "is missing"})
+                problems.append({"path": store.display_path(path), "what": "is missing"})
         elif mine.files != files:
-            problems.append({"path": store.name(MANIFEST), "what": f"{part['part']} differs from its receipt"})
+            problems.append({"path": store.display_path(MANIFEST), "what": f"{part['part']} differs from its receipt"})

@@ -32,7 +32,7 @@ class Failures:
         self._store = store
 
     def __str__(self) -> str:
-        return self._store.name(FAILURES)
+        return self._store.display_path(FAILURES)
 
     def read(self) -> dict[str, str]:
         """Part → why it failed."""
@@ -41,7 +41,7 @@ class Failures:
             path = f"{FAILURES}/{name}"
             try:
                 found[name.removesuffix(".json")] = str(
-                    read_json(self._store.read(path), self._store.name(path)).get("cause", "")
+                    read_json(self._store.read(path), self._store.display_path(path)).get("cause", "")
                 )
             except FileNotFoundError:
                 continue  # another driver has made the part meanwhile

@@ -74,7 +74,7 @@ class Lease:
         self._running = running
 
     def _look_at_others(self) -> None:
-        for path, lease in sweep_leases(self._store):
+        for path, lease in remove_stale_leases(self._store):
             if path == self.path:
                 continue
             if lease["made_by"] == self._made_by:
@@ -106,7 +106,7 @@ class Lease:
         self._store.put(self.path, canonical_json(lease))
 
 
-def sweep_leases(store: Store) -> list[tuple[str, dict[str, Any]]]:
+def remove_stale_leases(store: Store) -> list[tuple[str, dict[str, Any]]]:
     """Clear away the leases of commands that are gone; the paths of the others, and what they say."""
     live = []
     for path, lease in _all(store):

@@ -81,14 +81,14 @@ def ray_session(cluster: ClusterConfig) -> Iterator[Any]:
             os.environ.update(before)
 
 
-def check_fits(ray: Any, seats: Resources, who: str = "a worker") -> None:
+def check_fits(ray: Any, resources: Resources, who: str = "a worker") -> None:
     """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
 
     Raises:
         UserError: if no worker could ever start.
     """
     has = ray.cluster_resources()
-    for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
+    for resource, needed in (("CPU", resources.cpus), ("GPU", resources.gpus)):
         if has.get(resource, 0) < needed:
             raise UserError(
                 f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "

@@ -24,7 +24,7 @@ class GracefulShutdown:
     """
 
     def __init__(self, grace_seconds: float) -> None:
-        self.asked = False
+        self.requested = False
         self._grace = grace_seconds
         self._timer: threading.Timer | None = None
 
@@ -42,13 +42,13 @@ class GracefulShutdown:
         if self._listening:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-        if self.asked and not kind:
+        if self.requested and not kind:
             raise KeyboardInterrupt
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self._timer = threading.Timer(self._grace, _wake_main)
         self._timer.daemon = True
         self._timer.start()

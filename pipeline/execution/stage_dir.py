@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.execution.lease import Lease, sweep_leases
+from pipeline.execution.lease import Lease, remove_stale_leases
 from schemas.errors import UserError
 from schemas.receipts import Receipt, fingerprint, require_unchanged
 from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, put_json, read_manifest
@@ -30,13 +30,13 @@ class StageDir:
         store: the folder.
         made_from: all that determines the content.
         versions: of libraries; recorded and not compared.
-        mend: what to do where the folder was made from something else.
+        hint: what to do where the folder was made from something else.
     """
 
     store: Store
     made_from: dict[str, Any]
     versions: dict[str, str]
-    mend: str
+    hint: str
 
     @cached_property
     def made_by(self) -> str:
@@ -52,11 +52,11 @@ class StageDir:
         plan = read_manifest(self.store, PLAN)
         if plan is None or not (self.store.files(RECEIPTS) or self.store.exists(MANIFEST)):
             return None
-        require_unchanged(str(self.store), plan["made_from"], self.made_from, self.mend)
+        require_unchanged(str(self.store), plan["made_from"], self.made_from, self.hint)
         return plan
 
     @contextmanager
-    def at_work(self, wanted: int, step: int | None = None) -> Iterator[Lease]:
+    def hold_lease(self, wanted: int, step: int | None = None) -> Iterator[Lease]:
         """Hold a lease, under which the plan is put: `wanted` is how many parts (or steps) there are to be.
 
         Raises:
@@ -69,7 +69,7 @@ class StageDir:
             yield lease
 
 
-def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> StageDir:
+def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], hint: str) -> StageDir:
     """Come to a stage's folder: sweep it, and see that what is there was made from the same.
 
     Raises:
@@ -81,43 +81,43 @@ def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str]
             f"{store}: lies in the copy of --working-dir that Ray deletes after the job; name a workspace that all "
             "nodes share: an absolute path on a shared disk, or a URI"
         )
-    store.sweep()
-    sweep_leases(store)
-    begun = StageDir(store, made_from, versions, mend)
-    begun.plan()
-    return begun
+    store.remove_stale_temp_files()
+    remove_stale_leases(store)
+    stage_dir = StageDir(store, made_from, versions, hint)
+    stage_dir.plan()
+    return stage_dir
 
 
-def completed_manifest(begun: StageDir, beside: Sequence[str] = (), **said: Any) -> dict[str, Any] | None:
+def completed_manifest(stage_dir: StageDir, beside: Sequence[str] = (), **said: Any) -> dict[str, Any] | None:
     """The manifest of a stage that is done and still there, by what lists of its folder tell; else None.
 
     Args:
-        begun: the stage's folder.
+        stage_dir: the stage's folder.
         beside: further files that have to be there.
         said: further values that the manifest has to have.
     """
-    manifest = read_manifest(begun.store)
-    if manifest is None or (manifest["made_by"], *map(manifest.get, said)) != (begun.made_by, *said.values()):
+    manifest = read_manifest(stage_dir.store)
+    if manifest is None or (manifest["made_by"], *map(manifest.get, said)) != (stage_dir.made_by, *said.values()):
         return None
-    files, receipts = begun.store.files(), begun.store.files(RECEIPTS)
+    files, receipts = stage_dir.store.files(), stage_dir.store.files(RECEIPTS)
     lengths = {file["path"]: file["bytes"] for part in manifest["parts"] for file in part["files"]}
     there = lengths.items() <= files.items() and set(beside) <= files.keys()
     return manifest if there and {f"{part['part']}.json" for part in manifest["parts"]} <= receipts.keys() else None
 
 
-def write_manifest(begun: StageDir, receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
+def write_manifest(stage_dir: StageDir, receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
     """Put the manifest that makes a stage whole, unless it is there already, and return it."""
     parts = [{"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in receipts]
-    versions = (read_manifest(begun.store, PLAN) or {}).get("versions", {})
+    versions = (read_manifest(stage_dir.store, PLAN) or {}).get("versions", {})
     manifest = {
-        "made_from": begun.made_from,
-        "made_by": begun.made_by,
+        "made_from": stage_dir.made_from,
+        "made_by": stage_dir.made_by,
         "versions": versions,
         "content": fingerprint(parts),
         "parts": parts,
         **more,
     }
-    if read_manifest(begun.store) != manifest:
-        put_json(begun.store, MANIFEST, manifest)
-    begun.store.sweep()
+    if read_manifest(stage_dir.store) != manifest:
+        put_json(stage_dir.store, MANIFEST, manifest)
+    stage_dir.store.remove_stale_temp_files()
     return manifest

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from schemas import config
-from schemas.config import RunFile
+from schemas.config import EvaluateConfig, RunFile
 from schemas.errors import MismatchError, UserError
 from stages.data.split import Split
 from stages.sources.class_labels import read_classes, read_labels
@@ -96,18 +95,18 @@ class SourceImageSet:
             yield EncodedImage(found.name, found.class_index, found.data)
 
 
-def open_image_set(run: RunFile) -> ImageSet:
+def open_image_set(config: RunFile) -> ImageSet:
     """The images that the run file's `[evaluate]` names.
 
     Raises:
         UserError: if there is no val split and no source, or the source cannot be listed.
         MismatchError: if their classes are not those of the train split.
     """
-    settings, known = run.evaluate, known_classes(run)
+    settings, known = config.evaluate, known_classes(config)
     if not settings.source:
-        if not Store(run.workspace).exists("shards/val/manifest.json") and not run.source.val:
+        if not Store(config.workspace).exists("shards/val/manifest.json") and not config.source.val:
             raise UserError("evaluate: there is no val split; set source.val and shard it, or set evaluate.source")
-        split = Split.open(run.workspace, "val", run.cache)
+        split = Split.open(config.workspace, "val", config.cache)
         if known and split.classes != known:
             raise MismatchError(
                 f"{split.store}: has {len(split.classes)} classes, the train split {len(known)} or others; delete the "
@@ -121,23 +120,23 @@ def open_image_set(run: RunFile) -> ImageSet:
             '"imagenet-1k"'
         )
     numbers = tuple(map(str, range(len(known or ()))))
-    given = known if known else read_classes(run.source.classes)
+    given = known if known else read_classes(config.source.classes)
     listing = _list(settings, numbers if by_index else given)
     title = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.source.partition("?")[0].rstrip("/").rpartition("/")[2])
     classes = known if by_index and known else listing.classes
     return SourceImageSet(listing, classes, f"{title}-{listing.fingerprint()[:8]}")
 
 
-def known_classes(run: RunFile) -> tuple[str, ...] | None:
+def known_classes(config: RunFile) -> tuple[str, ...] | None:
     """Class names by index, as the train split has them, else as the run file says; None = a source's own."""
-    manifest = read_manifest(Store(run.workspace).at("shards/train"))
+    manifest = read_manifest(Store(config.workspace).child("shards/train"))
     if manifest:
         return tuple(manifest["classes"])
-    given = read_classes(run.source.classes)
+    given = read_classes(config.source.classes)
     return given if isinstance(given, tuple) else None
 
 
-def _list(settings: config.EvaluateConfig, classes: Classes) -> Listing:
+def _list(settings: EvaluateConfig, classes: Classes) -> Listing:
     try:
         labels = read_labels(settings.source_labels) if settings.source_labels else None
         return list_source(settings.source, "val", classes, labels)

@@ -65,7 +65,7 @@ class Split:
         Raises:
             UserError: if it is not.
         """
-        store = Store(workspace).at(f"shards/{name}")
+        store = Store(workspace).child(f"shards/{name}")
         found = open_manifest(store)
         if found is None:
             raise UserError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
@@ -121,7 +121,7 @@ class Split:
         try:
             return read_receipt(self.store, shard_name(shard))
         except FileNotFoundError:
-            path = self.store.name(f"{RECEIPTS}/{shard_name(shard)}.json")
+            path = self.store.display_path(f"{RECEIPTS}/{shard_name(shard)}.json")
             raise UserError(f"{path}: is missing; run `deit-pipeline shard` again") from None
 
     def _caches(self) -> None:
@@ -136,7 +136,7 @@ class Split:
             raise UserError(f"{self._tar_name(shard)}: is missing; run `deit-pipeline verify`") from None
 
     def _tar_name(self, shard: int) -> str:
-        return self._tars_lie.name(self.tar(shard).path)
+        return self._tars_lie.display_path(self.tar(shard).path)
 
     def _read_index(self, shard: int) -> Index:
         table = pq.read_table(io.BytesIO(read_checked(self.store, self._receipt(shard).file(".parquet"))))

@@ -78,24 +78,24 @@ class EvaluatedModel:
         return who | {"device": self.device.type}
 
 
-def open_evaluated_model(run: RunFile, who: ModelRef, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
+def open_evaluated_model(config: RunFile, ref: ModelRef, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
     """Build a subject for the classes of the images that it is measured on.
 
     Raises:
         UserError: if there is no such run or model, or its weights do not fit.
     """
-    if who.run:
-        return _run(as_trained(run, who.run), gallery, device)
-    if who.member:
-        return _model(run, who.member, gallery, device)
-    size = run.evaluate.image_size or run.views.image_size
+    if ref.run:
+        return _run(as_trained(config, ref.run), image_set, device)
+    if ref.member:
+        return _model(config, ref.member, image_set, device)
+    size = config.evaluate.image_size or config.views.image_size
     teacher = Teacher(
-        run.teacher, workspace=run.workspace, num_classes=len(gallery.classes), image_size=size, device=device
+        config.teacher, workspace=config.workspace, num_classes=len(image_set.classes), image_size=size, device=device
     )
     return EvaluatedModel(
-        name=_folder("teacher", run.teacher.title),
+        name=_folder("teacher", config.teacher.title),
         run=None,
-        model=run.teacher.title,
+        model=config.teacher.title,
         extra={},
         image_size=size,
         weights_sha256=teacher.identity()["weights_sha256"],
@@ -104,35 +104,35 @@ def open_evaluated_model(run: RunFile, who: ModelRef, gallery: ImageSet, device:
     )
 
 
-def as_trained(run: RunFile, name: str) -> RunFile:
+def as_trained(config: RunFile, name: str) -> RunFile:
     """The run file as it is for its own run; for another, the one that was stored with it, evaluated as today's says.
 
     Raises:
         UserError: if there is no such run.
     """
-    if name == run.train.name:
-        return run
-    return stored_run(run, name)
+    if name == config.train.name:
+        return config
+    return stored_run(config, name)
 
 
-def weights_file(run: RunFile) -> str:
+def weights_file(config: RunFile) -> str:
     """Which file of a run `evaluate.weights` names."""
-    return MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
+    return MODEL_FILE if config.evaluate.weights == "model" else EMA_FILE
 
 
-def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
-    store, file = Store(run.workspace).at(f"runs/{run.train.name}"), weights_file(run)
+def _run(config: RunFile, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
+    store, file = Store(config.workspace).child(f"runs/{config.train.name}"), weights_file(config)
     if not store.exists(file):
-        raise UserError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
-    size = run.evaluate.image_size or run.student.img_size or run.views.image_size
-    if size != run.student.img_size:
-        run = run.model_copy(update={"student": run.student.model_copy(update={"img_size": size})})
-    network = trained_student(run, gallery, file)
+        raise UserError(f"{store.display_path(file)}: is missing; run `deit-pipeline train` first")
+    size = config.evaluate.image_size or config.student.img_size or config.views.image_size
+    if size != config.student.img_size:
+        config = config.model_copy(update={"student": config.student.model_copy(update={"img_size": size})})
+    network = trained_student(config, image_set, file)
     return EvaluatedModel(
-        name=run.train.name,
-        run=run.train.name,
-        model=run.student.model,
-        extra=run.student.extra,
+        name=config.train.name,
+        run=config.train.name,
+        model=config.student.model,
+        extra=config.student.extra,
         image_size=size,
         weights_sha256=weights_sha256(read_manifest(store), file) or weights_digest(network.model.state_dict()),
         network=network.eval().requires_grad_(False).to(device),
@@ -140,12 +140,12 @@ def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedMode
     )
 
 
-def _model(run: RunFile, member: Member, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
-    size = run.evaluate.image_size or usual_size(member.model)
-    network = build(member.model, num_classes=len(gallery.classes), img_size=size, drop_path=0.0, extra=member.extra)
+def _model(config: RunFile, member: Member, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
+    size = config.evaluate.image_size or usual_size(member.model)
+    network = build(member.model, num_classes=len(image_set.classes), img_size=size, drop_path=0.0, extra=member.extra)
     if member.checkpoint:
         source = f"evaluate.checkpoint = {member.checkpoint}"
-        weights = find_weights(member.checkpoint, run.workspace, "evaluate.checkpoint")
+        weights = find_weights(member.checkpoint, config.workspace, "evaluate.checkpoint")
     else:
         source = f"evaluate.model = {member.model}"
         weights = pretrained_weights(member.model, "evaluate.checkpoint")

@@ -3,7 +3,7 @@
 A model's answers are kept image by image; accuracy, ImageNet-Real's accuracy and disagreement between models are all
 counted from them. Rejected: summing hits as the batches come, which leaves nothing that a figure could be traced to.
 
-Legend: B images of a batch, N of a gallery, K classes, S side of a crop, T = min(5, K) ranks kept.
+Legend: B images of a batch, N of a image_set, K classes, S side of a crop, T = min(5, K) ranks kept.
 """
 
 import io
@@ -49,13 +49,13 @@ class BlockSpec:
 
 
 class Predictor:
-    """Asks one model about blocks of one gallery, on one device; see `__call__`."""
+    """Asks one model about blocks of one image_set, on one device; see `__call__`."""
 
-    def __init__(self, run: RunFile, who: ModelRef, gallery: ImageSet, device: str) -> None:
+    def __init__(self, config: RunFile, ref: ModelRef, image_set: ImageSet, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
-        self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.processes
-        self.subject = open_evaluated_model(run, who, gallery, torch.device(device))
+        self.image_set, self.settings, self.threads = image_set, config.evaluate, config.train.processes
+        self.evaluated = open_evaluated_model(config, ref, image_set, torch.device(device))
 
     def __call__(self, spec: BlockSpec, staging: Path) -> PartOutput:
         """Answers for one block.
@@ -65,14 +65,14 @@ class Predictor:
         """
         settings = self.settings
         crops = centre_crops(
-            self.gallery,
+            self.image_set,
             spec.block,
-            image_size=self.subject.image_size,
+            image_size=self.evaluated.image_size,
             crop_pct=settings.crop_pct,
             batch=settings.batch_size,
             threads=self.threads,
         )
-        table = predict(self.subject.heads, crops)
+        table = predict(self.evaluated.heads, crops)
         path = staging / f"{spec.name}.parquet"
         pq.write_table(table, path, compression="zstd")
         return PartOutput(files={path.name: path}, rows=len(table), facts={})
@@ -113,7 +113,7 @@ def _ranked(scores_BK: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers over a whole gallery, in its order.
+    """A model's answers over a whole image_set, in its order.
 
     Attributes:
         names: of the images.

@@ -110,25 +110,25 @@ class LabelSet:
         self._remember()
 
     @classmethod
-    def open(cls, run: RunFile, split: Split) -> "LabelSet":
+    def open(cls, config: RunFile, split: Split) -> "LabelSet":
         """Open the run file's label set, if it is whole and belongs to this split, recipe and teacher.
 
         Raises:
             UserError: if it is not whole.
             MismatchError: if it was made for others, naming every difference.
         """
-        store = Store(run.workspace).at(f"labels/{run.labels.name}")
+        store = Store(config.workspace).child(f"labels/{config.labels.name}")
         manifest = read_manifest(store)
         if manifest is None:
             raise UserError(
-                f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or train "
-                f"with --follow while that runs{_others(run)}"
+                f"{store}: label set {config.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or "
+                f"train with --follow while that runs{_others(config)}"
             )
-        _refuse_others(store, manifest["made_from"], run, split)
-        return cls(store, manifest, split.rows, run.views.repeats)
+        _refuse_others(store, manifest["made_from"], config, split)
+        return cls(store, manifest, split.rows, config.views.repeats)
 
     @classmethod
-    def follow(cls, run: RunFile, split: Split) -> "LabelSet":
+    def follow(cls, config: RunFile, split: Split) -> "LabelSet":
         """Open the run file's label set while it is being made; waits for its first part.
 
         Every pass of the run file's `labels.views` counts as there; who asks for one that is not waits for its receipt.
@@ -136,15 +136,15 @@ class LabelSet:
         Raises:
             MismatchError: if it is being made for another split, recipe or teacher, naming every difference.
         """
-        store = Store(run.workspace).at(f"labels/{run.labels.name}")
+        store = Store(config.workspace).child(f"labels/{config.labels.name}")
         waiting = _Waiting(f"{store}: its first part")
         while not store.files(RECEIPTS):  # until then the plan binds nobody
             waiting.sleep()
         plan = read_manifest(store, PLAN)
         if plan is None:
-            raise UserError(f"{store.name(PLAN)}: is missing; run `deit-pipeline label-teacher`")
-        _refuse_others(store, plan["made_from"], run, split)
-        return cls(store, plan, split.rows, run.views.repeats, run.labels.views // run.views.repeats)
+            raise UserError(f"{store.display_path(PLAN)}: is missing; run `deit-pipeline label-teacher`")
+        _refuse_others(store, plan["made_from"], config, split)
+        return cls(store, plan, split.rows, config.views.repeats, config.labels.views // config.views.repeats)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_part"}
@@ -272,14 +272,14 @@ class _Waiting:
         self._seconds = min(2 * self._seconds, 10.0)
 
 
-def _others(run: RunFile) -> str:
+def _others(config: RunFile) -> str:
     """The label sets that are there instead of the run file's."""
-    names = [name for name in Store(run.workspace).at("labels").folders() if name != run.labels.name]
+    names = [name for name in Store(config.workspace).child("labels").folders() if name != config.labels.name]
     return f"; or name one that is there: labels.name = {' or '.join(names)}" if names else ""
 
 
-def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split: Split) -> None:
-    wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
-    settled = {key: value for key, value in run.teacher.identity().items() if value != AUTO}
+def _refuse_others(store: Store, made_from: dict[str, Any], config: RunFile, split: Split) -> None:
+    wanted = made_from | {"shards": split.content, "recipe": config.views.model_dump(mode="json")}
+    settled = {key: value for key, value in config.teacher.identity().items() if value != AUTO}
     wanted["teacher"] = made_from["teacher"] | settled
     require_unchanged(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")

@@ -35,18 +35,18 @@ def refuse_missing_packages(format_: str) -> None:
         raise UserError(f"--format {format_}: needs {missing[0]}; pip install 'deit-pipeline[export]'")
 
 
-def exported(model: Classifier, format_: str, run: RunFile, classes: tuple[str, ...]) -> dict[str, bytes]:
+def exported(model: Classifier, format_: str, config: RunFile, classes: tuple[str, ...]) -> dict[str, bytes]:
     """Name → bytes of the files of a format, without a model card.
 
     Args:
         model: with its trained weights.
         format_: one of `FORMATS`; "huggingface" has the files of "safetensors".
-        run: the run file it was trained with.
+        config: the run file it was trained with.
         classes: names in the order of the logits.
     """
-    side = run.student.img_size or run.views.image_size
+    side = config.student.img_size or config.views.image_size
     network = model.model.eval().cpu()
-    described = json.dumps(config(model, run, classes), indent=2).encode() + b"\n"
+    described = json.dumps(timm_config(model, config, classes), indent=2).encode() + b"\n"
     if format_ == "onnx":
         return {CONFIG_FILE: described, ONNX_FILE: _onnx(network, side)}
     if format_ == "torch-export":
@@ -54,22 +54,22 @@ def exported(model: Classifier, format_: str, run: RunFile, classes: tuple[str, 
     return {CONFIG_FILE: described, MODEL_FILE: to_bytes(network.state_dict())}
 
 
-def config(model: Classifier, run: RunFile, classes: tuple[str, ...]) -> dict[str, Any]:
+def timm_config(model: Classifier, config: RunFile, classes: tuple[str, ...]) -> dict[str, Any]:
     """The config.json that timm reads beside the weights."""
-    about, side = model.model.pretrained_cfg, run.student.img_size or run.views.image_size
+    about, side = model.model.pretrained_cfg, config.student.img_size or config.views.image_size
     size = {"img_size": side} if about.get("fixed_input_size") else {}
     return {
-        "architecture": run.student.model.partition(".")[0],
+        "architecture": config.student.model.partition(".")[0],
         "num_classes": len(classes),
         "label_names": list(classes),
-        "model_args": {**size, **run.student.extra},
+        "model_args": {**size, **config.student.extra},
         "pretrained_cfg": {
-            "tag": run.train.name,
+            "tag": config.train.name,
             "custom_load": False,
             "input_size": [3, side, side],
             "fixed_input_size": bool(size),
             "interpolation": "bicubic",
-            "crop_pct": run.evaluate.crop_pct,
+            "crop_pct": config.evaluate.crop_pct,
             "crop_mode": "center",
             "mean": list(model.mean),
             "std": list(model.std),

@@ -97,11 +97,11 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     if not checkpoint.startswith(RUN_PREFIX):
         yield Path(checkpoint)
         return
-    store = Store(workspace).at(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
+    store = Store(workspace).child(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
     try:
         data = store.read(file)
     except FileNotFoundError:
-        raise UserError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
+        raise UserError(f"{key} = {checkpoint}: {store.display_path(file)} is missing; train that run first") from None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file)
         path.write_bytes(data)

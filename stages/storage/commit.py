@@ -72,7 +72,7 @@ def valid_receipt(store: Store, part: str) -> Receipt | None:
 def read_manifest(store: Store, file: str = MANIFEST) -> dict[str, Any] | None:
     """A stage's manifest (or plan), or None where it is not written yet."""
     with contextlib.suppress(FileNotFoundError):
-        return _undamaged(store, lambda: read_json(store.read(file), store.name(file)))
+        return _undamaged(store, lambda: read_json(store.read(file), store.display_path(file)))
     return None
 
 
@@ -83,7 +83,7 @@ def read_receipt(store: Store, part: str) -> Receipt:
         UserError: if it is torn.
     """
     path = f"{RECEIPTS}/{part}.json"
-    return _undamaged(store, lambda: Receipt.from_json(store.read(path), store.name(path)))
+    return _undamaged(store, lambda: Receipt.from_json(store.read(path), store.display_path(path)))
 
 
 def put_json(store: Store, path: str, value: Any) -> None:
@@ -118,19 +118,21 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
     Raises:
         UserError: if it is missing or has other bytes.
     """
-    for _ in range(store.askings):
+    for _ in range(store.read_attempts):
         try:
             data = store.read(file.path)
         except FileNotFoundError:
-            raise UserError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+            raise UserError(f"{store.display_path(file.path)}: is missing; run `deit-pipeline verify`") from None
         if hashlib.sha256(data).hexdigest() == file.sha256:
             return data
-    raise UserError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
+    raise UserError(
+        f"{store.display_path(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`"
+    )
 
 
 def _undamaged(store: Store, read: Callable[[], T]) -> T:
     """Read what has no sum; across a network again, before it is blamed."""
-    for _ in range(store.askings - 1):
+    for _ in range(store.read_attempts - 1):
         try:
             return read()
         except IncompleteError:

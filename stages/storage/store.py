@@ -53,7 +53,7 @@ class Store:
             try:
                 self._fs, self._base = _file_system(self.uri)
             except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
-                raise UserError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
+                raise UserError(f"{self.display_uri}: cannot be opened ({_first_line(error)})") from None
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -62,10 +62,10 @@ class Store:
         return Store, (self.absolute,)  # a process elsewhere may work in another folder
 
     def __str__(self) -> str:
-        return self.shown
+        return self.display_uri
 
     @property
-    def shown(self) -> str:
+    def display_uri(self) -> str:
         """The URI without credentials or options, for people and for files."""
         if "://" not in self.uri:
             return self.uri
@@ -73,7 +73,7 @@ class Store:
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     @property
-    def askings(self) -> int:
+    def read_attempts(self) -> int:
         """How often what looks wrong is asked for: a connection cut within an answer may garble it silently."""
         return 1 if self.local else 3
 
@@ -88,22 +88,22 @@ class Store:
         parts = urlsplit(self.absolute)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme else self.absolute
 
-    def at(self, folder: str) -> "Store":
+    def child(self, folder: str) -> "Store":
         """The store of a folder below this one."""
         if "://" not in self.uri:
             return Store(f"{self.uri}/{folder}")
         parts = urlsplit(self.uri)
         return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(folder)}")))
 
-    def name(self, path: str) -> str:
+    def display_path(self, path: str) -> str:
         """How a file of this store is called in messages."""
-        return f"{self.shown}/{path}"
+        return f"{self.display_uri}/{path}"
 
     def open(self, path: str) -> Any:
         """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
-        for _ in range(self.askings):
-            file = self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
-            if self.patiently(file.size):  # an answer cut within its head looks like an empty file's
+        for _ in range(self.read_attempts):
+            file = self.with_retries(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+            if self.with_retries(file.size):  # an answer cut within its head looks like an empty file's
                 break
         return file
 
@@ -118,7 +118,7 @@ class Store:
                 raise OSError(f"{path}: two answers disagree about its length")
             return file
 
-        return io.BufferedReader(_Patient(self, self.patiently(ask)), _REMOTE_BUFFER)
+        return io.BufferedReader(_RemoteFile(self, self.with_retries(ask)), _REMOTE_BUFFER)
 
     def read(self, path: str) -> bytes:
         """All bytes of a file; raises FileNotFoundError where there is none."""
@@ -126,7 +126,7 @@ class Store:
             with open(f"{self._base}/{path}", "rb", buffering=0) as plain:  # a hundred thousand receipts in seconds
                 return plain.read()
         with self.open(path) as file:
-            return self.read_at(file, self.patiently(file.size), 0)
+            return self.read_at(file, self.with_retries(file.size), 0)
 
     def read_at(self, file: Any, count: int, offset: int) -> bytes:
         """Bytes of an open file, fewer only at its end.
@@ -134,7 +134,7 @@ class Store:
         Across a network a cut connection can shorten an answer without an error, and its client then takes for the
         rest what its memory held before, another file's bytes maybe. So the end of the memory is marked beforehand.
         """
-        wanted = max(0, min(count, self.patiently(file.size) - offset))
+        wanted = max(0, min(count, self.with_retries(file.size) - offset))
 
         def ask() -> bytes:
             if self.local:
@@ -146,7 +146,7 @@ class Store:
                 raise OSError(f"an answer was cut off before its {wanted} bytes")
             return bytes(data)
 
-        return self.patiently(ask)
+        return self.with_retries(ask)
 
     def files(self, folder: str = "") -> dict[str, int]:
         """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
@@ -202,13 +202,13 @@ class Store:
                 _put_on_disk(Path(target), content)
             else:
                 with _bytes_of(content) as data:
-                    self.patiently(lambda: self._upload(target, data))
+                    self.with_retries(lambda: self._upload(target, data))
         except OSError as error:
             cause = error.strerror or _first_line(error)
-            raise UserError(f"{self.name(path)}: cannot be written ({cause}); {_mend(error)}") from None
+            raise UserError(f"{self.display_path(path)}: cannot be written ({cause}); {_hint(error)}") from None
         return stored
 
-    def patiently(self, do: Callable[[], T]) -> T:
+    def with_retries(self, do: Callable[[], T]) -> T:
         """Ask the store for something; where it is across a network, an error is given time to pass.
 
         Raises:
@@ -223,7 +223,9 @@ class Store:
                 raise
             except OSError as error:
                 if wait is None:
-                    raise IncompleteError(f"{self.shown}: {_first_line(error)}; the same command goes on") from None
+                    raise IncompleteError(
+                        f"{self.display_uri}: {_first_line(error)}; the same command goes on"
+                    ) from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -234,31 +236,31 @@ class Store:
     def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         path = f"{self._base}/{folder}".rstrip("/")
         selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-        for _ in range(self.askings):
-            if found := self.patiently(lambda: self._fs.get_file_info(selector)):
+        for _ in range(self.read_attempts):
+            if found := self.with_retries(lambda: self._fs.get_file_info(selector)):
                 return found
         return []  # believed when said again: an answer cut within its head looks like an empty folder's
 
     def _info(self, path: str) -> pafs.FileInfo:
-        return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
+        return self.with_retries(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
-    def sweep(self) -> None:
+    def remove_stale_temp_files(self) -> None:
         """Take away the halves that killed writers left; those of writers at work stay.
 
         Locks of another node may not be seen on this one: what came from there has to be old as well.
         """
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
-                for half in Path(self._base).rglob(".*.tmp"):
-                    if half.name.endswith(_OURS) or time.time() - half.stat().st_mtime > _OLD_SECONDS:
-                        remove_if_left(half)
+                for file in Path(self._base).rglob(".*.tmp"):
+                    if file.name.endswith(_OURS) or time.time() - file.stat().st_mtime > _OLD_SECONDS:
+                        remove_if_left(file)
 
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
         return Path(f"{self._base}/{path}") if self.local else None
 
 
-class _Patient(io.RawIOBase):
+class _RemoteFile(io.RawIOBase):
     """A remote file as Python's own readers want it."""
 
     def __init__(self, store: Store, file: Any) -> None:
@@ -304,7 +306,7 @@ def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
         return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
 
 
-def _mend(error: OSError) -> str:
+def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room there, the same command goes on"
     return "see that this user may write there, or name another workspace"
@@ -346,7 +348,7 @@ def _put_in_folder(target: Path, content: bytes | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
     try:
-        with _half(temporary, content) as file:
+        with _temporary_file(temporary, content) as file:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(target)
@@ -361,7 +363,7 @@ def _put_in_folder(target: Path, content: bytes | Path) -> None:
 
 
 @contextlib.contextmanager
-def _half(temporary: Path, content: bytes | Path) -> Iterator[Any]:
+def _temporary_file(temporary: Path, content: bytes | Path) -> Iterator[Any]:
     """The hidden file with the content, under a lock; a local file is moved there, or copied from another disk."""
     if isinstance(content, Path):
         with locked(content, needed=False) as file:

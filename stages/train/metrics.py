@@ -149,8 +149,8 @@ class Metrics:
             return [line for line in _read(self._store) or () if line["step"] <= step]
         except ValueError as error:
             raise UserError(
-                f"{self._store.name(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on without "
-                "its lines"
+                f"{self._store.display_path(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on "
+                "without its lines"
             ) from None
 
     def show(self) -> None:

@@ -37,7 +37,7 @@ def put_lease(store: Store, **said: Any) -> None:
 
 def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_missing_and_how_fast(copied):
     run = copied()
-    store = Store(run.workspace).at("labels/teacher")
+    store = Store(run.workspace).child("labels/teacher")
     store.delete("manifest.json")
     parts = sorted(name.removesuffix(".json") for name in store.files("receipts"))
     for part in parts[2:]:
@@ -55,7 +55,7 @@ def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_mis
 
 def test_status_of_a_training_under_way_counts_steps(copied):
     run = copied()
-    store = Store(run.workspace).at("runs/student")
+    store = Store(run.workspace).child("runs/student")
     for name in ("manifest.json", "receipts/step-000000012.json"):
         store.delete(name)
     put_lease(store, running=[], training=True, at=11)
@@ -67,7 +67,7 @@ def test_status_of_a_training_under_way_counts_steps(copied):
 def test_status_of_work_that_has_grown_is_not_done(copied):
     store = Store(copied().workspace)
     for folder, wanted in (("runs/student", 20), ("labels/teacher", 9)):
-        put_json(store.at(folder), "plan.json", json.loads(store.read(f"{folder}/plan.json")) | {"wanted": wanted})
+        put_json(store.child(folder), "plan.json", json.loads(store.read(f"{folder}/plan.json")) | {"wanted": wanted})
     shown = {(one["stage"], one["name"]): one for one in status(store.uri)["stages"]}
     for stage, missing in ((("train", "student"), 8), (("label-teacher", "teacher"), 3)):
         assert (shown[stage]["state"], shown[stage]["missing"]) == ("begun", missing)

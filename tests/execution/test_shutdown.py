@@ -155,7 +155,7 @@ def test_ranks_talk_every_two_seconds_and_between_that_a_step_costs_nothing(monk
     monkeypatch.setattr(dist, "broadcast", lambda word, src: talked.append(step))
     ending = StopSync(0, world=2, device=CPU)
     for step in range(talks[-1] + 1):
-        assert not ending.agreed(step, False)
+        assert not ending.should_stop(step, False)
         clock[0] += pace
     assert talked == talks
 
@@ -209,7 +209,7 @@ def test_a_training_that_was_asked_to_stop_is_not_tried_again(copied, monkeypatc
 
     def fit(*_):
         tries.append(1)
-        report.stop.asked = True
+        report.stop.requested = True
         error = TrainingFailedError("failed")
         error.worker_failures = {0: cause}
         raise error
@@ -228,7 +228,7 @@ def test_what_the_user_has_to_mend_is_said_also_where_a_stop_was_asked_for(copie
     report.stop = GracefulShutdown(60)
 
     def fit(*_):
-        report.stop.asked = True
+        report.stop.requested = True
         error = TrainingFailedError("failed")
         error.worker_failures = {0: UserError("the loss is not finite")}
         raise error

@@ -35,7 +35,7 @@ def test_nothing_is_begun_in_the_folder_that_ray_lends_a_job(tmp_path, refused):
 def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused):
     store = Store(str(tmp_path))
     for seed in (1, 2):
-        with open_stage(store, {"seed": seed}, {}, "mend").at_work(3):
+        with open_stage(store, {"seed": seed}, {}, "mend").hold_lease(3):
             assert read_manifest(store, "plan.json") == {"made_from": {"seed": seed}, "versions": {}, "wanted": 3}
     commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
     assert open_stage(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
@@ -54,7 +54,7 @@ def test_the_lease_of_a_killed_command_goes_also_where_nothing_is_left_to_do(tmp
 def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
     store = Store(str(tmp_path))
     for version in "12":
-        with open_stage(store, {"seed": 1}, {"torch": version}, "mend").at_work(1):
+        with open_stage(store, {"seed": 1}, {"torch": version}, "mend").hold_lease(1):
             commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
     assert read_manifest(store, "plan.json")["versions"] == {"torch": "1"}
 
@@ -62,42 +62,42 @@ def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
 def test_of_two_commands_from_different_run_files_that_begin_at_one_moment_one_withdraws(tmp_path, refused):
     store = Store(str(tmp_path))
     first, second = (open_stage(store, {"seed": seed}, {}, "mend") for seed in (1, 2))  # neither has put its plan
-    with first.at_work(3):
-        line = refused(second.at_work(3).__enter__, code=4)
+    with first.hold_lease(3):
+        line = refused(second.hold_lease(3).__enter__, code=4)
         assert "from something else than this run file says" in line
         assert read_manifest(store, "plan.json")["made_from"] == {"seed": 1}
         commit(store, SPECS[0].name, made(SPECS[0], tmp_path), first.made_by)
-    line = refused(second.at_work(3).__enter__, code=4)
+    line = refused(second.hold_lease(3).__enter__, code=4)
     assert line == f"{tmp_path} was made differently (seed: 1 -> 2); mend"
     assert store.files("leases") == {}
 
 
 def test_a_manifest_is_not_written_again_while_it_says_the_same(tmp_path, monkeypatch):
-    begun = open_stage(Store(str(tmp_path)), {"seed": 1}, {}, "mend")
-    receipt = commit(begun.store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
-    first = write_manifest(begun, [receipt], stage="x")
+    stage_dir = open_stage(Store(str(tmp_path)), {"seed": 1}, {}, "mend")
+    receipt = commit(stage_dir.store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
+    first = write_manifest(stage_dir, [receipt], stage="x")
     monkeypatch.setattr(Store, "put", lambda *_: (_ for _ in ()).throw(AssertionError("written again")))
-    assert write_manifest(begun, [receipt], stage="x") == first
+    assert write_manifest(stage_dir, [receipt], stage="x") == first
 
 
 def test_a_stage_is_whole_while_its_manifest_and_all_that_it_lists_are_there(tmp_path):
     store = Store(str(tmp_path))
-    begun = open_stage(store, {"seed": 1}, {}, "mend")
-    assert completed_manifest(begun) is None
-    receipts = [commit(store, spec.name, made(spec, tmp_path), begun.made_by) for spec in SPECS]
-    assert completed_manifest(begun) is None
-    manifest = write_manifest(begun, receipts, stage="x", views=3)
-    assert completed_manifest(begun) == completed_manifest(begun, views=3) == manifest
-    assert completed_manifest(begun, views=4) is None and completed_manifest(begun, beside=["index"]) is None
+    stage_dir = open_stage(store, {"seed": 1}, {}, "mend")
+    assert completed_manifest(stage_dir) is None
+    receipts = [commit(store, spec.name, made(spec, tmp_path), stage_dir.made_by) for spec in SPECS]
+    assert completed_manifest(stage_dir) is None
+    manifest = write_manifest(stage_dir, receipts, stage="x", views=3)
+    assert completed_manifest(stage_dir) == completed_manifest(stage_dir, views=3) == manifest
+    assert completed_manifest(stage_dir, views=4) is None and completed_manifest(stage_dir, beside=["index"]) is None
     (tmp_path / "index").touch()
-    assert completed_manifest(begun, beside=["index"]) == manifest
+    assert completed_manifest(stage_dir, beside=["index"]) == manifest
     for lost in ("shard-000001.txt", "receipts/shard-000001.json"):
         data = store.read(lost)
         store.delete(lost)
-        assert completed_manifest(begun) is None
+        assert completed_manifest(stage_dir) is None
         store.put(lost, data)
     store.put("shard-000002.txt", b"longer")
-    assert completed_manifest(begun) is None
+    assert completed_manifest(stage_dir) is None
 
 
 def test_a_folder_in_which_a_killed_process_made_a_part_is_swept_by_the_next(tmp_path, monkeypatch):
@@ -137,8 +137,8 @@ def test_a_bug_comes_back_with_its_traceback_and_a_full_disk_as_the_users_error(
 
         return lambda: make
 
-    begun = open_stage(Store(str(tmp_path)), {}, {}, "")
-    fault = Worker(Job(begun, maker(ValueError("why"))), "").run(SPECS[0])
+    stage_dir = open_stage(Store(str(tmp_path)), {}, {}, "")
+    fault = Worker(Job(stage_dir, maker(ValueError("why"))), "").run(SPECS[0])
     assert isinstance(fault, PartFailure) and fault.cause == "ValueError: why" and "in make" in fault.traceback
     full = Worker(
         Job(open_stage(Store(str(tmp_path)), {}, {}, ""), maker(OSError(28, "No space left on device"))), ""

@@ -92,7 +92,7 @@ def test_a_changed_image_ends_the_stage_in_one_line_with_nothing_done(copied, re
     flip_byte(Path(run.workspace, "shards/train/shard-000001.tar"), int(index.offsets[3]) + 50)
     line = refused(stages.label, run, silent)
     assert f"shard-000001.tar: image {index.names[3]} (row 3) has other bytes" in line
-    done = valid_receipts(Store(run.workspace).at("labels/new"))
+    done = valid_receipts(Store(run.workspace).child("labels/new"))
     assert all(name.startswith("shard-000000") for name in done)
 
 
@@ -211,7 +211,7 @@ def test_a_shard_whose_only_image_has_no_partner_gets_an_empty_part(fresh, whole
     stages.shard(run, silent)
     assert set(Split.open(run.workspace, "train").rows) == {1, 2}
     assert stages.label(run, silent)["decisions"] == 2 * 60
-    receipts = valid_receipts(Store(run.workspace).at("labels/teacher"))
+    receipts = valid_receipts(Store(run.workspace).child("labels/teacher"))
     assert sorted(receipt.rows for receipt in receipts.values()) == [0] + 30 * [4]
     short = fresh({"shards": {"samples_per_shard": 2}, "labels": {"views": 2}}, {"train": {"max_steps": 2}})
     assert stages.train(short, silent)["steps"] == 2

@@ -91,12 +91,12 @@ def test_the_text_parses_to_exactly_the_presets_values(preset, tmp_path):
     assert load_run_file(str(path), []) == PRESETS[preset].run_file()
 
 
-def flat(run: RunFile) -> dict[str, object]:
+def flat(config: RunFile) -> dict[str, object]:
     """Dotted key → value, without names of models and folders."""
-    tables = {name: value for name, value in run.model_dump().items() if isinstance(value, dict)}
+    tables = {name: value for name, value in config.model_dump().items() if isinstance(value, dict)}
     keys = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
     return {key: value for key, value in keys.items() if key.rpartition(".")[2] not in NOT_IDENTITY} | {
-        "workspace": run.workspace
+        "workspace": config.workspace
     }
 
 

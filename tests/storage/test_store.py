@@ -55,9 +55,9 @@ def test_a_killed_writers_half_is_swept_away_and_a_living_ones_is_not(store):
     dead.write_bytes(b"half")
     with locked(living) as file:
         file.write(b"half")
-        store.sweep()
+        store.remove_stale_temp_files()
         assert living.exists() and not dead.exists()
-    store.sweep()
+    store.remove_stale_temp_files()
     assert sorted(path.name for path in dead.parent.iterdir()) == ["whole"]
 
 
@@ -65,10 +65,10 @@ def test_a_half_from_another_node_whose_locks_may_not_be_seen_is_swept_when_it_i
     store.put("receipts/whole", b"x")
     half = Path(store.uri, "receipts/.part.1.another-node.tmp")
     half.write_bytes(b"half")
-    store.sweep()
+    store.remove_stale_temp_files()
     assert half.exists()
     os.utime(half, (0, time.time() - 2 * store_module._OLD_SECONDS))
-    store.sweep()
+    store.remove_stale_temp_files()
     assert not half.exists()
 
 
@@ -175,8 +175,8 @@ def test_a_manifest_is_there_whole_or_an_error(store, refused):
 
 def test_a_store_is_the_same_by_path_and_by_uri_and_after_a_journey(tmp_path):
     by_path, by_uri = Store(f"{tmp_path}/x"), Store(f"file://{tmp_path}/x")
-    by_path.at("y").put("file", b"1")
-    assert by_uri.at("y").read("file") == b"1"
+    by_path.child("y").put("file", b"1")
+    assert by_uri.child("y").read("file") == b"1"
     assert by_uri.folders() == by_path.folders() == ["y"]
     assert pickle.loads(pickle.dumps(by_uri)).at("y").exists("file")
     by_uri.delete_folder("y")
@@ -185,7 +185,7 @@ def test_a_store_is_the_same_by_path_and_by_uri_and_after_a_journey(tmp_path):
 
 
 def test_credentials_in_a_uri_are_not_shown():
-    assert Store("s3://KEY:SECRET@bucket/folder?region=x").shown == "s3://bucket/folder"
+    assert Store("s3://KEY:SECRET@bucket/folder?region=x").display_uri == "s3://bucket/folder"
 
 
 @pytest.mark.parametrize("uri", ["nothing://here", "s4://bucket/x"])
