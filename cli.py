@@ -227,6 +227,7 @@ def compare(
 def export(
     format_: Annotated[str, typer.Option("--format", help="safetensors, huggingface, onnx or torch-export.")],
     out: Annotated[str, typer.Option(help="The folder to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of an export that is there.")] = False,
     config: Config = "deit.toml",
     set_: Override = None,
     json_: Json = False,
@@ -236,7 +237,7 @@ def export(
         settings = load_run_file(config, set_ or [])
         from pipeline.commands.export import export as write
 
-        _print(write(settings, format_, out, _say(json_)), json_)
+        _print(write(settings, format_, out, _say(json_), force), json_)
 
 
 @app.command()

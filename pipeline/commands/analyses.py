@@ -1,8 +1,10 @@
 """The paper's analyses of trained models as a command runs them: disagreement (Table 4) and tokens (section 4).
 
-Each writes its figures as JSON, as a table and as a picture beside the run's evaluation:
+Each writes its figures as JSON, as a table and as a picture beside the run's evaluation, and is called as that is,
+after what differs from the usual:
 
     WORKSPACE/runs/<run>/   disagreement.json  disagreement.md  disagreement.png  tokens.json  tokens.md  tokens.png
+                            disagreement-<what else>.json and so on
 """
 
 from collections.abc import Callable
@@ -11,19 +13,22 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline.commands.evaluate import ModelPredictions, ask, report_dir
+from pipeline.commands.evaluate import ModelPredictions, about, ask
 from pipeline.commands.reports import put_figures
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, run_device, settled
 from pipeline.execution.progress import Progress
 from schemas.config import RunFile
 from schemas.errors import MismatchError, UserError
+from schemas.receipts import differences, fingerprint
 from stages.data.center_crop import centre_crops
 from stages.data.image_set import ImageSet, open_image_set
 from stages.evaluate import disagreement as table_4
 from stages.evaluate import token_similarity as section_4
-from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
-from stages.storage.run_files import stored_run
+from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, open_evaluated_model
+from stages.evaluate.reports import report_file, untrained_line
+from stages.storage.commit import read_manifest
+from stages.storage.run_files import run_store, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -45,9 +50,11 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
         _refuse_taught(run, settings.baseline)
     gallery = noted(open_image_set(run), run.evaluate.source)
     asked = {"student": ask(run, ModelRef(run=run.train.name), gallery, say)}
+    student = asked["student"].subject
+    _refuse_untrained(student)
     if "distillation" not in asked["student"].found.top:
         table_4.predictors(asked["student"].found, asked["student"].found, None)  # says so before others are asked
-    asked["teacher"] = ask(run, ModelRef(), gallery, say)
+    asked["teacher"] = _ask_its_teacher(run, gallery, say)
     if settings.baseline:
         asked["baseline"] = ask(run, ModelRef(run=settings.baseline), gallery, say)
     else:
@@ -58,13 +65,17 @@ def disagreement(run: RunFile, say: Say) -> dict[str, Any]:
     result = {
         "stage": "evaluate",
         "analysis": "disagreement",
-        **_about(run, gallery, asked["student"]),
-        "asked": {role: _source(one) for role, one in asked.items()},
+        **about(run, gallery, student),
+        "samples": len(asked["student"].found.names),
+        "asked": {role: _source(run, gallery, one) for role, one in asked.items()},
         "rates": table_4.as_json(names, rates),
     }
     title = f"Disagreement, {run.train.name}, {result['samples']:,} images"
     text, picture = table_4.table(names, rates), table_4.draw(title, names, rates)
-    _put(run, report_dir(asked["student"].subject), "disagreement", result, f"# {title}\n\n{text}", picture, say)
+    against = [f"baseline-{settings.baseline}"] if settings.baseline else []
+    file = report_file("disagreement", settings, gallery.title, student.usual_crop, *against)
+    text = f"# {title}\n\n{_described(result)}\n\n{text}"
+    _put(run, student.report_dir, file, result, text, picture, say)
     return result
 
 
@@ -97,44 +108,73 @@ def tokens(run: RunFile, say: Say) -> dict[str, Any]:
     result = {
         "stage": "evaluate",
         "analysis": "tokens",
-        "run": subject.run,
-        "model": subject.model,
-        "model_sha256": subject.weights_sha256,
-        "image_size": subject.image_size,
-        "images": gallery.title,
-        "split": gallery.content,
+        **about(run, gallery, subject),
         **found,
     }
     title = f"Tokens, {run.train.name}"
     text, picture = section_4.table(found), section_4.draw(title, found)
-    _put(run, report_dir(subject), "tokens", result, f"# {title}\n\n{text}", picture, say)
+    if subject.untrained:
+        text = f"{untrained_line(subject.untrained, subject.why_untrained).capitalize()}.\n\n{text}"
+    file = report_file("tokens", run.evaluate, gallery.title, subject.usual_crop)
+    _put(run, subject.report_dir, file, result, f"# {title}\n\n{_described(result)}\n\n{text}", picture, say)
     return result
 
 
 def _put(
-    run: RunFile, folder: str, name: str, result: dict[str, Any], text: str, picture: Image.Image, say: Say
+    run: RunFile, folder: str, file: str, result: dict[str, Any], text: str, picture: Image.Image, say: Say
 ) -> None:
     store = Store(run.workspace).at(folder)
-    files = put_figures(store, name, result, text, picture)
+    files = put_figures(store, file.removesuffix(".json"), result, text, picture)
     say(text)
     say(f"→ {store}: {', '.join(files)}")
 
 
-def _about(run: RunFile, gallery: ImageSet, asked: ModelPredictions) -> dict[str, Any]:
-    return {
-        "run": asked.subject.run,
-        "samples": len(asked.found.names),
-        "crop_pct": run.evaluate.crop_pct,
-        "images": gallery.title,
-        "split": gallery.content,
+def _described(result: dict[str, Any]) -> str:
+    """What a result is of, in a line of its table."""
+    weights = f"{result['weights']} weights {result['model_sha256'][:12]}"
+    size = f"centre crops of {result['image_size']} pixels, crop_pct {result['crop_pct']:g}"
+    others = [f"{role}: {one['name']}" for role, one in result.get("asked", {}).items() if role != "student"]
+    return "; ".join([f"{result['model']}, {weights}", f"{result['images']}, {size}", *others]) + "."
+
+
+def _source(run: RunFile, gallery: ImageSet, asked: ModelPredictions) -> dict[str, Any]:
+    """Whose predictions, what made them, and where they are."""
+    return about(run, gallery, asked.subject) | {
+        "weights_sha256": asked.subject.weights_sha256,
+        "predictions": asked.folder,
     }
 
 
-def _source(asked: ModelPredictions) -> dict[str, Any]:
-    """Whose answers, and where they are."""
-    subject = asked.subject
-    who = {"name": subject.name, "run": subject.run, "model": subject.model, "image_size": subject.image_size}
-    return who | {"weights_sha256": subject.weights_sha256, "predictions": asked.folder}
+def _ask_its_teacher(run: RunFile, gallery: ImageSet, say: Say) -> ModelPredictions:
+    """The predictions of the teacher that the run learned from; of today's, where it learned from none.
+
+    Raises:
+        MismatchError: if its weights are not those that labelled.
+    """
+    stored = stored_run(run, run.train.name)
+    if stored.train.distillation not in ("hard", "soft"):
+        return ask(run, ModelRef(), gallery, say)
+    if differences(stored.teacher.identity(), run.teacher.identity()):
+        run = run.model_copy(update={"teacher": stored.teacher})  # else today's, whose file may have been moved
+    asked = ask(run, ModelRef(), gallery, say)
+    labels = read_manifest(Store(run.workspace).at(f"labels/{stored.labels.name}"))
+    trained = read_manifest(run_store(run.workspace, run.train.name))
+    if labels and trained and fingerprint(labels["made_from"]) == trained["made_from"]["labels"]:
+        labelled = labels["made_from"]["teacher"]["weights_sha256"]
+        if labelled != asked.subject.weights_sha256:
+            raise MismatchError(
+                f"teacher.checkpoint: {asked.subject.model} has other weights than those that made labels/"
+                f"{stored.labels.name}, from which run {run.train.name} learned; restore them"
+            )
+    return asked
+
+
+def _refuse_untrained(student: EvaluatedModel) -> None:
+    if student.untrained:
+        raise UserError(
+            f"evaluate --disagreement: {untrained_line(student.untrained, student.why_untrained)} in run "
+            f"{student.run}; name a run whose heads were both trained by train.name"
+        )
 
 
 def _refuse_models(run: RunFile, option: str) -> None:

@@ -42,23 +42,29 @@ def new_student(run: RunFile, split: HasClassNames) -> Classifier:
     return classifier
 
 
-def trained_student(run: RunFile, split: HasClassNames, file: str) -> Classifier:
+def trained_student(run: RunFile, split: HasClassNames, file: str, size: int = 0) -> Classifier:
     """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
+
+    Args:
+        run: the run file that was stored with the run.
+        split: has the classes.
+        file: which weights.
+        size: side of the images in pixels; 0 = at which it was trained.
 
     Raises:
         UserError: if there are none, or they are another student's.
     """
-    classifier = _built(run, split)
+    classifier = _built(run, split, size)
     weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
     load_weights(classifier, weights, source=Store(run.workspace).at(f"runs/{run.train.name}").name(file))
     return classifier
 
 
-def _built(run: RunFile, split: HasClassNames) -> Classifier:
+def _built(run: RunFile, split: HasClassNames, size: int = 0) -> Classifier:
     return build(
         run.student.model,
         num_classes=len(split.classes),
-        img_size=run.student.img_size or run.views.image_size,
+        img_size=size or run.image_size,
         drop_path=run.student.drop_path,
         drop_rate=run.student.drop_rate,
         extra=run.student.extra,
