@@ -147,7 +147,7 @@ def _run(stored: RunFile, image_set: ImageSet, device: torch.device) -> Evaluate
     return EvaluatedModel(
         name=name,
         run=name,
-        steps=manifest and manifest["steps"],
+        steps=manifest["steps"] if manifest else None,
         model=stored.student.model,
         extra=stored.student.extra,
         image_size=size,

@@ -105,7 +105,7 @@ def test_the_cards_figures_are_those_of_the_workspace(whole, tmp_path):
 def test_the_card_of_weights_that_were_not_evaluated_says_so(copied, tmp_path):
     stages.train(copied({"train": {"epochs": 4, "name": "other", "max_steps": 2}}), silent)
     for run in (copied({"train": {"name": "other"}}), copied({"evaluate": {"weights": "ema"}})):
-        export(run, "huggingface", str(tmp_path / "out"), silent)
+        export(run, "huggingface", str(tmp_path / "out"), silent, force=True)
         card = (tmp_path / "out/README.md").read_text()
         assert "These weights were not evaluated." in card and "top-1" not in card
 
