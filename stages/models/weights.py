@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from stages.models.state_dict import read_weights
+from stages.storage.run_files import find_run
 from stages.storage.store import Store
 
 
@@ -97,11 +98,12 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     if not checkpoint.startswith(RUN_PREFIX):
         yield Path(checkpoint)
         return
-    store = Store(workspace).at(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
-    try:
-        data = store.read(file)
-    except FileNotFoundError:
-        raise UserError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
+    name = checkpoint.removeprefix(RUN_PREFIX)
+    run = find_run(workspace, name)
+    if run is None:
+        path = Store(workspace).at(f"runs/{name}").name(file)
+        raise UserError(f"{key} = {checkpoint}: {path} is missing; train that run first")
+    data = run.read(file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file)
         path.write_bytes(data)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from schemas.errors import IncompleteError, UserError
 from schemas.receipts import PartOutput, Receipt, StoredFile, canonical_json, read_json
+from schemas.state import StoredState
 from stages.storage.store import Store
 
 RECEIPTS = "receipts"
@@ -28,6 +29,7 @@ PLAN = "plan.json"
 MANIFEST = "manifest.json"
 
 T = TypeVar("T")
+StateT = TypeVar("StateT", bound=StoredState)
 
 
 def commit(store: Store, part: str, made: PartOutput, made_by: str) -> Receipt:
@@ -76,6 +78,17 @@ def read_manifest(store: Store, file: str = MANIFEST) -> dict[str, Any] | None:
     return None
 
 
+def read_state(store: Store, path: str, kind: type[StateT]) -> StateT | None:
+    """A stored state file, or None where it is not written yet.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return _undamaged(store, lambda: kind.from_json(store.read(path), store.name(path)))
+    return None
+
+
 def read_receipt(store: Store, part: str) -> Receipt:
     """A part's receipt, whatever its files; raises FileNotFoundError where there is none.
 
@@ -112,8 +125,16 @@ def broken_files(store: Store, receipt: Receipt) -> Iterator[tuple[str, str]]:
             yield file.path, "has other bytes than its receipt says"
 
 
-def read_checked(store: Store, file: StoredFile) -> bytes:
+def read_checked(
+    store: Store, file: StoredFile, *, proof: str = "receipt", fix: str = "run `deit-pipeline verify`"
+) -> bytes:
     """A file's bytes, proven against its receipt; across a network they are asked for again before they are blamed.
+
+    Args:
+        store: the stage's folder.
+        file: what its receipt, or another `proof`, says of the file.
+        proof: what the file is proven against, for messages.
+        fix: what to do where it is damaged, for messages.
 
     Raises:
         UserError: if it is missing or has other bytes.
@@ -122,10 +143,10 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
         try:
             data = store.read(file.path)
         except FileNotFoundError:
-            raise UserError(f"{store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+            raise UserError(f"{store.name(file.path)}: is missing; {fix}") from None
         if hashlib.sha256(data).hexdigest() == file.sha256:
             return data
-    raise UserError(f"{store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`")
+    raise UserError(f"{store.name(file.path)}: has other bytes than its {proof} says; {fix}")
 
 
 def _undamaged(store: Store, read: Callable[[], T]) -> T:

@@ -1,25 +1,149 @@
-"""Files of a run that others read: its run file and its metrics. No torch is loaded here."""
+"""Files of a run that others read: its manifest, its weights, its run file and its metrics. No torch is loaded here."""
 
 import tomllib
+from dataclasses import dataclass
+from typing import Any
 
 from schemas.config import RunFile
-from schemas.errors import UserError
+from schemas.errors import IncompleteError, UserError
+from schemas.manifests import TrainManifest
+from schemas.receipts import StoredFile, differences
 from schemas.run_file import parse_run
+from schemas.secrets import hide_secrets
+from schemas.toml_text import toml_text
+from stages.storage.commit import MANIFEST, read_checked, read_state
 from stages.storage.store import Store
 
 METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.toml"
+_FIX = "rerun `deit-pipeline train` with that run's run file, which makes it again"
 
 
-def stored_run(run: RunFile, name: str) -> RunFile:
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that was trained to its end; what is read of it is proven against its manifest.
+
+    Attributes:
+        name: of the run.
+        store: its folder.
+        manifest: its manifest.
+    """
+
+    name: str
+    store: Store
+    manifest: TrainManifest
+
+    def file(self, path: str) -> StoredFile:
+        """What the manifest says of a weights file, such as `model.safetensors`.
+
+        Raises:
+            UserError: if the run has no such file.
+        """
+        found = self.manifest.file(path)
+        if found is None:
+            there = ", ".join(file.path for file in self.manifest.files)
+            raise UserError(f"{self.store}: has no {path}; it has {there} (train.ema_decay keeps a moving average)")
+        return found
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a weights file, proven.
+
+        Raises:
+            UserError: if the run has no such file, or it is missing or damaged.
+        """
+        return read_checked(self.store, self.file(path), proof="run's manifest", fix=_FIX)
+
+    def broken(self) -> list[str]:
+        """Paths of the weights files that are missing or damaged."""
+        return [file.path for file in self.manifest.files if not self._is_sound(file)]
+
+    def config(self, today: RunFile) -> RunFile:
+        """The run file that was stored with the run, in today's workspace and with today's evaluation and cluster.
+
+        Raises:
+            UserError: if it is missing, damaged, or not that of the manifest.
+        """
+        stored = _read_run_file(self.store, today)
+        if found := _undeclared(stored, self.manifest.made_from):
+            raise UserError(
+                f"{self.store.name(RUN_FILE)}: is not what the run was trained with ({'; '.join(found)}); {_FIX}"
+            )
+        return stored
+
+    def _is_sound(self, file: StoredFile) -> bool:
+        try:
+            self.read(file.path)
+        except IncompleteError:  # the store is away
+            raise
+        except UserError:
+            return False
+        return True
+
+
+def find_run(workspace: str, name: str) -> FinishedRun | None:
+    """A run of the workspace, or None where it is not trained to its end.
+
+    Raises:
+        UserError: if its manifest is damaged, or the name is not a folder's.
+    """
+    if not name or "/" in name or name in (".", ".."):
+        raise UserError(f"run {name!r}: is not the name of a run; name a folder of {Store(workspace).name('runs')}")
+    store = Store(workspace).at(f"runs/{name}")
+    manifest = read_state(store, MANIFEST, TrainManifest)
+    return FinishedRun(name, store, manifest) if manifest else None
+
+
+def open_run(workspace: str, name: str) -> FinishedRun:
+    """A run of the workspace that is trained to its end.
+
+    Raises:
+        UserError: if it is not, its manifest is damaged, or the name is not a folder's.
+    """
+    found = find_run(workspace, name)
+    if found is None:
+        store = Store(workspace).at(f"runs/{name}")
+        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
+    return found
+
+
+def stored_run(today: RunFile, name: str) -> RunFile:
     """The run file that was stored with a run, in today's workspace and with today's evaluation and cluster.
 
     Raises:
-        UserError: if there is no such run.
+        UserError: if there is no such run, or its run file is damaged or not that of its manifest.
     """
-    runs = Store(run.workspace)
-    if not runs.exists(f"runs/{name}/run.toml"):
+    run = find_run(today.workspace, name)
+    if run is not None:
+        return run.config(today)
+    runs = Store(today.workspace)
+    if not runs.exists(f"runs/{name}/{RUN_FILE}"):
         there = ", ".join(runs.folders("runs")) or "none"
         raise UserError(f"{runs.name(f'runs/{name}')}: no such run; there are: {there}")
-    text = runs.read(f"runs/{name}/run.toml").decode()
-    stored = parse_run(tomllib.loads(text), runs.name(f"runs/{name}/run.toml"))
-    return stored.model_copy(update={"workspace": run.workspace, "evaluate": run.evaluate, "cluster": run.cluster})
+    return _read_run_file(runs.at(f"runs/{name}"), today)
+
+
+def store_run_file(store: Store, run: RunFile) -> None:
+    """Put a run's run file, without secrets, beside what it makes."""
+    store.put(RUN_FILE, hide_secrets(toml_text(run)).encode())
+
+
+def _read_run_file(store: Store, today: RunFile) -> RunFile:
+    path = store.name(RUN_FILE)
+    try:
+        stored = parse_run(tomllib.loads(store.read(RUN_FILE).decode()), path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; {_FIX}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); {_FIX}") from None
+    return stored.model_copy(
+        update={"workspace": today.workspace, "evaluate": today.evaluate, "cluster": today.cluster}
+    )
+
+
+def _undeclared(stored: RunFile, made_from: dict[str, Any]) -> list[str]:
+    """The keys of a stored run file that are not what its run was made from, as `key: then -> now`."""
+    found = []
+    for table, name in (("views", "recipe"), ("student", "student"), ("train", "train")):
+        then, now = made_from.get(name, {}), getattr(stored, table).model_dump(mode="json")
+        found += differences(then, {key: now.get(key) for key in then}, table)
+    return found

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import ManifestPart, TrainManifest
 from schemas.receipts import fingerprint
 from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
@@ -31,7 +32,7 @@ from stages.models.student import new_student
 from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
-from stages.storage.commit import MANIFEST, put_json
+from stages.storage.commit import MANIFEST
 from stages.storage.store import Store
 from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
@@ -246,15 +247,15 @@ class Trainer:
         files = [self.store.put(MODEL_FILE, to_bytes(self.classifier.model.state_dict()))]
         if self.ema:
             files.append(self.store.put(EMA_FILE, to_bytes(self.ema.module.state_dict())))
-        manifest = {
-            "stage": "train",
-            "made_from": self.plan.made_from,
-            "made_by": self.made_by,
-            "steps": self.plan.steps,
-            "loss": loss,
-            "parts": [{"part": "model", "rows": self.plan.steps, "files": [vars(file) for file in files]}],
-        }
-        put_json(self.store, MANIFEST, manifest)
+        manifest = TrainManifest(
+            stage="train",
+            made_from=self.plan.made_from,
+            made_by=self.made_by,
+            steps=self.plan.steps,
+            loss=loss,
+            parts=(ManifestPart(part="model", rows=self.plan.steps, files=tuple(files)),),
+        )
+        self.store.put(MANIFEST, manifest.to_json())
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         train = self.run.train
