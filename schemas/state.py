@@ -47,7 +47,7 @@ class StoredState(BaseModel):
             fields = _proven(data)
             return cls.model_validate_json(canonical_json(fields))
         except ValidationError as error:
-            cause = _explain(error)
+            cause = explain(error)
         except ValueError as error:
             cause = str(error)
         raise UserError(f"{where}: is damaged ({cause}); {cls.FIX}")
@@ -66,7 +66,7 @@ def _proven(data: bytes) -> dict[str, Any]:
     return fields
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """The first field that is wrong, and why."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))

@@ -14,11 +14,12 @@ from pipeline.commands.reports import put_figures
 from schemas import paper
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import ShardManifest
 from schemas.presets import PRESETS
 from schemas.receipts import fingerprint, read_json, truncate_json
 from stages.plotting.charts import Series, chart, markdown
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import stored_run
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import open_run, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -55,19 +56,16 @@ def _row(run: RunFile, name: str) -> dict[str, Any]:
     """What the files of one run say."""
     stored = stored_run(run, name)
     store = Store(run.workspace).at(f"runs/{name}")
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
+    manifest = open_run(run.workspace, name).manifest
     if not store.exists("evaluation.json"):
         raise UserError(f"{store}: is not evaluated; run `deit-pipeline evaluate --set train.name={name}` first")
     evaluation = read_json(store.read("evaluation.json"), store.name("evaluation.json"))
-    train = read_manifest(Store(run.workspace).at("shards/train")) or {"samples": None}
-    steps = manifest["steps"]
+    split, steps = read_manifest(Store(run.workspace).at("shards/train"), ShardManifest), manifest.steps
     return {
         "run": name,
         "steps": steps,
-        "epochs": steps * stored.train.batch_size / train["samples"] if train["samples"] else None,
-        "loss": manifest["loss"],
+        "epochs": steps * stored.train.batch_size / split.samples if split else None,
+        "loss": manifest.loss,
         "samples": evaluation["samples"],
         **{head: evaluation[head] for head in _HEADS},
         "paper": _paper(stored, name),

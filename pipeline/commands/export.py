@@ -4,7 +4,6 @@ A figure that no file of the workspace holds is not on the card.
 """
 
 import json
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 from pipeline.commands.run import Say
 from schemas.config import RunFile
 from schemas.errors import UserError
-from schemas.run_file import parse_run
+from schemas.label_identity import LabelIdentity
+from schemas.manifests import LabelManifest
 from stages.data.split import Split
 from stages.models.classifier import Classifier
 from stages.models.export import exported, refuse_missing_packages
 from stages.models.student import trained_student
-from stages.models.weights import EMA_FILE, MODEL_FILE, weights_sha256
-from stages.storage.commit import read_manifest
+from stages.models.weights import EMA_FILE, MODEL_FILE
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import FinishedRun, open_run
 from stages.storage.store import Store
 from stages.train.plan import TAUGHT
 
@@ -49,19 +50,16 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
             be written.
     """
     refuse_missing_packages(format_)
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
+    finished = open_run(run.workspace, run.train.name)
     split = Split.open(run.workspace, "train", run.cache)
-    trained = _as_trained(run, store)
+    trained = finished.config(run)
     file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
     model = trained_student(trained, split, file)
     if _untrained_head(trained, model):
         say(f"warning: {_UNTRAINED}")
     files = exported(model, format_, trained, split.classes)
     if format_ == "huggingface":
-        files[CARD_FILE] = "\n".join(_card(trained, manifest, split, model, file)).encode() + b"\n"
+        files[CARD_FILE] = "\n".join(_card(trained, finished, split, model, file)).encode() + b"\n"
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,14 +76,7 @@ def _untrained_head(run: RunFile, model: Classifier) -> bool:
     return model.distilled and run.train.distillation == "none"
 
 
-def _as_trained(run: RunFile, store: Store) -> RunFile:
-    """The run file that was stored with the run, in today's workspace and with today's evaluation."""
-    values = tomllib.loads(store.read("run.toml").decode())
-    stored = parse_run(values, store.name("run.toml"))
-    return stored.model_copy(update={"workspace": run.workspace, "evaluate": run.evaluate})
-
-
-def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifier, file: str) -> Iterator[str]:
+def _card(run: RunFile, finished: FinishedRun, split: Split, model: Classifier, file: str) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     taught = "from the stored decisions of a teacher" if run.train.distillation in TAUGHT else "without a teacher"
     yield from (
@@ -109,31 +100,38 @@ def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifie
     yield f"| shards | {len(split.rows):,} |"
     yield f"| content of the shards | {split.content} |"
     yield from _teacher(run)
-    yield from ("", "## Training", "", "| what | value |", "|---|---|", f"| steps taken | {manifest['steps']:,} |")
-    yield f"| last mean loss | {manifest['loss']} |"
+    yield from (
+        "",
+        "## Training",
+        "",
+        "| what | value |",
+        "|---|---|",
+        f"| steps taken | {finished.manifest.steps:,} |",
+    )
+    yield f"| last mean loss | {finished.manifest.loss} |"
     for table, keys in (("student", run.student), ("train", run.train), ("views", run.views)):
         yield from (f"| {table}.{key} | {json.dumps(value)} |" for key, value in keys.model_dump(mode="json").items())
     yield from ("", "## Results", "")
-    yield from _results(run, manifest, file)
+    yield from _results(run, finished, file)
 
 
 def _teacher(run: RunFile) -> Iterator[str]:
     """What the label set's manifest says."""
-    labels = read_manifest(Store(run.workspace).at(f"labels/{run.labels.name}"))
+    labels = read_manifest(Store(run.workspace).at(f"labels/{run.labels.name}"), LabelManifest)
     if run.train.distillation not in TAUGHT or labels is None:
         return
-    teacher = labels["made_from"]["teacher"]
+    teacher = LabelIdentity.of(labels.made_from, f"labels/{run.labels.name}").teacher
     yield f"| teacher | {teacher['model']} |"
     yield f"| teacher's weights, sha256 | {teacher['weights_sha256']} |"
-    yield f"| teacher's agreement with the truth on centre crops | {labels['agreement']:.2%} |"
-    yield f"| views labelled of each image | {labels['views']:,} |"
+    yield f"| teacher's agreement with the truth on centre crops | {labels.agreement:.2%} |"
+    yield f"| views labelled of each image | {labels.views:,} |"
 
 
-def _results(run: RunFile, manifest: dict[str, Any], file: str) -> Iterator[str]:
+def _results(run: RunFile, finished: FinishedRun, file: str) -> Iterator[str]:
     """What evaluation.json says, if it is of these very weights."""
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     found = json.loads(store.read("evaluation.json")) if store.exists("evaluation.json") else {}
-    if found.get("model_sha256") != weights_sha256(manifest, file):
+    if found.get("model_sha256") != finished.file(file).sha256:
         yield "These weights were not evaluated."
         return
     yield f"On {found['samples']:,} held-out images, centre crops of {found['image_size']} pixels:"

@@ -38,11 +38,11 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     say(_devices(run))
     finished = _finished(run, begun, plan.steps, say)
     if finished is not None:
-        show(store, tensorboard=run.train.tensorboard)
+        show(store, begun.made_by, tensorboard=run.train.tensorboard)
         say(f"run {run.train.name}: {finished.steps} steps are done → {store}")
         done = {"steps": finished.steps, "resumed_from_step": finished.steps, "loss": finished.loss}
         return {"stage": "train", "run": run.train.name} | done
-    found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
+    found = newest_checkpoint(store, begun.made_by, warn=lambda line: say(f"warning: {line}"))
     result = launch_training(run, plan, begun, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
     return {"stage": "train", "run": run.train.name} | result

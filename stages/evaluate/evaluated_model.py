@@ -18,10 +18,9 @@ from stages.models.precision import Precision
 from stages.models.state_dict import load_weights
 from stages.models.student import trained_student
 from stages.models.teacher import Teacher
-from stages.models.weights import EMA_FILE, MODEL_FILE, find_weights, pretrained_weights, weights_digest, weights_sha256
+from stages.models.weights import EMA_FILE, MODEL_FILE, find_weights, pretrained_weights, weights_digest
 from stages.replay.mix import normalise
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import stored_run
+from stages.storage.run_files import open_run, stored_run
 from stages.storage.store import Store
 
 
@@ -134,7 +133,7 @@ def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedMode
         model=run.student.model,
         extra=run.student.extra,
         image_size=size,
-        weights_sha256=weights_sha256(read_manifest(store), file) or weights_digest(network.model.state_dict()),
+        weights_sha256=open_run(run.workspace, run.train.name).file(file).sha256,
         network=network.eval().requires_grad_(False).to(device),
         device=device,
     )

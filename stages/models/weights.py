@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -85,12 +84,6 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
-    """Of a run's weights file, as its manifest has it; None if the run is not whole."""
-    files = manifest["parts"][0]["files"] if manifest else []
-    return next((str(one["sha256"]) for one in files if one["path"] == file), None)
 
 
 @contextlib.contextmanager

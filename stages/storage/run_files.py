@@ -11,7 +11,8 @@ from schemas.receipts import StoredFile, differences
 from schemas.run_file import parse_run
 from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_text
-from stages.storage.commit import MANIFEST, read_checked, read_state
+from stages.storage.commit import read_checked
+from stages.storage.manifest import read_manifest
 from stages.storage.store import Store
 
 METRICS_FILE = "metrics.jsonl"
@@ -63,7 +64,15 @@ class FinishedRun:
         Raises:
             UserError: if it is missing, damaged, or not that of the manifest.
         """
-        stored = _read_run_file(self.store, today)
+        return _as_today(self.trained_with(), today)
+
+    def trained_with(self) -> RunFile:
+        """The run file that was stored with the run, as it is.
+
+        Raises:
+            UserError: if it is missing, damaged, or not that of the manifest.
+        """
+        stored = _read_run_file(self.store)
         if found := _undeclared(stored, self.manifest.made_from):
             raise UserError(
                 f"{self.store.name(RUN_FILE)}: is not what the run was trained with ({'; '.join(found)}); {_FIX}"
@@ -89,7 +98,7 @@ def find_run(workspace: str, name: str) -> FinishedRun | None:
     if not name or "/" in name or name in (".", ".."):
         raise UserError(f"run {name!r}: is not the name of a run; name a folder of {Store(workspace).name('runs')}")
     store = Store(workspace).at(f"runs/{name}")
-    manifest = read_state(store, MANIFEST, TrainManifest)
+    manifest = read_manifest(store, TrainManifest)
     return FinishedRun(name, store, manifest) if manifest else None
 
 
@@ -119,7 +128,7 @@ def stored_run(today: RunFile, name: str) -> RunFile:
     if not runs.exists(f"runs/{name}/{RUN_FILE}"):
         there = ", ".join(runs.folders("runs")) or "none"
         raise UserError(f"{runs.name(f'runs/{name}')}: no such run; there are: {there}")
-    return _read_run_file(runs.at(f"runs/{name}"), today)
+    return _as_today(_read_run_file(runs.at(f"runs/{name}")), today)
 
 
 def store_run_file(store: Store, run: RunFile) -> None:
@@ -127,17 +136,23 @@ def store_run_file(store: Store, run: RunFile) -> None:
     store.put(RUN_FILE, hide_secrets(toml_text(run)).encode())
 
 
-def _read_run_file(store: Store, today: RunFile) -> RunFile:
+def _as_today(stored: RunFile, today: RunFile) -> RunFile:
+    keep = {"workspace": today.workspace, "evaluate": today.evaluate, "cluster": today.cluster}
+    return stored.model_copy(update=keep)
+
+
+def _read_run_file(store: Store) -> RunFile:
     path = store.name(RUN_FILE)
     try:
-        stored = parse_run(tomllib.loads(store.read(RUN_FILE).decode()), path)
+        return parse_run(tomllib.loads(store.read(RUN_FILE).decode()), path)
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; {_FIX}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: is damaged ({error}); {_FIX}") from None
-    return stored.model_copy(
-        update={"workspace": today.workspace, "evaluate": today.evaluate, "cluster": today.cluster}
-    )
+    except IncompleteError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; {_FIX}") from None
 
 
 def _undeclared(stored: RunFile, made_from: dict[str, Any]) -> list[str]:

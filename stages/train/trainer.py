@@ -32,7 +32,7 @@ from stages.models.student import new_student
 from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
-from stages.storage.commit import MANIFEST
+from stages.storage.commit import MANIFEST, refuse_other_plan
 from stages.storage.store import Store
 from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
@@ -133,6 +133,7 @@ class Trainer:
         peak = peak_flops(device)
         self.metrics = Metrics(
             self.store,
+            self.made_by,
             run.train.log_every,
             rank=rank,
             world=world,
@@ -169,7 +170,7 @@ class Trainer:
 
     def _newest(self) -> Checkpoint | None:
         """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
-        found = [newest_checkpoint(self.store, warn=_warn) if self.rank == 0 else None]
+        found = [newest_checkpoint(self.store, self.made_by, warn=_warn) if self.rank == 0 else None]
         if self.world > 1:
             dist.broadcast_object_list(found, src=0, device=self.device)
         return found[0]
@@ -244,6 +245,7 @@ class Trainer:
         """Put the trained model, then the manifest that says the run is whole."""
         if self.rank:
             return
+        refuse_other_plan(self.store, self.made_by)
         files = [self.store.put(MODEL_FILE, to_bytes(self.classifier.model.state_dict()))]
         if self.ema:
             files.append(self.store.put(EMA_FILE, to_bytes(self.ema.module.state_dict())))
