@@ -25,6 +25,11 @@ class Manifest(StoredState):
     made_from: dict[str, Any]
     made_by: Sha256
 
+    @property
+    def wanted(self) -> int:
+        """What the plan of the complete folder wants: parts, or steps of a training."""
+        raise NotImplementedError
+
     @model_validator(mode="after")
     def _is_its_own(self) -> Self:
         if fingerprint(self.made_from) != self.made_by:
@@ -47,6 +52,11 @@ class TrainManifest(Manifest):
     steps: Count
     loss: float | None
     parts: tuple[ManifestPart, ...] = Field(min_length=1, max_length=1)
+
+    @property
+    def wanted(self) -> int:
+        """Steps of the training."""
+        return self.steps
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -80,7 +90,7 @@ class PartsManifest(Manifest):
     parts: PartsFile | tuple[ManifestPart, ...]
 
     @property
-    def count(self) -> int:
+    def wanted(self) -> int:
         """Number of parts."""
         return self.parts.count if isinstance(self.parts, PartsFile) else len(self.parts)
 

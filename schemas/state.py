@@ -61,8 +61,11 @@ def _proven(data: bytes) -> dict[str, Any]:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
-    if SUM in fields and fields.pop(SUM) != fingerprint(fields):
-        raise ValueError(f"its fields do not have the {SUM} that it names")
+    if SUM in fields:
+        if canonical_json(fields) != data:
+            raise ValueError("not the bytes that were written")
+        if fields.pop(SUM) != fingerprint(fields):
+            raise ValueError(f"its fields do not have the {SUM} that it names")
     return fields
 
 

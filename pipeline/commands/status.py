@@ -1,13 +1,13 @@
 """What is stored, and how far each stage is."""
 
-from typing import Any, cast
+from typing import Any
 
 from pipeline.execution.failures import Failures
 from pipeline.execution.lease import live_leases
 from pipeline.execution.progress import duration, rate
 from schemas.errors import IncompleteError, UserError
 from schemas.lease import LeaseRecord
-from schemas.manifests import MANIFESTS, Manifest, PartsManifest, TrainManifest
+from schemas.manifests import MANIFESTS, Manifest, TrainManifest
 from schemas.plan import Plan
 from stages.storage.commit import read_plan, receipt_names
 from stages.storage.manifest import read_manifest
@@ -75,14 +75,13 @@ def _progress(store: Store, manifest: Manifest | None, plan: Plan | None) -> dic
 
 def _covers(manifest: Manifest, plan: Plan | None) -> bool:
     """Whether a manifest is of all that is wanted by now: more views or steps may have been asked for since."""
-    done = manifest.steps if isinstance(manifest, TrainManifest) else cast(PartsManifest, manifest).count
-    return done >= (plan.wanted if plan else 0)
+    return manifest.wanted >= (plan.wanted if plan else 0)
 
 
 def _whole(manifest: Manifest) -> dict[str, Any]:
     if isinstance(manifest, TrainManifest):
         return {"state": "done", "steps": manifest.steps, "loss": manifest.loss}
-    return {"state": "done", "parts": cast(PartsManifest, manifest).count}
+    return {"state": "done", "parts": manifest.wanted}
 
 
 def _steps(receipts: set[str]) -> int:

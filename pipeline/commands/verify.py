@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from pipeline.commands.status import STAGES
 from pipeline.execution.progress import Progress
 from schemas.errors import IncompleteError, UserError
-from schemas.manifests import MANIFESTS, Manifest, PartsManifest, ShardManifest, TrainManifest
+from schemas.manifests import MANIFESTS, Manifest, PartsFile, PartsManifest, ShardManifest, TrainManifest
 from schemas.parts import ManifestPart
 from schemas.receipts import Receipt, StoredFile
 from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, broken_files, read_plan, read_receipt, receipt_names
-from stages.storage.manifest import open_manifest
+from stages.storage.manifest import open_manifest, read_manifest
 from stages.storage.run_files import RUN_FILE, find_run
 from stages.storage.store import Store
 
@@ -129,13 +129,24 @@ class _Folder:
         if issubclass(self.kind, TrainManifest):
             yield from self._weights()
         elif issubclass(self.kind, PartsManifest):
-            found = open_manifest(self.store, self.kind)
-            for part in found.parts if found else ():
-                yield from self._part(part, receipts.get(part.part))
-            if found and isinstance(found.manifest, ShardManifest) and found.manifest.adopted:
-                adopted = found.manifest.adopted
-                for tar in adopted.tars:
-                    yield _Check(Store(adopted.root), (tar,), "restore it; the split uses it where it lies")
+            yield from self._listed(self.kind, receipts)
+
+    def _listed(self, kind: type[PartsManifest], receipts: dict[str, Receipt]) -> Iterator[_Check]:
+        manifest = read_manifest(self.store, kind)
+        if manifest is not None and isinstance(manifest.parts, PartsFile):
+            table = _Check(
+                self.store, (manifest.parts.file,), f"delete {self.store.name(MANIFEST)} and rerun {kind.VERB}"
+            )
+            yield table
+            if _faults(table):
+                return
+        found = open_manifest(self.store, kind)
+        for part in found.parts if found else ():
+            yield from self._part(part, receipts.get(part.part))
+        if found and isinstance(found.manifest, ShardManifest) and found.manifest.adopted:
+            adopted = found.manifest.adopted
+            for tar in adopted.tars:
+                yield _Check(Store(adopted.root), (tar,), "restore it; the split uses it where it lies")
 
     def _weights(self) -> Iterator[_Check]:
         run = find_run(self._workspace, self._name)
@@ -164,4 +175,5 @@ class _Folder:
         self.problems.append({"path": self.store.name(path), "what": what, "fix": fix})
 
     def _refused(self, path: str, error: UserError) -> None:
-        self._problem(path, str(error), "")
+        if all(str(error) != one["what"] for one in self.problems):  # a damaged plan is met again with the manifest
+            self._problem(path, str(error), "")

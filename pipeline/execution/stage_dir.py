@@ -64,7 +64,7 @@ class StageDir:
         """
         plan = binding_plan(self.store)
         if plan is None:
-            self._refuse_other_parts()
+            self._without_plan()
         elif plan.made_by != self.made_by:
             if first_made_by(self.store) == self.made_by:
                 raise MismatchError(
@@ -73,11 +73,12 @@ class StageDir:
             require_unchanged(str(self.store), plan.made_from, self.made_from, self.mend)
         return plan
 
-    def _refuse_other_parts(self) -> None:
-        """Where the plan is lost, what is there still tells what it was made from."""
+    def _without_plan(self) -> None:
+        """Where the plan is lost, what is there tells what it was made from; a complete folder gets its plan again."""
         manifest = read_any_manifest(self.store)
         if manifest is not None:
             require_unchanged(str(self.store), manifest.made_from, self.made_from, self.mend)
+            self.put_plan(manifest.wanted, getattr(manifest, "versions", self.versions))
         elif (other := first_made_by(self.store)) not in ("", self.made_by):
             raise MismatchError(
                 f"{self.store} was made differently ({PLAN} is missing; made_by: {other[:12]} -> {self.made_by[:12]}); "
@@ -92,9 +93,15 @@ class StageDir:
             MismatchError: if the folder was begun from something else, or another command is about to.
         """
         with Lease(self.store, self.made_by, step=step) as lease:
-            plan = self.plan() or Plan(made_from=self.made_from, versions=self.versions)
-            put_state(self.store, PLAN, plan.model_copy(update={"wanted": wanted}))
+            plan = self.plan()
+            self.put_plan(wanted, plan.versions if plan else self.versions)
             yield lease
+
+    def put_plan(self, wanted: int, versions: dict[str, str]) -> Plan:
+        """Put the plan, unless it is there already."""
+        plan = Plan(made_from=self.made_from, versions=versions, wanted=wanted)
+        put_state(self.store, PLAN, plan)
+        return plan
 
 
 def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> StageDir:
@@ -142,8 +149,9 @@ def completed_manifest(
 
 def write_manifest(begun: StageDir, kind: type[M], receipts: Iterable[Receipt], **more: Any) -> CompleteStage[M]:
     """Put the manifest that makes a stage complete, unless it is there already, and return it."""
-    plan = read_plan(begun.store)
-    identity = {"made_from": begun.made_from, "made_by": begun.made_by, "versions": plan.versions if plan else {}}
-    found = put_manifest(begun.store, kind, Parts.of(receipts), **identity, **more)
+    parts = Parts.of(receipts)
+    plan = read_plan(begun.store) or begun.put_plan(len(parts), begun.versions)
+    identity = {"made_from": begun.made_from, "made_by": begun.made_by, "versions": plan.versions}
+    found = put_manifest(begun.store, kind, parts, **identity, **more)
     begun.store.sweep()
     return found

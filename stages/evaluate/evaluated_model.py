@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from schemas.config import Member, RunFile
-from schemas.errors import UserError
 from stages.data.image_set import ImageSet
 from stages.models.classifier import Classifier, Heads, build, usual_size
 from stages.models.precision import Precision
@@ -121,8 +120,6 @@ def weights_file(run: RunFile) -> str:
 
 def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
     store, file = Store(run.workspace).at(f"runs/{run.train.name}"), weights_file(run)
-    if not store.exists(file):
-        raise UserError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
     size = run.evaluate.image_size or run.student.img_size or run.views.image_size
     if size != run.student.img_size:
         run = run.model_copy(update={"student": run.student.model_copy(update={"img_size": size})})

@@ -61,7 +61,7 @@ def test_a_manifest_comes_back_as_it_was_put_and_its_content_is_that_of_version_
 def test_a_manifest_of_version_0_1_0_still_opens(store, indent):
     store.put("manifest.json", json.dumps(of_first_version(3), indent=indent).encode())
     found = open_manifest(store, PredictionsManifest)
-    assert found.parts.names == [f"block-{n:06d}" for n in range(3)] and found.manifest.count == 3
+    assert found.parts.names == [f"block-{n:06d}" for n in range(3)] and found.manifest.wanted == 3
 
 
 def test_a_grown_manifest_takes_the_parts_of_the_last_with_it_and_readers_of_the_last_find_the_new(store, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_grown_manifest_takes_the_parts_of_the_last_with_it_and_readers_of_the
         return read(self, path)
 
     monkeypatch.setattr(Store, "read", overtaken)
-    assert open_manifest(store, PredictionsManifest).manifest.count == 3
+    assert open_manifest(store, PredictionsManifest).manifest.wanted == 3
     assert len(store.files("manifest")) == 1
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_manifest_and_a_damaged_list_of_parts_are_refused(store, refus
     if not path.endswith(".json"):
         assert f"delete {store}/manifest.json and" in line
     put_manifest(store, PredictionsManifest, Parts.of(receipts(3)), **IDENTITY)  # as the stage does
-    assert open_manifest(store, PredictionsManifest).manifest.count == 3
+    assert open_manifest(store, PredictionsManifest).manifest.wanted == 3
 
 
 @pytest.mark.parametrize("foreign", ["plan.json", "manifest.json"])

@@ -45,7 +45,7 @@ def test_a_damaged_model_is_refused_by_every_reader_and_made_again_by_train(
     truth = stored(Path(whole.workspace, "runs/student"))
     DAMAGES[how](file)
     assert find_run(run.workspace, "student").broken() == [name]
-    readers = [(stages.evaluate, run, silent), (export, run, "timm", str(tmp_path / "out"), silent)]
+    readers = [(stages.evaluate, run, silent), (export, run, "safetensors", str(tmp_path / "out"), silent)]
     if name == MODEL:
         start = {"student": {"init_checkpoint": "run:student"}, "train": {"name": "other"}}
         readers.append((stages.train, copied_run(run, start), silent))
@@ -83,7 +83,7 @@ def test_labels_are_not_made_from_a_damaged_teacher(copied, refused):
 
 @pytest.mark.parametrize(
     "damage",
-    [Path.unlink, zero, lambda file: file.write_text(file.read_text().replace("embed_dim = 48", "embed_dim = 96"))],
+    [Path.unlink, zero, lambda file: file.write_text(file.read_text().replace("= 48", "= 96"))],
     ids=["delete", "zero", "edit"],
 )
 def test_a_damaged_run_file_is_refused_and_written_again_by_train(copied, whole, refused, damage):
@@ -105,7 +105,7 @@ def test_an_edited_manifest_of_a_run_is_refused_and_made_again_when_deleted_as_a
     for reader in (stages.train, stages.evaluate):
         line = refused(reader, run, silent)
         assert line == (
-            f"{file}: is damaged (its fields do not have the sha256 that it names); delete it and rerun "
+            f"{file}: is damaged (not the bytes that were written); delete it and rerun "
             "`deit-pipeline train` with that run's run file"
         )
     file.unlink()
