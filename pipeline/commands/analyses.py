@@ -20,15 +20,16 @@ from pipeline.execution.devices import compiled, run_device, settled
 from pipeline.execution.progress import Progress
 from schemas.config import RunFile
 from schemas.errors import MismatchError, UserError
-from schemas.receipts import differences, fingerprint
+from schemas.manifests import LabelManifest
+from schemas.receipts import differences
 from stages.data.center_crop import centre_crops
 from stages.data.image_set import ImageSet, open_image_set
 from stages.evaluate import disagreement as table_4
 from stages.evaluate import token_similarity as section_4
 from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, open_evaluated_model
 from stages.evaluate.reports import report_file, untrained_line
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import run_store, stored_run
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import open_run, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -157,10 +158,9 @@ def _ask_its_teacher(run: RunFile, gallery: ImageSet, say: Say) -> ModelPredicti
     if differences(stored.teacher.identity(), run.teacher.identity()):
         run = run.model_copy(update={"teacher": stored.teacher})  # else today's, whose file may have been moved
     asked = ask(run, ModelRef(), gallery, say)
-    labels = read_manifest(Store(run.workspace).at(f"labels/{stored.labels.name}"))
-    trained = read_manifest(run_store(run.workspace, run.train.name))
-    if labels and trained and fingerprint(labels["made_from"]) == trained["made_from"]["labels"]:
-        labelled = labels["made_from"]["teacher"]["weights_sha256"]
+    labels = read_manifest(Store(run.workspace).at(f"labels/{stored.labels.name}"), LabelManifest)
+    if labels and labels.made_by == open_run(run.workspace, run.train.name).manifest.made_from["labels"]:
+        labelled = labels.made_from["teacher"]["weights_sha256"]
         if labelled != asked.subject.weights_sha256:
             raise MismatchError(
                 f"teacher.checkpoint: {asked.subject.model} has other weights than those that made labels/"

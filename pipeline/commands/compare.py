@@ -16,13 +16,14 @@ from pipeline.commands.reports import put_figures
 from schemas import paper
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import ShardManifest
 from schemas.presets import PRESETS
 from schemas.receipts import fingerprint, read_json, truncate_json
 from stages.data.image_set import open_image_set
 from stages.evaluate.reports import USUAL_CROP, best_head, carried_by_run, outdated, report_file
 from stages.plotting.charts import Series, chart, markdown
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import WEIGHTS_FILES, run_as_stored, run_store, stored_run, weights_sha256
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -77,7 +78,7 @@ class _Images(NamedTuple):
 
 
 def _images(run: RunFile) -> _Images:
-    if not run.evaluate.source and read_manifest(Store(run.workspace).at("shards/val")) is None:
+    if not run.evaluate.source and read_manifest(Store(run.workspace).at("shards/val"), ShardManifest) is None:
         return _Images("val", None)  # evaluations outlive the shards that they were measured on
     image_set = open_image_set(run)
     return _Images(image_set.title, image_set.content)
@@ -95,18 +96,14 @@ def _refuse_other_images(rows: Sequence[dict[str, Any]]) -> None:
 def _row(run: RunFile, name: str, images: _Images) -> dict[str, Any]:
     """What the files of one run say."""
     stored = stored_run(run, name)
-    store = run_store(run.workspace, name)
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
-    file, evaluation = _evaluation(stored, manifest, images)
-    train = read_manifest(Store(run.workspace).at("shards/train")) or {"samples": None}
-    steps = manifest["steps"]
+    finished = open_run(run.workspace, name)
+    file, evaluation = _evaluation(stored, finished, images)
+    split, steps = read_manifest(Store(run.workspace).at("shards/train"), ShardManifest), finished.manifest.steps
     return {
         "run": name,
         "steps": steps,
-        "epochs": steps * stored.train.batch_size / train["samples"] if train["samples"] else None,
-        "loss": manifest["loss"],
+        "epochs": steps * stored.train.batch_size / split.samples if split else None,
+        "loss": finished.manifest.loss,
         "samples": evaluation["samples"],
         **{head: evaluation[head] for head in _HEADS},
         **{key: evaluation[key] for key in _OF_EVALUATION},
@@ -116,24 +113,20 @@ def _row(run: RunFile, name: str, images: _Images) -> dict[str, Any]:
     }
 
 
-def _evaluation(stored: RunFile, manifest: dict[str, Any], images: _Images) -> tuple[str, dict[str, Any]]:
+def _evaluation(stored: RunFile, finished: FinishedRun, images: _Images) -> tuple[str, dict[str, Any]]:
     """The name and content of a run's evaluation.
 
     Raises:
         UserError: if there is none of its weights as they are now, measured as `[evaluate]` says.
     """
-    name, settings = stored.train.name, stored.evaluate
-    store = run_store(stored.workspace, name)
+    name, settings, store = finished.name, stored.evaluate, finished.store
     again = f"run `deit-pipeline evaluate --set train.name={name}` with the same run file and --set"
-    own = run_as_stored(stored.workspace, name)
-    file = report_file("evaluation", settings, images.title, own.evaluate.crop_pct)
-    weights = weights_sha256(manifest, WEIGHTS_FILES[settings.weights])
-    if weights is None:
-        raise UserError(f'{store}: has no {WEIGHTS_FILES[settings.weights]}; set evaluate.weights = "model"')
+    file = report_file("evaluation", settings, images.title, finished.trained_with().evaluate.crop_pct)
+    weights = finished.file(WEIGHTS_FILES[settings.weights]).sha256
     if not store.exists(file):
         raise UserError(f"{store}: is not evaluated; {again} first, which makes {file}")
     found = read_json(store.read(file), store.name(file))
-    wanted = carried_by_run(stored, manifest["steps"], weights)
+    wanted = carried_by_run(stored, finished.manifest.steps, weights)
     wanted |= {"images": images.title, "class_folders": settings.class_folders, "labels": settings.labels}
     if images.content is not None:
         wanted["split"] = images.content

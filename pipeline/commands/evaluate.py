@@ -28,6 +28,7 @@ from pipeline.execution.stage_dir import open_stage, write_manifest
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import PredictionsManifest
 from schemas.receipts import fingerprint, read_json
 from stages.data.image_set import ImageSet, open_image_set
 from stages.data.views import pixel_versions
@@ -92,7 +93,7 @@ def ask(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> ModelPredic
     job = Job(begun, partial(Predictor, run, who, gallery, device))
     with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, _ = make_missing(job, specs, cluster=cluster, seats=seats, progress=progress)
-    write_manifest(begun, receipts, stage="evaluate")
+    write_manifest(begun, PredictionsManifest, receipts, stage="evaluate")
     return ModelPredictions(subject, Predictions.read(store, receipts), folder)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.commands.run import Say
 from schemas.config import RunFile
-from schemas.errors import UserError
+from schemas.label_identity import LabelIdentity
+from schemas.manifests import LabelManifest, ShardManifest
 from schemas.receipts import read_json
 from stages.data.split import Split
 from stages.evaluate.reports import carried_by_run, outdated, report_file, untrained_line
@@ -17,8 +18,8 @@ from stages.models.classifier import Classifier
 from stages.models.export import TimmNetwork, exported, file_names, refuse_missing_packages, supported_network
 from stages.models.export_folder import CARD_FILE, refuse_foreign, write_export
 from stages.models.student import trained_student
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import WEIGHTS_FILES, run_as_stored, run_store, stored_run, weights_sha256
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, refuse_other_classes
 from stages.storage.store import Store
 from stages.train.plan import TAUGHT
 
@@ -47,20 +48,18 @@ def export(run: RunFile, format_: str, out: str, say: Say, force: bool = False) 
     """
     refuse_missing_packages(format_)
     refuse_foreign(out, file_names(format_), force)
-    store = run_store(run.workspace, run.train.name)
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
+    finished = open_run(run.workspace, run.train.name)
     split = Split.open(run.workspace, "train", run.cache)
-    trained = stored_run(run, run.train.name)
-    model = trained_student(trained, split, WEIGHTS_FILES[run.evaluate.weights])
+    refuse_other_classes(finished, split.classes)
+    trained, file = finished.config(run), WEIGHTS_FILES[run.evaluate.weights]
+    model = trained_student(trained, split, file)
     handed_on = supported_network(model, trained, split.classes)
     untrained = _untrained(trained, model)
     if untrained:
         say(f"warning: {untrained}")
     files = exported(model, handed_on, format_, trained, split.classes)
     if format_ == "huggingface":
-        files[CARD_FILE] = "\n".join(_card(trained, manifest, split, handed_on, untrained)).encode() + b"\n"
+        files[CARD_FILE] = "\n".join(_card(trained, finished, split, handed_on, untrained)).encode() + b"\n"
     write_export(out, files, force)
     say(f"run {run.train.name}: {', '.join(files)} → {out}")
     sizes = {name: len(data) for name, data in files.items()}
@@ -71,7 +70,7 @@ def export(run: RunFile, format_: str, out: str, say: Say, force: bool = False) 
         "out": out,
         "architecture": handed_on.architecture,
         "weights": run.evaluate.weights,
-        "model_sha256": weights_sha256(manifest, WEIGHTS_FILES[run.evaluate.weights]),
+        "model_sha256": finished.file(file).sha256,
         "untrained_heads": list(trained.train.untrained_heads) if model.distilled else [],
         "files": sizes,
     }
@@ -89,9 +88,7 @@ def _untrained(run: RunFile, model: Classifier) -> str:
     )
 
 
-def _card(
-    run: RunFile, manifest: dict[str, Any], split: Split, handed_on: TimmNetwork, untrained: str
-) -> Iterator[str]:
+def _card(run: RunFile, finished: FinishedRun, split: Split, handed_on: TimmNetwork, untrained: str) -> Iterator[str]:
     file = WEIGHTS_FILES[run.evaluate.weights]
     parameters = sum(parameter.numel() for parameter in handed_on.network.parameters())
     taught = "from the stored decisions of a teacher" if run.train.distillation in TAUGHT else "without a teacher"
@@ -117,38 +114,44 @@ def _card(
     yield f"| shards | {len(split.rows):,} |"
     yield f"| content of the shards | {split.content} |"
     yield from _teacher(run)
-    yield from ("", "## Training", "", "| what | value |", "|---|---|", f"| steps taken | {manifest['steps']:,} |")
-    yield f"| last mean loss | {manifest['loss']} |"
+    yield from (
+        "",
+        "## Training",
+        "",
+        "| what | value |",
+        "|---|---|",
+        f"| steps taken | {finished.manifest.steps:,} |",
+    )
+    yield f"| last mean loss | {finished.manifest.loss} |"
     for table, keys in (("student", run.student), ("train", run.train), ("views", run.views)):
         yield from (f"| {table}.{key} | {json.dumps(value)} |" for key, value in keys.model_dump(mode="json").items())
     yield from ("", "## Results", "")
-    yield from _results(run, manifest)
+    yield from _results(run, finished)
 
 
 def _teacher(run: RunFile) -> Iterator[str]:
     """What the label set's manifest says."""
-    labels = read_manifest(Store(run.workspace).at(f"labels/{run.labels.name}"))
+    labels = read_manifest(Store(run.workspace).at(f"labels/{run.labels.name}"), LabelManifest)
     if run.train.distillation not in TAUGHT or labels is None:
         return
-    teacher = labels["made_from"]["teacher"]
+    teacher = LabelIdentity.of(labels.made_from, f"labels/{run.labels.name}").teacher
     yield f"| teacher | {teacher['model']} |"
     yield f"| teacher's weights, sha256 | {teacher['weights_sha256']} |"
-    yield f"| teacher's agreement with the truth on centre crops | {labels['agreement']:.2%} |"
-    yield f"| views labelled of each image | {labels['views']:,} |"
+    yield f"| teacher's agreement with the truth on centre crops | {labels.agreement:.2%} |"
+    yield f"| views labelled of each image | {labels.views:,} |"
 
 
-def _results(run: RunFile, manifest: dict[str, Any]) -> Iterator[str]:
+def _results(run: RunFile, finished: FinishedRun) -> Iterator[str]:
     """The val split's figures of these very weights at the size and crop of the export, where they are stored."""
     figures = run.evaluate.model_copy(
         update={"source": "", "labels": "source", "class_folders": "names", "image_size": 0, "model": ""}
     )
-    run = run.model_copy(update={"evaluate": figures})
-    store, name = run_store(run.workspace, run.train.name), run.train.name
-    file = report_file("evaluation", figures, "val", run_as_stored(run.workspace, name).evaluate.crop_pct)
-    sha256 = weights_sha256(manifest, WEIGHTS_FILES[figures.weights]) or ""
-    wanted = carried_by_run(run, manifest["steps"], sha256) | {"images": "val", "labels": "source"}
-    val = read_manifest(Store(run.workspace).at("shards/val"))
-    wanted |= {"split": val["content"]} if val else {}
+    run, store = run.model_copy(update={"evaluate": figures}), finished.store
+    file = report_file("evaluation", figures, "val", finished.trained_with().evaluate.crop_pct)
+    sha256 = finished.file(WEIGHTS_FILES[figures.weights]).sha256
+    wanted = carried_by_run(run, finished.manifest.steps, sha256) | {"images": "val", "labels": "source"}
+    val = read_manifest(Store(run.workspace).at("shards/val"), ShardManifest)
+    wanted |= {"split": val.content} if val else {}
     found = read_json(store.read(file), store.name(file)) if store.exists(file) else {}
     if not found or outdated(found, wanted):
         yield "These weights were not evaluated."

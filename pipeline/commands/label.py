@@ -17,6 +17,8 @@ from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stag
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.label_identity import LabelIdentity, TopK
+from schemas.manifests import LabelManifest
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
@@ -26,6 +28,7 @@ from stages.label.margins import quantiles
 from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
+from stages.storage.manifest import CompleteStage
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -47,15 +50,15 @@ def label(run: RunFile, say: Say) -> dict[str, Any]:
     for line in _outside(run):
         say(line)
     store = Store(run.workspace).at(f"labels/{run.labels.name}")
-    made_from = label_identity(run, split)
-    for line in _resized(run, made_from):
+    identity = label_identity(run, split)
+    for line in _resized(run, identity):
         say(line)
-    begun = open_stage(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    begun = open_stage(store, identity.to_json(), pixel_versions(), "use another labels.name, or restore the run file")
     say(_devices(run))
-    manifest, new = completed_manifest(begun, views=run.labels.views), 0
-    if manifest is None:
-        manifest, new = _make(run, split, begun)
-    return _result(run, split, store, manifest, new, say)
+    found, new = completed_manifest(begun, LabelManifest, views=run.labels.views), 0
+    if found is None:
+        found, new = _make(run, split, begun)
+    return _result(run, split, store, found, new, say)
 
 
 def _devices(run: RunFile) -> str:
@@ -70,22 +73,24 @@ def _devices(run: RunFile) -> str:
     )
 
 
-def _result(run: RunFile, split: Split, store: Store, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
+def _result(
+    run: RunFile, split: Split, store: Store, found: CompleteStage[LabelManifest], new: int, say: Say
+) -> dict[str, Any]:
     """What there is to say of a whole label set."""
-    decisions = sum(part["rows"] for part in manifest["parts"])
+    manifest, decisions = found.manifest, sum(found.parts.rows)
     stored = sum(length for folder in ("", "receipts") for length in store.files(folder).values())
     say(
         f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
     )
-    say(f"the teacher agrees with the truth on {manifest['agreement']:.1%} of {len(split)} unmixed centre crops")
-    shares = manifest["mixed_agreement"]
+    say(f"the teacher agrees with the truth on {manifest.agreement:.1%} of {len(split)} unmixed centre crops")
+    shares = manifest.mixed_agreement
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
-    half, near = manifest["margins"]["p50"], manifest["near_ties"]
+    half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     return {
-        "stage": "label-teacher", "decisions": decisions, "parts": len(manifest["parts"]), "new_parts": new,
+        "stage": "label-teacher", "decisions": decisions, "parts": len(found.parts), "new_parts": new,
         "views": run.labels.views, "bytes_per_view": stored / decisions,
-    } | {name: manifest[name] for name in _SUMMARY}  # fmt: skip
+    } | {name: value for name, value in manifest.fields().items() if name in _SUMMARY}  # fmt: skip
 
 
 def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
@@ -119,25 +124,24 @@ def _outside(run: RunFile) -> Iterator[str]:
             )
 
 
-def _resized(run: RunFile, made_from: dict[str, Any]) -> Iterator[str]:
+def _resized(run: RunFile, identity: LabelIdentity) -> Iterator[str]:
     """Says of every network that takes another side than the views' that it does."""
-    sides = made_from["teacher"]["side"]
-    for member, side in zip(run.teacher.members, sides if isinstance(sides, list) else [sides], strict=True):
+    for member, side in zip(run.teacher.members, identity.sides, strict=True):
         if side != run.views.image_size:
             yield f"{member.model} sees the views of {run.views.image_size} pixels resized to {side}"
 
 
-def label_identity(run: RunFile, split: Split) -> dict[str, Any]:
+def label_identity(run: RunFile, split: Split) -> LabelIdentity:
     """The identity of the label set."""
-    return {
-        "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
-        "teacher": _teacher_identity(run, split),
-        "store": _kept(run, len(split.classes)),
-    }
+    return LabelIdentity(
+        shards=split.content,
+        recipe=run.views.model_dump(mode="json"),
+        teacher=_teacher_identity(run, split),
+        store=_kept(run, len(split.classes)),
+    )
 
 
-def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
+def _kept(run: RunFile, classes: int) -> Any:
     """What the store keeps of a decision."""
     settings = run.labels
     if settings.store != "topk":
@@ -147,7 +151,7 @@ def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
             'lower it, or set labels.store = "full"'
         )
-    return {"kind": "topk", "k": settings.topk, "tau": run.train.tau}
+    return TopK(kind="topk", k=settings.topk, tau=run.train.tau)
 
 
 def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
     return teacher.identity() | {"device": run_device(run)}
 
 
-def _make(run: RunFile, split: Split, begun: StageDir) -> tuple[dict[str, Any], int]:
+def _make(run: RunFile, split: Split, begun: StageDir) -> tuple[CompleteStage[LabelManifest], int]:
     """Label what is missing; the manifest, and how many parts are new."""
     passes = run.labels.views // run.views.repeats
     done = {name: one for name, one in valid_receipts(begun.store).items() if one.made_by == begun.made_by}
@@ -172,7 +176,8 @@ def _make(run: RunFile, split: Split, begun: StageDir) -> tuple[dict[str, Any], 
     job = Job(begun, partial(Labeller, run, split, run_device(run)), lanes=2 if gpu else 1)
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
-    return write_manifest(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new
+    said: dict[str, Any] = {"stage": "label-teacher", "views": run.labels.views, **_summary(receipts)}
+    return write_manifest(begun, LabelManifest, receipts, **said), new
 
 
 def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
@@ -185,6 +190,6 @@ def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
         "agreement": sum(one["correct"] for one in centre) / sum(one["images"] for one in centre),
         "mixed_agreement": {name: count / decisions for name, count in mixed.items()},
         "margins": quantiles(counts),
-        "margin_counts": counts,
+        "margin_counts": tuple(counts),
         "near_ties": sum(receipt.facts["near_ties"] for receipt in receipts) / decisions,
     }

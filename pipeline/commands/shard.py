@@ -5,6 +5,7 @@ Nothing here or below loads torch: over a million images are listed within a gig
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,8 @@ from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stag
 from pipeline.execution.worker import Job
 from schemas.config import RunFile, ShardsConfig
 from schemas.errors import BadImages, MismatchError, UserError
-from schemas.receipts import Receipt, StoredFile
+from schemas.manifests import Adopted, ShardManifest
+from schemas.receipts import Receipt, StoredFile, canonical_json
 from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
 from stages.shard.plan import plan_shards
@@ -26,7 +28,8 @@ from stages.shard.shared import warn_of_shared_images, warn_of_shared_names
 from stages.shard.writer import ShardMaker, packing_versions
 from stages.sources.discover import list_sources
 from stages.sources.listing import Listing
-from stages.storage.commit import put_json, put_table, read_manifest
+from stages.storage.commit import put_json, put_table
+from stages.storage.manifest import CompleteStage, read_manifest
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -59,16 +62,16 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
         settings = _settings(run.shards)
         made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
         begun = open_stage(store, made_from, packing_versions(), _MEND)
-        manifest, new = completed_manifest(begun, beside=_COMPANION_FILES if not run.shards.adopt else ()), 0
-        if manifest is None:
-            manifest, new = _pack(run, split, listing, begun)
-        result[split] = _result(run, split, manifest, new, say)
-    root, listed = Store(run.workspace).at("shards"), _listed(run)
-    finished = read_manifest(root, _LISTED) == listed
+        beside = _COMPANION_FILES if not run.shards.adopt else ()
+        found, new = completed_manifest(begun, ShardManifest, beside=beside), 0
+        if found is None:
+            found, new = _pack(run, split, listing, begun)
+        result[split] = _result(run, split, found, new, say)
+    finished = _is_listed(run)
     if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
         warn_of_shared_images(_store(run, "train"), _store(run, "val"), note)
     if not finished:
-        put_json(root, _LISTED, listed)
+        put_json(Store(run.workspace).at("shards"), _LISTED, _listed(run))
     return {"stage": "shard", "splits": result}
 
 
@@ -78,18 +81,19 @@ def sharded(run: RunFile, say: Say) -> dict[str, Any] | None:
     Raises:
         MismatchError: if images were left out that the run file wants no more to be.
     """
-    if read_manifest(Store(run.workspace).at("shards"), _LISTED) != _listed(run):
+    if not _is_listed(run):
         return None
     result = {}
     for split in ("train", "val") if run.source.val else ("train",):
         store = _store(run, split)
-        made_from = (read_manifest(store) or {}).get("made_from", {})
-        manifest = completed_manifest(
-            StageDir(store, made_from, {}, ""), beside=_COMPANION_FILES if not run.shards.adopt else ()
-        )
-        if manifest is None or made_from["shards"] != _settings(run.shards):
+        manifest = read_manifest(store, ShardManifest)
+        if manifest is None or manifest.made_from.get("shards") != _settings(run.shards):
             return None
-        result[split] = _result(run, split, manifest, 0, say)
+        beside = _COMPANION_FILES if not run.shards.adopt else ()
+        found = completed_manifest(StageDir(store, manifest.made_from, {}, ""), ShardManifest, beside=beside)
+        if found is None:
+            return None
+        result[split] = _result(run, split, found, 0, say)
     say("the source was not listed again; `deit-pipeline shard` does that")
     return {"stage": "shard", "splits": result}
 
@@ -110,7 +114,14 @@ def _listed(run: RunFile) -> dict[str, Any]:
     return {"source": {key: hide_secrets(str(value)) for key, value in (named | paths).items()}}
 
 
-def _pack(run: RunFile, split: str, listing: Listing, begun: StageDir) -> tuple[dict[str, Any], int]:
+def _is_listed(run: RunFile) -> bool:
+    """Whether a finished command has listed this source; a damaged record is as good as none."""
+    with suppress(FileNotFoundError):
+        return Store(run.workspace).at("shards").read(_LISTED) == canonical_json(_listed(run))
+    return False
+
+
+def _pack(run: RunFile, split: str, listing: Listing, begun: StageDir) -> tuple[CompleteStage[ShardManifest], int]:
     """Make the shards that are missing, and what others read beside them; the manifest, and how many are new."""
     store, specs = begun.store, plan_shards(listing, run.shards, shuffle=split == "train")
     job = Job(begun, partial(ShardMaker, listing.source, run.shards))
@@ -123,16 +134,17 @@ def _pack(run: RunFile, split: str, listing: Listing, begun: StageDir) -> tuple[
         raise UserError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
     more: dict[str, Any] = {
         "stage": "shard",
-        "classes": list(listing.classes),
+        "classes": tuple(listing.classes),
         "found": len(listing.images) + len(listing.refused) + listing.other_files,
         "samples": sum(receipt.rows for receipt in receipts),
-        "skipped": skipped,
+        "skipped": tuple(skipped),
         "other_files": listing.other_files,
     }
     if listing.left_out:
-        more["left_out"] = list(listing.left_out)
+        more["left_out"] = tuple(listing.left_out)
     if run.shards.adopt:
-        more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
+        tars = tuple(StoredFile(**one.facts["tar"]) for one in receipts)
+        more["adopted"] = Adopted(root=Store(listing.source.root).portable, tars=tars)
     else:
         for name, about in zip(
             _COMPANION_FILES, (_timm_info(split, receipts), _wids_index(split, receipts)), strict=True
@@ -140,32 +152,32 @@ def _pack(run: RunFile, split: str, listing: Listing, begun: StageDir) -> tuple[
             put_json(store, name, about)
     if skipped:
         put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
-    return write_manifest(begun, receipts, **more), new
+    return write_manifest(begun, ShardManifest, receipts, **more), new
 
 
-def _result(run: RunFile, split: str, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
+def _result(run: RunFile, split: str, found: CompleteStage[ShardManifest], new: int, say: Say) -> dict[str, Any]:
     """What there is to say of a whole split; refused where images were left out and that is not wanted."""
-    store, skipped, parts = _store(run, split), manifest["skipped"], manifest["parts"]
+    store, skipped, parts = _store(run, split), found.manifest.skipped, found.parts
     if skipped and run.shards.on_bad_image == "fail":
         raise MismatchError(
             f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
             'set shards.on_bad_image = "skip", or delete that folder'
         )
-    say(f"{split}: {manifest['samples']} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
-    if never := _never_paired(parts):
+    say(f"{split}: {found.manifest.samples} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
+    if never := _never_paired(parts.rows):
         say(f"{split}: {never}")
     return {
         "parts": len(parts),
         "new_parts": new,
-        "bytes": sum(file["bytes"] for part in parts for file in part["files"]),
-        "samples": manifest["samples"],
+        "bytes": parts.bytes,
+        "samples": found.manifest.samples,
         "skipped": len(skipped),
     }
 
 
-def _never_paired(parts: Sequence[dict[str, Any]]) -> str:
+def _never_paired(shards: Sequence[int]) -> str:
     """How many images have no partner to be mixed with, in words, or ""."""
-    alone, odd = sum(part["rows"] == 1 for part in parts), sum(part["rows"] % 2 for part in parts)
+    alone, odd = sum(rows == 1 for rows in shards), sum(rows % 2 for rows in shards)
     said = [f"{alone} images are alone in their shard and never labelled or trained on"] if alone else []
     said += (
         [f"{odd - alone} shards have an odd number of images, one of which sits out each pass"] if odd > alone else []

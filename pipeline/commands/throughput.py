@@ -20,6 +20,7 @@ from pipeline.execution.devices import run_device
 from schemas import paper
 from schemas.config import Member, RunFile
 from schemas.errors import UserError
+from schemas.manifests import ShardManifest
 from schemas.receipts import fingerprint
 from stages.data.image_set import known_classes
 from stages.evaluate.reports import best_head, carried_by_run, outdated, report_dir, stored_evaluations
@@ -27,8 +28,9 @@ from stages.evaluate.throughput import device_name
 from stages.evaluate.throughput import throughput as measure
 from stages.models.precision import chosen_precision
 from stages.plotting.charts import Series, chart, markdown
-from stages.storage.commit import put_json, read_manifest
-from stages.storage.run_files import RUN_FILE, WEIGHTS_FILES, run_store, stored_run, weights_sha256
+from stages.storage.commit import put_json
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import RUN_FILE, WEIGHTS_FILES, open_run, run_store, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -87,13 +89,13 @@ def _current_evaluations(run: RunFile, say: Say) -> Iterator[dict[str, Any]]:
 
     Others are left out; it is said of which an earlier version did not say enough.
     """
-    split = (read_manifest(Store(run.workspace).at("shards/val")) or {}).get("content")
+    val = read_manifest(Store(run.workspace).at("shards/val"), ShardManifest)
     for path, found in stored_evaluations(run.workspace):
         if found.get("crop_pct") != run.evaluate.crop_pct:
             continue
         why = outdated(found, {"labels": found.get("labels"), "class_folders": found.get("class_folders")})
         why = why or _other_weights(run, path, found)
-        if not why and kind(found) == "top1" and split not in (None, found["split"]):
+        if not why and kind(found) == "top1" and val and val.content != found["split"]:
             why = "the val split was another"
         if why:
             say(f"{path}: is left out ({why}); run `deit-pipeline evaluate` for it again")
@@ -106,15 +108,14 @@ def _other_weights(run: RunFile, path: str, found: dict[str, Any]) -> str:
     folder = path.rpartition("/")[0]
     if found["run"] is None:
         return "" if folder == report_dir(None, found["name"], _identity(found)) else "its folder is of other weights"
-    manifest = read_manifest(Store(run.workspace).at(folder))
-    if folder != f"runs/{found['run']}" or manifest is None:
-        return "its run is not there"
+    if folder != f"runs/{found['run']}":
+        return "it is in another run's folder"
     try:
-        own = stored_run(run, found["run"])
+        finished = open_run(run.workspace, found["run"])
+        sha256 = finished.file(WEIGHTS_FILES[found["weights"]]).sha256
+        wanted = carried_by_run(finished.config(run), finished.manifest.steps, sha256)
     except UserError as error:
         return str(error)
-    sha256 = weights_sha256(manifest, WEIGHTS_FILES[found["weights"]]) or ""
-    wanted = carried_by_run(own, manifest["steps"], sha256)
     return outdated(found, wanted | {"weights": found["weights"], "image_size": found["image_size"]})
 
 

@@ -12,13 +12,14 @@ from typing import NamedTuple, Protocol
 from schemas import config
 from schemas.config import RunFile
 from schemas.errors import MismatchError, UserError
+from schemas.manifests import ShardManifest
 from stages.data.split import Split
 from stages.sources.class_labels import read_classes, read_labels
 from stages.sources.class_names import Classes
 from stages.sources.discover import list_source
 from stages.sources.listing import Listing
 from stages.sources.reader import Reader
-from stages.storage.commit import read_manifest
+from stages.storage.manifest import read_manifest
 from stages.storage.store import Store
 
 _BLOCK = 1000
@@ -145,9 +146,9 @@ def open_image_set(run: RunFile) -> ImageSet:
 
 def known_classes(run: RunFile) -> tuple[str, ...] | None:
     """Class names by index, as the train split has them, else as the run file says; None = a source's own."""
-    manifest = read_manifest(Store(run.workspace).at("shards/train"))
+    manifest = read_manifest(Store(run.workspace).at("shards/train"), ShardManifest)
     if manifest:
-        return tuple(manifest["classes"])
+        return manifest.classes
     given = read_classes(run.source.classes)
     return given if isinstance(given, tuple) else None
 

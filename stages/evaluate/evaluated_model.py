@@ -25,8 +25,7 @@ from stages.models.student import trained_student
 from stages.models.teacher import Teacher
 from stages.models.weights import find_weights, pretrained_weights, weights_digest
 from stages.replay.mix import normalise
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import WEIGHTS_FILES, run_as_stored, run_store, stored_run, weights_sha256
+from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, refuse_other_classes
 
 
 class ModelRef(NamedTuple):
@@ -120,7 +119,7 @@ def open_evaluated_model(config: RunFile, ref: ModelRef, image_set: ImageSet, de
         MismatchError: if a run's network or classes are others.
     """
     if ref.run:
-        return _run(stored_run(config, ref.run), image_set, device)
+        return _run(config, open_run(config.workspace, ref.run), image_set, device)
     if ref.member:
         return _model(config, ref.member, image_set, device)
     size = config.evaluate.image_size or config.views.image_size
@@ -139,20 +138,20 @@ def open_evaluated_model(config: RunFile, ref: ModelRef, image_set: ImageSet, de
     )
 
 
-def _run(stored: RunFile, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
-    name, file = stored.train.name, WEIGHTS_FILES[stored.evaluate.weights]
-    manifest = read_manifest(run_store(stored.workspace, name))
-    size = stored.evaluate.image_size or stored.image_size
+def _run(config: RunFile, finished: FinishedRun, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
+    refuse_other_classes(finished, image_set.classes)
+    stored, file = finished.config(config), WEIGHTS_FILES[config.evaluate.weights]
+    size = config.evaluate.image_size or stored.image_size
     network = trained_student(stored, image_set, file, size)
     return EvaluatedModel(
-        name=name,
-        run=name,
-        steps=manifest["steps"] if manifest else None,
+        name=finished.name,
+        run=finished.name,
+        steps=finished.manifest.steps,
         model=stored.student.model,
         extra=stored.student.extra,
         image_size=size,
-        usual_crop=run_as_stored(stored.workspace, name).evaluate.crop_pct,
-        weights_sha256=weights_sha256(manifest, file) or weights_digest(network.model.state_dict()),
+        usual_crop=finished.trained_with().evaluate.crop_pct,
+        weights_sha256=finished.file(file).sha256,
         network=network.eval().requires_grad_(False).to(device),
         untrained=stored.train.untrained_heads if network.distilled else (),
         why_untrained=stored.train.distillation,
@@ -161,6 +160,7 @@ def _run(stored: RunFile, image_set: ImageSet, device: torch.device) -> Evaluate
 
 
 def _model(config: RunFile, member: Member, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
+    usual = usual_size(member.model)  # an unknown name is refused before its weights are looked for
     run, source = None, f"evaluate.model = {member.model}"
     if member.checkpoint:
         source = f"evaluate.checkpoint = {member.checkpoint}"
@@ -168,9 +168,11 @@ def _model(config: RunFile, member: Member, image_set: ImageSet, device: torch.d
     else:
         weights = pretrained_weights(member.model, "evaluate.checkpoint")
     if member.checkpoint.startswith(RUN_PREFIX):
-        run = stored_run(config, member.checkpoint.removeprefix(RUN_PREFIX))
+        finished = open_run(config.workspace, member.checkpoint.removeprefix(RUN_PREFIX))
+        refuse_other_classes(finished, image_set.classes)
+        run = finished.config(config)
         member = member._replace(extra=member.extra or _own_extra(run, member.model))
-    size = config.evaluate.image_size or (run.image_size if run else usual_size(member.model))
+    size = config.evaluate.image_size or (run.image_size if run else usual)
     network = build(member.model, num_classes=len(image_set.classes), img_size=size, drop_path=0.0, extra=member.extra)
     load_weights(network, weights, source=source)
     if run:

@@ -55,7 +55,7 @@ class Teacher:
         members = [_member(one, workspace, num_classes, image_size) for one in settings.members]
         models, self.sides = [model for model, _ in members], [side for _, side in members]
         self.untrained = [
-            untrained_heads(one.checkpoint, workspace, "teacher.checkpoint") if model.distilled else ()
+            untrained_heads(one.checkpoint, workspace) if model.distilled else ()
             for one, model in zip(settings.members, models, strict=True)
         ]
         self.weights_sha256 = [weights_digest(model.model.state_dict()) for model in models]

@@ -17,7 +17,7 @@ from schemas.names import RUN_PREFIX
 from stages.models.state_dict import read_weights
 from stages.storage.run_files import EMA_FILE as EMA_FILE
 from stages.storage.run_files import MODEL_FILE as MODEL_FILE
-from stages.storage.run_files import run_as_stored, run_store
+from stages.storage.run_files import find_run, open_run, run_store
 
 
 def to_bytes(tensors: dict[str, Tensor]) -> bytes:
@@ -48,7 +48,7 @@ def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL
         return read_weights(path)
 
 
-def untrained_heads(checkpoint: str, workspace: str, key: str) -> tuple[str, ...]:
+def untrained_heads(checkpoint: str, workspace: str) -> tuple[str, ...]:
     """Heads of a distilled model that were never trained, where its checkpoint is `run:NAME`; of a file none is known.
 
     Raises:
@@ -56,8 +56,7 @@ def untrained_heads(checkpoint: str, workspace: str, key: str) -> tuple[str, ...
     """
     if not checkpoint.startswith(RUN_PREFIX):
         return ()
-    stored = run_as_stored(workspace, checkpoint.removeprefix(RUN_PREFIX), f"{key} = {checkpoint}")
-    return stored.train.untrained_heads
+    return open_run(workspace, checkpoint.removeprefix(RUN_PREFIX)).trained_with().train.untrained_heads
 
 
 def pretrained_weights(model: str, key: str = "teacher.checkpoint") -> dict[str, Tensor]:
@@ -102,11 +101,13 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     if not checkpoint.startswith(RUN_PREFIX):
         yield Path(checkpoint)
         return
-    store = run_store(workspace, checkpoint.removeprefix(RUN_PREFIX), f"{key} = {checkpoint}")
-    try:
-        data = store.read(file)
-    except FileNotFoundError:
-        raise UserError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
+    run = find_run(workspace, checkpoint.removeprefix(RUN_PREFIX), f"{key} = {checkpoint}")
+    if run is None:
+        store = run_store(workspace, checkpoint.removeprefix(RUN_PREFIX))
+        raise UserError(
+            f"{key} = {checkpoint}: {store} is not trained to its end; train that run first (`deit-pipeline train`)"
+        )
+    data = run.read(file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file)
         path.write_bytes(data)

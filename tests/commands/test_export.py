@@ -133,10 +133,10 @@ def test_what_cannot_be_exported_is_refused_in_one_line(whole, copied, tmp_path,
         export, whole, "tflite", str(tmp_path), silent
     )
     assert "is not trained to its end" in refused(
-        export, copied({"train": {"name": "never"}}), "safetensors", str(tmp_path), silent
+        export, copied({"train": {"name": "never"}}), "safetensors", str(tmp_path / "out"), silent
     )
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(export, whole, "safetensors", str(tmp_path / "file"), silent)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    line = refused(export, whole, "onnx", str(tmp_path), silent)
+    line = refused(export, whole, "onnx", str(tmp_path / "out"), silent)
     assert line == "--format onnx: needs onnx; pip install 'deit-pipeline[export]'"
