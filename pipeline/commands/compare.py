@@ -158,7 +158,7 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _table(rows: Sequence[dict[str, Any]], differing: Sequence[str]) -> str:
-    there = [head for head in _HEADS if any(row[head] for row in rows)]
+    there = [head for head in _HEADS if any(row[head] or head in row["untrained_heads"] for row in rows)]
     head = ["run", *differing, "epochs", "loss", *(f"top-1, {_HEADS[one]}" for one in there), "top-5", "images"]
     lines = []
     for row in rows:

@@ -72,7 +72,7 @@ def plan_training(run: RunFile, world: int) -> Plan:
     if run.student.img_size not in (0, run.views.image_size):
         raise UserError(
             f"student.img_size = {run.student.img_size}: views have views.image_size = {run.views.image_size}; set it "
-            "to 0 to train, to another size only to evaluate"
+            "to 0; evaluate.image_size measures at another size"
         )
     steps_per_epoch = len(split) // train.batch_size
     if not steps_per_epoch or not split.pairs:
