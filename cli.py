@@ -227,6 +227,7 @@ def compare(
 def export(
     format_: Annotated[str, typer.Option("--format", help="safetensors, huggingface, onnx or torch-export.")],
     out: Annotated[str, typer.Option(help="The folder to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of an export that is there.")] = False,
     config: Config = "deit.toml",
     set_: Override = None,
     json_: Json = False,
@@ -236,7 +237,7 @@ def export(
         settings = load_run_file(config, set_ or [])
         from pipeline.commands.export import export as write
 
-        _print(write(settings, format_, out, _say(json_)), json_)
+        _print(write(settings, format_, out, _say(json_), force), json_)
 
 
 @app.command()
@@ -281,7 +282,7 @@ def verify(
         settings, say = load_run_file(config, set_ or []), _say(json_)
         found = check(settings.workspace)
         for problem in found["problems"]:
-            say(f"{problem['path']}: {problem['what']}")
+            say(f"{problem['path']}: {problem['what']}; {problem['fix']}" if problem["fix"] else problem["what"])
         say(f"{found['checked']} files checked, {len(found['problems'])} problems")
         if deep and found["ok"]:
             from pipeline.commands.verify_deep import verify_deep
@@ -289,9 +290,7 @@ def verify(
             found |= {"deep": verify_deep(settings, parts, say)}
         _print(found, json_)
         if not found["ok"]:
-            raise UserError(
-                "verify: problems were found; delete the receipts of the parts named and run their stage again"
-            )
+            raise UserError("verify: problems were found; do what each line says, then verify again")
         if deep and not found["deep"]["ok"]:
             raise UserError(
                 "verify --deep: teacher or views are not those that were labelled; compare the versions in the label "

@@ -4,25 +4,16 @@ Unknown keys, wrong types and impossible values are refused in one line that nam
 it allows. Defaults are DeiT's. A key exists only if something acts on it.
 """
 
-import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from schemas.names import checkpoint_name, folder_name
 from schemas.recipe import Recipe, Table
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def _folder_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(
-            "must be a folder name: letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
-        )
-    return value
-
-
-FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderName = Annotated[str, AfterValidator(folder_name)]
+NoneOrFolderName = Annotated[str, AfterValidator(lambda value: value and folder_name(value))]
+Checkpoint = Annotated[str, AfterValidator(checkpoint_name)]
 
 
 def _names(value: Any) -> Any:
@@ -50,7 +41,14 @@ def _tables(value: Any) -> Any:
     raise ValueError("must be a table, or a list of tables for a mixture")
 
 
+def _checkpoints(value: Any) -> Any:
+    for one in value if isinstance(_names(value), tuple) else (value,):
+        checkpoint_name(one)
+    return value
+
+
 Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
+Checkpoints = Annotated[str | tuple[str, ...], PlainValidator(_checkpoints)]
 Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
 Sizes = Annotated[int | tuple[int, ...], PlainValidator(_sizes)]
 AUTO = "auto"
@@ -151,7 +149,7 @@ class TeacherConfig(Table):
         "regnety_160.deit_in1k",
         description="any timm classifier, name the weights' tag; or a list, whose softmaxes are averaged",
     )
-    checkpoint: Names = Field(
+    checkpoint: Checkpoints = Field(
         "",
         description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace; '
         "a list for a list of models",
@@ -237,7 +235,7 @@ class StudentConfig(Table):
         lt=1,
         description="dropout: in a transformer after the positions and in every block, elsewhere before the classifier",
     )
-    init_checkpoint: str = Field("", description="weights to start from, as teacher.checkpoint")
+    init_checkpoint: Checkpoint = Field("", description="weights to start from, as teacher.checkpoint")
     new_head: bool = Field(False, description="begin with fresh heads: init_checkpoint knows other classes")
     extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
@@ -311,6 +309,13 @@ class TrainConfig(Table):
         return self
 
     @property
+    def untrained_heads(self) -> tuple[str, ...]:
+        """Those of a distilled student's heads, "class" and "distillation", that no term of the loss reaches."""
+        if self.distillation == "none" or self.alpha == 0:
+            return ("distillation",)
+        return ("class",) if self.alpha == 1 else ()
+
+    @property
     def processes(self) -> int:
         """`workers` as a number; 2 where no command has replaced "auto" by what suits its devices."""
         return _PROCESSES if self.workers == AUTO else int(self.workers)
@@ -338,7 +343,7 @@ class EvaluateConfig(Table):
     model: Names = Field(
         "", description='any timm classifier, or a list of them, in place of the run; "" = the run of train.name'
     )
-    checkpoint: Names = Field("", description="weights of evaluate.model, as teacher.checkpoint")
+    checkpoint: Checkpoints = Field("", description="weights of evaluate.model, as teacher.checkpoint")
     extra: Tables = Field({}, description="further arguments of timm.create_model; a list for a list of models")
     source: str = Field("", description='images, in any form source.train may have; "" = the val split')
     source_labels: str = Field("", description="classes of a source whose images lie flat, as source.val_labels")
@@ -348,7 +353,7 @@ class EvaluateConfig(Table):
     labels: Literal["source", "imagenet-real"] = Field(
         "source", description="the images' own classes, or ImageNet-Real's for the official validation images"
     )
-    baseline: str = Field("", description="--disagreement: a run of a student that no teacher taught")
+    baseline: NoneOrFolderName = Field("", description="--disagreement: a run of a student that no teacher taught")
     max_batch: int = Field(0, ge=0, description="--throughput: largest batch to try; 0 = until memory ends")
     runs: int = Field(30, ge=1, le=100_000, description="--throughput: timed forward passes")
     precision: Precision = Field(
@@ -410,6 +415,11 @@ class RunFile(Table):
     evaluate: EvaluateConfig = EvaluateConfig()
     cache: CacheConfig = CacheConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the student takes."""
+        return self.student.img_size or self.views.image_size
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunFile":

@@ -8,11 +8,14 @@ part write the same bytes.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import MismatchError, UserError
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -61,6 +64,14 @@ class StoredFile:
     path: str
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if type(self.path) is not str or not self.path or not {"", ".", ".."}.isdisjoint(self.path.split("/")):
+            raise ValueError(f"path = {truncate_json(self.path)}: must be a path below the stage's folder")
+        if type(self.bytes) is not int or self.bytes < 0:
+            raise ValueError(f"bytes = {truncate_json(self.bytes)}: must be a whole number of at least 0")
+        if type(self.sha256) is not str or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 = {truncate_json(self.sha256)}: must be 64 hexadecimal digits")
 
 
 @dataclass(frozen=True, kw_only=True)

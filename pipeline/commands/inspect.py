@@ -9,13 +9,14 @@ from PIL import Image
 from pipeline.execution.devices import compiled, run_device, settled
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import LabelManifest
 from stages.data.split import Split
 from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
 from stages.inspect.contact_sheet import draw_sheet
 from stages.inspect.views import as_json, find_sample, inspect_views, readable
 from stages.label.label_set import LabelSet
 from stages.label.stability import stability as compare
-from stages.storage.commit import read_manifest
+from stages.storage.manifest import read_manifest
 
 Say = Callable[[str], None]
 
@@ -55,7 +56,8 @@ def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     """
     split = Split.open(config.workspace, "train")
     opened = LabelSet.open(config, split)
-    manifest = read_manifest(opened.store) or {}
+    manifest = read_manifest(opened.store, LabelManifest)
+    assert manifest is not None, "the set was opened by it"
     by_class = class_agreement(opened, split, config.views)
     names = readable(split.classes)
     title = f"labels {config.labels.name}: {config.teacher.title}"
@@ -63,7 +65,8 @@ def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     for line in agreement_lines(by_class, names, manifest):
         say(line)
     say(f"→ {out}")
-    summary = {key: manifest[key] for key in ("agreement", "mixed_agreement", "margins", "near_ties")}
+    keys = ("agreement", "mixed_agreement", "margins", "near_ties")
+    summary = {key: getattr(manifest, key) for key in keys}
     counts = [dict(zip(KINDS, row, strict=True)) for row in by_class.tolist()]
     return {"inspect": "labels", "out": out, **summary, "classes": dict(zip(split.classes, counts, strict=True))}
 

@@ -17,6 +17,8 @@ from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stag
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.label_identity import LabelIdentity, TopK
+from schemas.manifests import LabelManifest
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
@@ -26,6 +28,7 @@ from stages.label.margins import quantiles
 from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
+from stages.storage.manifest import CompleteStage
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -47,15 +50,17 @@ def label(config: RunFile, say: Say) -> dict[str, Any]:
     for line in _outside(config):
         say(line)
     store = Store(config.workspace).child(f"labels/{config.labels.name}")
-    made_from = label_identity(config, split)
-    for line in _resized(config, made_from):
+    identity = label_identity(config, split)
+    for line in _resized(config, identity):
         say(line)
-    stage_dir = open_stage(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
+    stage_dir = open_stage(
+        store, identity.to_json(), pixel_versions(), "use another labels.name, or restore the run file"
+    )
     say(_devices(config))
-    manifest, new = completed_manifest(stage_dir, views=config.labels.views), 0
-    if manifest is None:
-        manifest, new = _make(config, split, stage_dir)
-    return _result(config, split, store, manifest, new, say)
+    found, new = completed_manifest(stage_dir, LabelManifest, views=config.labels.views), 0
+    if found is None:
+        found, new = _make(config, split, stage_dir)
+    return _result(config, split, store, found, new, say)
 
 
 def _devices(config: RunFile) -> str:
@@ -71,24 +76,24 @@ def _devices(config: RunFile) -> str:
 
 
 def _result(
-    config: RunFile, split: Split, store: Store, manifest: dict[str, Any], new: int, say: Say
+    config: RunFile, split: Split, store: Store, found: CompleteStage[LabelManifest], new: int, say: Say
 ) -> dict[str, Any]:
     """What there is to say of a whole label set."""
-    decisions = sum(part["rows"] for part in manifest["parts"])
+    manifest, decisions = found.manifest, sum(found.parts.rows)
     stored = sum(length for folder in ("", "receipts") for length in store.files(folder).values())
     say(
         f"labels {config.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → "
         f"{store}"
     )
-    say(f"the teacher agrees with the truth on {manifest['agreement']:.1%} of {len(split)} unmixed centre crops")
-    shares = manifest["mixed_agreement"]
+    say(f"the teacher agrees with the truth on {manifest.agreement:.1%} of {len(split)} unmixed centre crops")
+    shares = manifest.mixed_agreement
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
-    half, near = manifest["margins"]["p50"], manifest["near_ties"]
+    half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     return {
-        "stage": "label-teacher", "decisions": decisions, "parts": len(manifest["parts"]), "new_parts": new,
+        "stage": "label-teacher", "decisions": decisions, "parts": len(found.parts), "new_parts": new,
         "views": config.labels.views, "bytes_per_view": stored / decisions,
-    } | {name: manifest[name] for name in _SUMMARY}  # fmt: skip
+    } | {name: value for name, value in manifest.fields().items() if name in _SUMMARY}  # fmt: skip
 
 
 def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
@@ -122,25 +127,24 @@ def _outside(config: RunFile) -> Iterator[str]:
             )
 
 
-def _resized(config: RunFile, made_from: dict[str, Any]) -> Iterator[str]:
+def _resized(config: RunFile, identity: LabelIdentity) -> Iterator[str]:
     """Says of every network that takes another side than the views' that it does."""
-    sides = made_from["teacher"]["side"]
-    for member, side in zip(config.teacher.members, sides if isinstance(sides, list) else [sides], strict=True):
+    for member, side in zip(config.teacher.members, identity.sides, strict=True):
         if side != config.views.image_size:
             yield f"{member.model} sees the views of {config.views.image_size} pixels resized to {side}"
 
 
-def label_identity(config: RunFile, split: Split) -> dict[str, Any]:
+def label_identity(config: RunFile, split: Split) -> LabelIdentity:
     """The identity of the label set."""
-    return {
-        "shards": split.content,
-        "recipe": config.views.model_dump(mode="json"),
-        "teacher": _teacher_identity(config, split),
-        "store": _kept(config, len(split.classes)),
-    }
+    return LabelIdentity(
+        shards=split.content,
+        recipe=config.views.model_dump(mode="json"),
+        teacher=_teacher_identity(config, split),
+        store=_kept(config, len(split.classes)),
+    )
 
 
-def _kept(config: RunFile, classes: int) -> str | dict[str, Any]:
+def _kept(config: RunFile, classes: int) -> Any:
     """What the store keeps of a decision."""
     settings = config.labels
     if settings.store != "topk":
@@ -150,7 +154,7 @@ def _kept(config: RunFile, classes: int) -> str | dict[str, Any]:
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
             'lower it, or set labels.store = "full"'
         )
-    return {"kind": "topk", "k": settings.topk, "tau": config.train.tau}
+    return TopK(kind="topk", k=settings.topk, tau=config.train.tau)
 
 
 def _teacher_identity(config: RunFile, split: Split) -> dict[str, Any]:
@@ -165,7 +169,7 @@ def _teacher_identity(config: RunFile, split: Split) -> dict[str, Any]:
     return teacher.identity() | {"device": run_device(config)}
 
 
-def _make(config: RunFile, split: Split, stage_dir: StageDir) -> tuple[dict[str, Any], int]:
+def _make(config: RunFile, split: Split, stage_dir: StageDir) -> tuple[CompleteStage[LabelManifest], int]:
     """Label what is missing; the manifest, and how many parts are new."""
     passes = config.labels.views // config.views.repeats
     done = {name: one for name, one in valid_receipts(stage_dir.store).items() if one.made_by == stage_dir.made_by}
@@ -177,9 +181,8 @@ def _make(config: RunFile, split: Split, stage_dir: StageDir) -> tuple[dict[str,
         receipts, new = make_missing(
             job, specs, cluster=config.cluster, resources=resources, progress=progress, receipts=done
         )
-    return write_manifest(
-        stage_dir, receipts, stage="label-teacher", views=config.labels.views, **_summary(receipts)
-    ), new
+    said: dict[str, Any] = {"stage": "label-teacher", "views": config.labels.views, **_summary(receipts)}
+    return write_manifest(stage_dir, LabelManifest, receipts, **said), new
 
 
 def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
@@ -192,6 +195,6 @@ def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
         "agreement": sum(one["correct"] for one in centre) / sum(one["images"] for one in centre),
         "mixed_agreement": {name: count / decisions for name, count in mixed.items()},
         "margins": quantiles(counts),
-        "margin_counts": counts,
+        "margin_counts": tuple(counts),
         "near_ties": sum(receipt.facts["near_ties"] for receipt in receipts) / decisions,
     }

@@ -5,6 +5,7 @@ Nothing here or below loads torch: over a million images are listed within a gig
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,8 @@ from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stag
 from pipeline.execution.worker import Job
 from schemas.config import RunFile, ShardsConfig
 from schemas.errors import BadImages, MismatchError, UserError
-from schemas.receipts import Receipt, StoredFile
+from schemas.manifests import Adopted, ShardManifest
+from schemas.receipts import Receipt, StoredFile, canonical_json
 from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
 from stages.shard.plan import plan_shards
@@ -26,7 +28,8 @@ from stages.shard.shared import warn_of_shared_images, warn_of_shared_names
 from stages.shard.writer import ShardMaker, packing_versions
 from stages.sources.discover import list_sources
 from stages.sources.listing import Listing
-from stages.storage.commit import put_json, put_table, read_manifest
+from stages.storage.commit import put_json, put_table
+from stages.storage.manifest import CompleteStage, read_manifest
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -61,16 +64,16 @@ def shard(config: RunFile, say: Say) -> dict[str, Any]:
         settings = _settings(config.shards)
         made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
         stage_dir = open_stage(store, made_from, packing_versions(), _HINT)
-        manifest, new = completed_manifest(stage_dir, beside=_COMPANION_FILES if not config.shards.adopt else ()), 0
-        if manifest is None:
-            manifest, new = _pack(config, split, listing, stage_dir)
-        result[split] = _result(config, split, manifest, new, say)
-    root, listed = Store(config.workspace).child("shards"), _listed(config)
-    finished = read_manifest(root, _LISTED) == listed
+        beside = _COMPANION_FILES if not config.shards.adopt else ()
+        found, new = completed_manifest(stage_dir, ShardManifest, beside=beside), 0
+        if found is None:
+            found, new = _pack(config, split, listing, stage_dir)
+        result[split] = _result(config, split, found, new, say)
+    finished = _is_listed(config)
     if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
         warn_of_shared_images(_store(config, "train"), _store(config, "val"), note)
     if not finished:
-        put_json(root, _LISTED, listed)
+        put_json(Store(config.workspace).child("shards"), _LISTED, _listed(config))
     return {"stage": "shard", "splits": result}
 
 
@@ -80,18 +83,19 @@ def sharded(config: RunFile, say: Say) -> dict[str, Any] | None:
     Raises:
         MismatchError: if images were left out that the run file wants no more to be.
     """
-    if read_manifest(Store(config.workspace).child("shards"), _LISTED) != _listed(config):
+    if not _is_listed(config):
         return None
     result = {}
     for split in ("train", "val") if config.source.val else ("train",):
         store = _store(config, split)
-        made_from = (read_manifest(store) or {}).get("made_from", {})
-        manifest = completed_manifest(
-            StageDir(store, made_from, {}, ""), beside=_COMPANION_FILES if not config.shards.adopt else ()
-        )
-        if manifest is None or made_from["shards"] != _settings(config.shards):
+        manifest = read_manifest(store, ShardManifest)
+        if manifest is None or manifest.made_from.get("shards") != _settings(config.shards):
             return None
-        result[split] = _result(config, split, manifest, 0, say)
+        beside = _COMPANION_FILES if not config.shards.adopt else ()
+        found = completed_manifest(StageDir(store, manifest.made_from, {}, ""), ShardManifest, beside=beside)
+        if found is None:
+            return None
+        result[split] = _result(config, split, found, 0, say)
     say("the source was not listed again; `deit-pipeline shard` does that")
     return {"stage": "shard", "splits": result}
 
@@ -112,7 +116,16 @@ def _listed(config: RunFile) -> dict[str, Any]:
     return {"source": {key: hide_secrets(str(value)) for key, value in (named | paths).items()}}
 
 
-def _pack(config: RunFile, split: str, listing: Listing, stage_dir: StageDir) -> tuple[dict[str, Any], int]:
+def _is_listed(config: RunFile) -> bool:
+    """Whether a finished command has listed this source; a damaged record is as good as none."""
+    with suppress(FileNotFoundError):
+        return Store(config.workspace).child("shards").read(_LISTED) == canonical_json(_listed(config))
+    return False
+
+
+def _pack(
+    config: RunFile, split: str, listing: Listing, stage_dir: StageDir
+) -> tuple[CompleteStage[ShardManifest], int]:
     """Make the shards that are missing, and what others read beside them; the manifest, and how many are new."""
     store, specs = stage_dir.store, plan_shards(listing, config.shards, shuffle=split == "train")
     job = Job(stage_dir, partial(ShardMaker, listing.source, config.shards))
@@ -125,16 +138,17 @@ def _pack(config: RunFile, split: str, listing: Listing, stage_dir: StageDir) ->
         raise UserError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
     more: dict[str, Any] = {
         "stage": "shard",
-        "classes": list(listing.classes),
+        "classes": tuple(listing.classes),
         "found": len(listing.images) + len(listing.refused) + listing.other_files,
         "samples": sum(receipt.rows for receipt in receipts),
-        "skipped": skipped,
+        "skipped": tuple(skipped),
         "other_files": listing.other_files,
     }
     if listing.left_out:
-        more["left_out"] = list(listing.left_out)
+        more["left_out"] = tuple(listing.left_out)
     if config.shards.adopt:
-        more["adopted"] = {"root": Store(listing.source.root).portable, "tars": [one.facts["tar"] for one in receipts]}
+        tars = tuple(StoredFile(**one.facts["tar"]) for one in receipts)
+        more["adopted"] = Adopted(root=Store(listing.source.root).portable, tars=tars)
     else:
         for name, about in zip(
             _COMPANION_FILES, (_timm_info(split, receipts), _wids_index(split, receipts)), strict=True
@@ -142,32 +156,32 @@ def _pack(config: RunFile, split: str, listing: Listing, stage_dir: StageDir) ->
             put_json(store, name, about)
     if skipped:
         put_table(store, "skipped.parquet", pa.Table.from_pylist(skipped, schema=SKIPPED))
-    return write_manifest(stage_dir, receipts, **more), new
+    return write_manifest(stage_dir, ShardManifest, receipts, **more), new
 
 
-def _result(config: RunFile, split: str, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
+def _result(config: RunFile, split: str, found: CompleteStage[ShardManifest], new: int, say: Say) -> dict[str, Any]:
     """What there is to say of a whole split; refused where images were left out and that is not wanted."""
-    store, skipped, parts = _store(config, split), manifest["skipped"], manifest["parts"]
+    store, skipped, parts = _store(config, split), found.manifest.skipped, found.parts
     if skipped and config.shards.on_bad_image == "fail":
         raise MismatchError(
             f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
             'set shards.on_bad_image = "skip", or delete that folder'
         )
-    say(f"{split}: {manifest['samples']} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
-    if never := _never_paired(parts):
+    say(f"{split}: {found.manifest.samples} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
+    if never := _never_paired(parts.rows):
         say(f"{split}: {never}")
     return {
         "parts": len(parts),
         "new_parts": new,
-        "bytes": sum(file["bytes"] for part in parts for file in part["files"]),
-        "samples": manifest["samples"],
+        "bytes": parts.bytes,
+        "samples": found.manifest.samples,
         "skipped": len(skipped),
     }
 
 
-def _never_paired(parts: Sequence[dict[str, Any]]) -> str:
+def _never_paired(shards: Sequence[int]) -> str:
     """How many images have no partner to be mixed with, in words, or ""."""
-    alone, odd = sum(part["rows"] == 1 for part in parts), sum(part["rows"] % 2 for part in parts)
+    alone, odd = sum(rows == 1 for rows in shards), sum(rows % 2 for rows in shards)
     said = [f"{alone} images are alone in their shard and never labelled or trained on"] if alone else []
     said += (
         [f"{odd - alone} shards have an odd number of images, one of which sits out each pass"] if odd > alone else []

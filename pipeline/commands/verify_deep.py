@@ -21,7 +21,7 @@ from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import flips
 from stages.replay.signature import differs
-from stages.storage.commit import PLAN, read_checked, read_manifest, valid_receipts
+from stages.storage.commit import read_checked, read_plan, valid_receipts
 from stages.storage.store import Store
 
 
@@ -56,8 +56,10 @@ def verify_deep(config: RunFile, parts: int, say: Callable[[str], None]) -> dict
     receipts = list(valid_receipts(store).values())
     if not receipts:
         raise UserError(f"{store}: nothing is labelled yet; run `deit-pipeline label-teacher`")
-    made_from = (read_manifest(store, PLAN) or {}).get("made_from")
-    require_unchanged(str(store), made_from, label_identity(config, split), "restore the run file")
+    plan = read_plan(store)
+    require_unchanged(
+        str(store), plan and plan.made_from, label_identity(config, split).to_json(), "restore the run file"
+    )
     chosen = [receipts[nth] for nth in sorted({round(at) for at in np.linspace(0, len(receipts) - 1, parts)})]
     labeller = Labeller(config, split, run_device(config))
     compared = []

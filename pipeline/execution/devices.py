@@ -18,7 +18,7 @@ from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
 from stages.models.precision import chosen_precision
-from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, read_manifest
+from stages.storage.manifest import binding_plan, read_any_manifest
 from stages.storage.store import Store
 
 _ON_CPU = 2
@@ -149,11 +149,9 @@ def _precision_of(wanted: str, config: RunFile, folder: str, table: str) -> str:
 def _planned(config: RunFile, folder: str, table: str) -> dict[str, Any]:
     """What a folder's plan says of teacher or training, from its first part on; nothing before."""
     store = Store(config.workspace).child(folder)
-    plan = read_manifest(store, PLAN)
-    if plan is None or not (store.files(RECEIPTS) or store.exists(MANIFEST)):
-        return {}
-    found: dict[str, Any] = plan["made_from"].get(table, {})
-    return found
+    plan = binding_plan(store) or read_any_manifest(store)
+    found = plan.made_from.get(table) if plan else None
+    return found if isinstance(found, dict) else {}
 
 
 def _can_compile() -> bool:

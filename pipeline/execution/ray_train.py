@@ -23,9 +23,8 @@ from pipeline.execution.stage_dir import StageDir
 from pipeline.execution.worker import STAGING, check_shared_storage
 from schemas.config import RunFile
 from schemas.errors import IncompleteError, UserError, last_line
-from schemas.secrets import hide_secrets
-from schemas.toml_text import toml_text
 from stages.storage.locks import scratch_folder
+from stages.storage.run_files import store_run_file
 from stages.train.plan import Plan
 from stages.train.trainer import train
 
@@ -47,7 +46,7 @@ def launch_training(config: RunFile, plan: Plan, stage_dir: StageDir, started: i
             GracefulShutdown(config.cluster.grace_seconds) as stop,
             stage_dir.hold_lease(plan.steps, step=started) as lease,
         ):
-            stage_dir.store.put("run.toml", hide_secrets(toml_text(config)).encode())
+            store_run_file(stage_dir.store, config)
             return _train(config, stage_dir, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
         raise IncompleteError("stopped; the same command goes on from the newest checkpoint") from None

@@ -6,7 +6,7 @@ split, which knows images and no teacher.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,11 +17,16 @@ from torch import Tensor
 
 from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
-from schemas.receipts import StoredFile, fingerprint, require_unchanged
+from schemas.label_identity import LabelIdentity, TopK
+from schemas.manifests import LabelManifest
+from schemas.parts import ManifestPart
+from schemas.plan import Plan
+from schemas.receipts import StoredFile, require_unchanged
 from stages.data.split import Split
 from stages.label.label_file import read_labels
 from stages.shard.plan import shard_name
-from stages.storage.commit import PLAN, RECEIPTS, read_checked, read_manifest, read_receipt
+from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, read_checked, read_plan, read_receipt, receipt_names
+from stages.storage.manifest import open_manifest
 from stages.storage.store import Store
 
 
@@ -87,26 +92,33 @@ class LabelSet:
     Args:
         store: of the label set's folder.
         about: the manifest of its label stage, or its plan for who follows.
+        parts: those that the manifest lists.
         rows: samples in each shard.
         repeats: views in a pass.
         follow: passes that will be labelled; 0 = what the manifest lists is all.
 
     Attributes:
         versions: of the libraries that touched the labelled pixels, for messages.
-        made_by: the set's identity.
+        identity: what the set is made from.
+        made_by: its fingerprint.
     """
 
     def __init__(
-        self, store: Store, about: dict[str, Any], rows: tuple[int, ...], repeats: int, follow: int = 0
+        self,
+        store: Store,
+        about: LabelManifest | Plan,
+        parts: Iterable[ManifestPart],
+        rows: tuple[int, ...],
+        repeats: int,
+        follow: int = 0,
     ) -> None:
         self.store, self.rows, self.repeats, self._follow = store, rows, repeats, follow
-        self.versions: dict[str, str] = about["versions"]
-        self.made_by = fingerprint(about["made_from"])
-        self.store_of: Any = about["made_from"]["store"]
+        self.versions, self.made_by = about.versions, about.made_by
+        self.identity = LabelIdentity.of(about.made_from, str(store))
         self._files: dict[tuple[int, int], tuple[LabelSpec, StoredFile]] = {}
         self._seen: set[str] = set()
-        for part in about.get("parts", []):
-            self._add(part["part"], StoredFile(**part["files"][0]))
+        for part in parts:
+            self._add(part.part, part.files)
         self._remember()
 
     @classmethod
@@ -118,14 +130,16 @@ class LabelSet:
             MismatchError: if it was made for others, naming every difference.
         """
         store = Store(config.workspace).child(f"labels/{config.labels.name}")
-        manifest = read_manifest(store)
-        if manifest is None:
+        found = open_manifest(store, LabelManifest)
+        if found is None:
             raise UserError(
                 f"{store}: label set {config.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or "
                 f"train with --follow while that runs{_others(config)}"
             )
-        _refuse_others(store, manifest["made_from"], config, split)
-        return cls(store, manifest, split.rows, config.views.repeats)
+        labels = cls(store, found.manifest, found.parts, split.rows, config.views.repeats)
+        _refuse_others(store, labels.identity, config, split)
+        labels.refuse_gaps(found.manifest.views)
+        return labels
 
     @classmethod
     def follow(cls, config: RunFile, split: Split) -> "LabelSet":
@@ -138,13 +152,14 @@ class LabelSet:
         """
         store = Store(config.workspace).child(f"labels/{config.labels.name}")
         waiting = _Waiting(f"{store}: its first part")
-        while not store.files(RECEIPTS):  # until then the plan binds nobody
+        while not receipt_names(store):  # until then the plan binds nobody
             waiting.sleep()
-        plan = read_manifest(store, PLAN)
+        plan = read_plan(store)
         if plan is None:
             raise UserError(f"{store.display_path(PLAN)}: is missing; run `deit-pipeline label-teacher`")
-        _refuse_others(store, plan["made_from"], config, split)
-        return cls(store, plan, split.rows, config.views.repeats, config.labels.views // config.views.repeats)
+        labels = cls(store, plan, (), split.rows, config.views.repeats, config.labels.views // config.views.repeats)
+        _refuse_others(store, labels.identity, config, split)
+        return labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_part"}
@@ -154,7 +169,7 @@ class LabelSet:
         self._remember()
 
     def _remember(self) -> None:
-        self._part = lru_cache(256 if self.store_of == "hard" else 32)(self._read_part)
+        self._part = lru_cache(256 if self.identity.kind == "hard" else 32)(self._read_part)
 
     @property
     def passes(self) -> int:
@@ -196,14 +211,15 @@ class LabelSet:
         Raises:
             UserError: if it does not.
         """
-        if self.store_of == "hard":
+        store = self.identity.store
+        if store == "hard":
             raise UserError(
                 f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "topk" or '
                 '"full" under another labels.name, or set train.distillation = "hard"'
             )
-        if self.store_of != "full" and tau not in (1.0, self.store_of["tau"]):
+        if isinstance(store, TopK) and tau not in (1.0, store.tau):
             raise UserError(
-                f"train.tau = {tau:g}: {self.store} is normalised for {self.store_of['tau']:g} and 1; use one of them, "
+                f"train.tau = {tau:g}: {self.store} is normalised for {store.tau:g} and 1; use one of them, "
                 "or label again under another labels.name"
             )
 
@@ -218,7 +234,7 @@ class LabelSet:
         def stacked(name: str) -> torch.Tensor:
             return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
 
-        if self.store_of == "full":
+        if self.identity.kind == "full":
             return SoftLabels(stacked("logits"), None, None)
         normaliser = stacked("lse_1" if tau == 1 else "lse_tau")
         return SoftLabels(stacked("logits"), stacked("classes").long(), normaliser)
@@ -232,14 +248,34 @@ class LabelSet:
 
     def _look(self) -> None:
         """Take up the parts whose receipts have come since; those of another identity are not of this set."""
-        for name in sorted(self.store.files(RECEIPTS).keys() - self._seen):
-            self._seen.add(name)
-            receipt = read_receipt(self.store, name.removesuffix(".json"))
+        for part in sorted(set(receipt_names(self.store)) - self._seen):
+            self._seen.add(part)
+            receipt = read_receipt(self.store, part)
             if receipt.made_by == self.made_by:
-                self._add(receipt.part, receipt.files[0])
+                self._add(receipt.part, receipt.files)
 
-    def _add(self, part: str, file: StoredFile) -> None:
-        spec = LabelSpec.parse(part)
+    def refuse_gaps(self, views: int) -> None:
+        """Check that each shard has all passes of so many views.
+
+        Raises:
+            UserError: naming the first that is missing.
+        """
+        for shard in range(len(self.rows)):
+            for pass_ in range(views // self.repeats):
+                if (shard, pass_) not in self._files:
+                    raise UserError(
+                        f"{self.store.display_path(MANIFEST)}: is damaged (pass {pass_} of shard {shard} is missing); "
+                        f"{LabelManifest.FIX}"
+                    )
+
+    def _add(self, part: str, files: Sequence[StoredFile]) -> None:
+        try:
+            spec, (file,) = LabelSpec.parse(part), files
+        except ValueError:
+            raise UserError(
+                f"{self.store.display_path(MANIFEST)}: is damaged ({part!r} is no part of a label set); "
+                f"{LabelManifest.FIX}"
+            ) from None
         for pass_ in range(spec.first_pass, spec.end_pass):
             self._files[spec.shard, pass_] = spec, file
 
@@ -251,7 +287,7 @@ class LabelSet:
         return part, place
 
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
-        columns, signatures = read_labels(read_checked(self.store, file))
+        columns, signatures = read_labels(read_checked(self.store, file, fix=_fix(self.store, spec)))
         first = spec.first_pass * self.repeats
         place = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)
         place[columns["row"], columns["view"].astype(np.int64) - first] = np.arange(len(columns["row"]))
@@ -278,8 +314,14 @@ def _others(config: RunFile) -> str:
     return f"; or name one that is there: labels.name = {' or '.join(names)}" if names else ""
 
 
-def _refuse_others(store: Store, made_from: dict[str, Any], config: RunFile, split: Split) -> None:
+def _refuse_others(store: Store, identity: LabelIdentity, config: RunFile, split: Split) -> None:
+    made_from = identity.to_json()
     wanted = made_from | {"shards": split.content, "recipe": config.views.model_dump(mode="json")}
     settled = {key: value for key, value in config.teacher.identity().items() if value != AUTO}
-    wanted["teacher"] = made_from["teacher"] | settled
+    wanted["teacher"] = identity.teacher | settled
     require_unchanged(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
+
+
+def _fix(store: Store, spec: LabelSpec) -> str:
+    """What to do about a damaged part."""
+    return f"delete {store.display_path(f'{RECEIPTS}/{spec.name}.json')} and rerun `deit-pipeline label-teacher`"

@@ -8,6 +8,7 @@ accuracy is wanted for each head and for two ways of fusing them.
 
 import difflib
 import textwrap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -17,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from schemas.errors import UserError
+from stages.models.distilled import keep_both_tokens, refuse_ignored
 
 _OURS = ("num_classes", "img_size", "drop_path_rate", "pretrained", "pretrained_cfg", "checkpoint_path")
 
@@ -31,6 +33,16 @@ class Heads(NamedTuple):
     def fused(self) -> Tensor:
         """The mean of both heads' logits, as the authors' code fuses them; a single head's own. Shape (B, K)."""
         return self.classes if self.distillation is None else (self.classes + self.distillation) / 2
+
+    def supported(self, untrained: Sequence[str]) -> Tensor:
+        """Logits of the heads that were trained, fused where both were. Shape (B, K).
+
+        Args:
+            untrained: "class" or "distillation", where the model has two heads of which one was never trained.
+        """
+        if not untrained or self.distillation is None:
+            return self.fused
+        return self.distillation if "class" in untrained else self.classes
 
 
 class Classifier(nn.Module):
@@ -94,6 +106,9 @@ def build(
         raise UserError(
             f"extra = {extra}: timm cannot build {model} with it ({short_cause(error)}); mend or remove it"
         ) from error
+    if isinstance(network, VisionTransformerDistilled):
+        refuse_ignored(model, extra)
+        keep_both_tokens(network)
     _refuse_cut_patches(model, network, img_size)
     _initialise_as_authors(network)
     return Classifier(network)

@@ -42,13 +42,19 @@ def new_student(config: RunFile, split: HasClassNames) -> Classifier:
     return classifier
 
 
-def trained_student(config: RunFile, split: HasClassNames, file: str) -> Classifier:
+def trained_student(config: RunFile, split: HasClassNames, file: str, size: int = 0) -> Classifier:
     """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
+
+    Args:
+        config: the run file that was stored with the run.
+        split: has the classes.
+        file: which weights.
+        size: side of the images in pixels; 0 = at which it was trained.
 
     Raises:
         UserError: if there are none, or they are another student's.
     """
-    classifier = _built(config, split)
+    classifier = _built(config, split, size)
     weights = find_weights(f"run:{config.train.name}", config.workspace, "train.name", file=file)
     load_weights(
         classifier, weights, source=Store(config.workspace).child(f"runs/{config.train.name}").display_path(file)
@@ -56,11 +62,11 @@ def trained_student(config: RunFile, split: HasClassNames, file: str) -> Classif
     return classifier
 
 
-def _built(config: RunFile, split: HasClassNames) -> Classifier:
+def _built(config: RunFile, split: HasClassNames, size: int = 0) -> Classifier:
     return build(
         config.student.model,
         num_classes=len(split.classes),
-        img_size=config.student.img_size or config.views.image_size,
+        img_size=size or config.image_size,
         drop_path=config.student.drop_path,
         drop_rate=config.student.drop_rate,
         extra=config.student.extra,

@@ -18,11 +18,11 @@ from torch.nn.functional import pad
 
 from schemas.config import Member, TeacherConfig
 from schemas.errors import UserError
-from stages.models.classifier import Classifier, build, own_size
+from stages.models.classifier import Classifier, Heads, build, own_size
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision
 from stages.models.state_dict import load_weights
-from stages.models.weights import find_weights, pretrained_weights, weights_digest
+from stages.models.weights import find_weights, pretrained_weights, untrained_heads, weights_digest
 from stages.replay.mix import Mix
 
 
@@ -38,6 +38,7 @@ class Teacher:
 
     Attributes:
         sides: of the images that each network takes, in pixels.
+        untrained: heads of each network that its run never trained, which decide nothing.
         batch: views that went through in one forward pass, once a larger batch did not fit memory; None = all did.
 
     Raises:
@@ -53,6 +54,10 @@ class Teacher:
         self.precision = Precision(precision, device, "teacher.precision")
         members = [_member(one, workspace, num_classes, image_size) for one in settings.members]
         models, self.sides = [model for model, _ in members], [side for _, side in members]
+        self.untrained = [
+            untrained_heads(one.checkpoint, workspace) if model.distilled else ()
+            for one, model in zip(settings.members, models, strict=True)
+        ]
         self.weights_sha256 = [weights_digest(model.model.state_dict()) for model in models]
         self.models = [
             model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
@@ -74,7 +79,8 @@ class Teacher:
             "side": self.sides,
         }
         single = {name: values[0] for name, values in members.items()} if len(self.models) == 1 else members
-        return self.settings.identity() | single | {"device": self.device.type}
+        untrained = {"untrained_heads": [list(one) for one in self.untrained]} if any(self.untrained) else {}
+        return self.settings.identity() | single | untrained | {"device": self.device.type}
 
     def logits(self, views_BHWC: Tensor, mixes: Mix | None) -> Tensor:
         """Logits of views, uint8 [B, S, S, 3] → float32 [B, K]; mixed where `how` is given.
@@ -140,7 +146,8 @@ class Teacher:
 
     def _member_logits(self, nth: int, views_BHWC: Tensor, mixes: Mix | None) -> Tensor:
         given = self._networks[nth].given(views_BHWC, mixes)
-        logits: Tensor = self._run[nth](*given).fused.float()
+        heads: Heads = self._run[nth](*given)
+        logits = heads.supported(self.untrained[nth]).float()
         expected = len(views_BHWC), self.num_classes
         if logits.shape != expected:
             raise UserError(

@@ -177,6 +177,11 @@ class Store:
         info = self._info(path)
         return int(info.size) if info.is_file else None
 
+    def modified(self, path: str) -> float | None:
+        """When a file was written, by the storage's clock, in seconds since 1970; None where there is none."""
+        info = self._info(path)
+        return info.mtime.timestamp() if info.is_file and info.mtime else None
+
     def delete(self, path: str) -> None:
         """Delete a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):

@@ -71,8 +71,9 @@ def plan_training(config: RunFile, world: int) -> Plan:
         )
     if config.student.img_size not in (0, config.views.image_size):
         raise UserError(
-            f"student.img_size = {config.student.img_size}: views have views.image_size = {config.views.image_size}; "
-            "set it to 0 to train, to another size only to evaluate"
+            f"student.img_size = {config.student.img_size}: views have views.image_size = "
+            f"{config.views.image_size}; set it "
+            "to 0; evaluate.image_size measures at another size"
         )
     steps_per_epoch = len(split) // train.batch_size
     if not steps_per_epoch or not split.pairs:

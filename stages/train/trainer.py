@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import TrainManifest
+from schemas.parts import ManifestPart
 from schemas.receipts import fingerprint
 from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
@@ -31,7 +33,7 @@ from stages.models.student import new_student
 from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
-from stages.storage.commit import MANIFEST, put_json
+from stages.storage.commit import MANIFEST, refuse_other_plan
 from stages.storage.store import Store
 from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
@@ -132,6 +134,7 @@ class Trainer:
         peak = peak_flops(device)
         self.metrics = Metrics(
             self.store,
+            self.made_by,
             config.train.log_every,
             rank=rank,
             world=world,
@@ -168,7 +171,7 @@ class Trainer:
 
     def _newest(self) -> Checkpoint | None:
         """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
-        found = [newest_checkpoint(self.store, warn=_warn) if self.rank == 0 else None]
+        found = [newest_checkpoint(self.store, self.made_by, warn=_warn) if self.rank == 0 else None]
         if self.world > 1:
             dist.broadcast_object_list(found, src=0, device=self.device)
         return found[0]
@@ -243,18 +246,19 @@ class Trainer:
         """Put the trained model, then the manifest that says the run is whole."""
         if self.rank:
             return
+        refuse_other_plan(self.store, self.made_by)
         files = [self.store.put(MODEL_FILE, to_bytes(self.classifier.model.state_dict()))]
         if self.ema:
             files.append(self.store.put(EMA_FILE, to_bytes(self.ema.module.state_dict())))
-        manifest = {
-            "stage": "train",
-            "made_from": self.plan.made_from,
-            "made_by": self.made_by,
-            "steps": self.plan.steps,
-            "loss": loss,
-            "parts": [{"part": "model", "rows": self.plan.steps, "files": [vars(file) for file in files]}],
-        }
-        put_json(self.store, MANIFEST, manifest)
+        manifest = TrainManifest(
+            stage="train",
+            made_from=self.plan.made_from,
+            made_by=self.made_by,
+            steps=self.plan.steps,
+            loss=loss,
+            parts=(ManifestPart(part="model", rows=self.plan.steps, files=tuple(files)),),
+        )
+        self.store.put(MANIFEST, manifest.to_json())
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         train = self.config.train

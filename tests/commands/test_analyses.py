@@ -55,12 +55,12 @@ def test_disagreement_is_counted_as_by_hand_from_the_answers_it_names(copied):
     assert result["rates"]["truth"]["class"] == pytest.approx(1 - stages.evaluate(run, silent)["class"]["top1"])
     for one in result["asked"].values():
         assert list(Path(run.workspace, one["predictions"]).glob("*.parquet"))
-    folder = Path(run.workspace, "runs/student")
-    assert json.loads((folder / "disagreement.json").read_text()) == result
-    text = (folder / "disagreement.md").read_text()
+    folder, name = Path(run.workspace, "runs/student"), "disagreement-baseline-teacher"
+    assert json.loads((folder / f"{name}.json").read_text()) == result
+    text = (folder / f"{name}.md").read_text()
     assert all(title in text for title in TITLES.values())
     assert "| 0.171 |" in text and "The paper's" in text
-    with Image.open(folder / "disagreement.png") as picture:
+    with Image.open(folder / f"{name}.png") as picture:
         assert picture.width > 600
 
 

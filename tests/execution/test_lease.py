@@ -30,13 +30,14 @@ def put(store: Store, **changes) -> None:
     values = {"made_by": "me", "host": "elsewhere", "pid": 7, "started": now, "refreshed": now, "new": 0, "running": []}
     values |= {"training": False, "at": 0}
     store.put("leases/other.json", json.dumps(values | changes).encode())
+    os.utime(store.local_path("leases/other.json"), (now, (values | changes)["refreshed"]))
 
 
 def test_a_lease_is_there_while_its_command_works_and_gone_afterwards(store, capsys):
     with Lease(store, "me") as lease:
         lease.count(2)
         (found,) = live_leases(store)
-        assert (found["host"], found["pid"]) == (platform.node(), os.getpid())
+        assert (found.host, found.pid) == (platform.node(), os.getpid())
     assert store.files("leases") == {} and capsys.readouterr().err == ""
 
 
@@ -70,9 +71,9 @@ def test_a_lease_is_refreshed_with_what_is_under_way(store, monkeypatch):
         lease.watch(["shard-000001"])
         lease.count()
         end = time.monotonic() + 30
-        while live_leases(store)[0]["running"] != ["shard-000001"]:
+        while live_leases(store)[0].running != ("shard-000001",):
             assert time.monotonic() < end
-        assert live_leases(store)[0]["new"] == 1
+        assert live_leases(store)[0].new == 1
 
 
 def test_a_torn_lease_stops_nobody(store):

@@ -25,10 +25,10 @@ def receipt(part: str) -> Receipt:
 
 
 class Scripted:
-    """An executor with scripted outcomes: a part's next one, or its receipt where none is left; seconds are free."""
+    """An executor with scripted poll: a part's next one, or its receipt where none is left; seconds are free."""
 
-    def __init__(self, outcomes: dict[int, list], slots: int = 2) -> None:
-        self.script = {SPECS[number].name: deque(those) for number, those in outcomes.items()}
+    def __init__(self, poll: dict[int, list], slots: int = 2) -> None:
+        self.script = {SPECS[number].name: deque(those) for number, those in poll.items()}
         self.begun, self.order, self.slots = [], [], slots
 
     def free(self):
