@@ -51,7 +51,7 @@ def disagreement(config: RunFile, say: Say) -> dict[str, Any]:
         _refuse_taught(config, settings.baseline)
     image_set = noted(open_image_set(config), config.evaluate.source)
     asked = {"student": predict_images(config, ModelRef(run=config.train.name), image_set, say)}
-    student = asked["student"].subject
+    student = asked["student"].evaluated
     _refuse_untrained(student)
     if "distillation" not in asked["student"].predictions.top:
         table_4.predictors(
