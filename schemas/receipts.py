@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import MismatchError, UserError
+from schemas.secrets import without_secrets
 
 
 def canonical_json(value: Any) -> bytes:
@@ -127,6 +128,6 @@ def require_unchanged(where: str, old: Any, new: Any, mend: str) -> None:
 
 
 def truncate_json(value: Any) -> str:
-    """A value as JSON on one line of at most 60 characters, for messages."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as JSON on one line of at most 60 characters, for messages; secrets are hidden before it is cut."""
+    text = json.dumps(without_secrets(value), ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

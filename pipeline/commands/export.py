@@ -6,12 +6,12 @@ A figure that no file of the workspace holds is not on the card.
 import json
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline.commands.run import Say
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.paths import local_path
 from schemas.run_file import parse_run
 from stages.data.split import Split
 from stages.models.classifier import Classifier
@@ -49,6 +49,7 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
             be written.
     """
     refuse_missing_packages(format_)
+    folder = local_path(out, "--out")
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     manifest = read_manifest(store)
     if manifest is None:
@@ -62,7 +63,6 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
     files = exported(model, format_, trained, split.classes)
     if format_ == "huggingface":
         files[CARD_FILE] = "\n".join(_card(trained, manifest, split, model, file)).encode() + b"\n"
-    folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

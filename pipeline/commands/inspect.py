@@ -1,6 +1,7 @@
 """Inspect as a command runs it: opens what is stored, says what is missing, writes the picture."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from pipeline.execution.devices import compiled, run_device, settled
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.paths import local_path
 from stages.data.split import Split
 from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
 from stages.inspect.contact_sheet import draw_sheet
@@ -29,6 +31,7 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
     Raises:
         UserError: if there are no shards or no such sample, or the picture cannot be written.
     """
+    file = local_path(out, "--out")
     split = Split.open(run.workspace, "train", run.cache)
     address = find_sample(split, sample)
     labels, missing = _labels(run, split)
@@ -37,7 +40,7 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
     shown, made = inspect_views(split, run.views, labels, address, count)
     teacher = f"{run.teacher.title}, set {run.labels.name}" if labels else "none for these views"
     picture = draw_sheet(shown, made, run.views, readable(split.classes), [("labels", teacher)])
-    _save(picture, out)
+    _save(picture, file)
     say(f"{count} views of sample {shown.number} → {out}")
     return {"inspect": "views", "out": out, "labels": run.labels.name if labels else None} | as_json(
         shown, made, split.classes
@@ -53,13 +56,14 @@ def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
     Raises:
         UserError: if shards or labels are missing, or the picture cannot be written.
     """
+    file = local_path(out, "--out")
     split = Split.open(run.workspace, "train")
     opened = LabelSet.open(run, split)
     manifest = read_manifest(opened.store) or {}
     by_class = class_agreement(opened, split, run.views)
     names = readable(split.classes)
     title = f"labels {run.labels.name}: {run.teacher.title}"
-    _save(draw_agreement(title, by_class, names, manifest), out)
+    _save(draw_agreement(title, by_class, names, manifest), file)
     for line in agreement_lines(by_class, names, manifest):
         say(line)
     say(f"→ {out}")
@@ -93,7 +97,7 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
     return {"inspect": "stability", "baseline": baseline, "ways": report}
 
 
-def _save(picture: Image.Image, out: str) -> None:
+def _save(picture: Image.Image, out: Path) -> None:
     try:
         picture.save(out)
     except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from pipeline.execution.stage_dir import StageDir
 from pipeline.execution.worker import STAGING, check_shared_storage
 from schemas.config import RunFile
 from schemas.errors import IncompleteError, UserError, last_line
-from schemas.secrets import hide_secrets
+from schemas.run_file import shareable
 from schemas.toml_text import toml_text
 from stages.storage.locks import scratch_folder
 from stages.train.plan import Plan
@@ -47,7 +47,7 @@ def launch_training(run: RunFile, plan: Plan, begun: StageDir, started: int) -> 
             GracefulShutdown(run.cluster.grace_seconds) as stop,
             begun.at_work(plan.steps, step=started) as lease,
         ):
-            begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
+            begun.store.put("run.toml", toml_text(shareable(run)).encode())
             return _train(run, begun, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
         raise IncompleteError("stopped; the same command goes on from the newest checkpoint") from None

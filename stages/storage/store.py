@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 
 from schemas.errors import IncompleteError, UserError
 from schemas.receipts import StoredFile
+from schemas.secrets import bare_uri, is_encoded
 from stages.storage.locks import locked, remove_if_left
 
 T = TypeVar("T")
@@ -50,10 +51,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
-            try:
-                self._fs, self._base = _file_system(self.uri)
-            except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
-                raise UserError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
+            self._fs, self._base = _opened(uri)
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -67,10 +65,7 @@ class Store:
     @property
     def shown(self) -> str:
         """The URI without credentials or options, for people and for files."""
-        if "://" not in self.uri:
-            return self.uri
-        parts = urlsplit(self.uri)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return bare_uri(self.uri) if "://" in self.uri else self.uri
 
     @property
     def askings(self) -> int:
@@ -308,6 +303,28 @@ def _mend(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room there, the same command goes on"
     return "see that this user may write there, or name another workspace"
+
+
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path in it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    shown = bare_uri(uri)
+    if not is_encoded(uri):
+        raise UserError(
+            f"{shown}: its key or secret holds a character that a URI cannot; write it as %XX, such as %2F for /, or "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    try:
+        fs, base = _file_system(uri.rstrip("/"))
+    except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
+        cause = _first_line(error).replace(uri_options(uri)[0].rstrip("/"), shown)
+        raise UserError(f"{shown}: cannot be opened ({cause})") from None
+    if not base.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+        raise UserError(f"{shown}: names no bucket; write it as s3://BUCKET/FOLDER")
+    return fs, base
 
 
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
