@@ -16,8 +16,10 @@ import torch
 
 from pipeline.execution.devices import device_count, run_device
 from pipeline.execution.lease import Lease
+from pipeline.execution.process_group import process_group
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_session import INLINE, Resources, check_fits, ray_session
+from pipeline.execution.ray_compat import own_group_config
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources, check_fits, ray_session
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from pipeline.execution.stage_dir import StageDir
 from pipeline.execution.worker import STAGING, check_shared_storage
@@ -56,7 +58,7 @@ def launch_training(run: RunFile, plan: Plan, begun: StageDir, started: int) -> 
 def _train(run: RunFile, begun: StageDir, report: "_Reporter") -> dict[str, Any]:
     if run.cluster.address == INLINE:
         return train(run, rank=0, world=1, device=torch.device(run_device(run)), report=report)
-    with ray_session(run.cluster) as ray:
+    with ray_session(run.cluster, report.stop) as ray:
         return _attempts(ray, run, begun, report)
 
 
@@ -89,6 +91,7 @@ def _attempts(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dic
     """Try until the training ends; attempts are counted anew whenever one got further than the last.
 
     Raises:
+        IncompleteError: if an embedded Ray has lost the training's controller.
         KeyboardInterrupt: if the user wants an end and no attempt is under way.
     """
     from ray.train import TrainingFailedError
@@ -97,7 +100,12 @@ def _attempts(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dic
     while not report.stop.asked:
         try:
             return _fit(ray, run, begun, report)
-        except TrainingFailedError as error:
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            if run.cluster.address == LOCAL and not isinstance(error, TrainingFailedError):
+                raise IncompleteError(
+                    f"Ray lost the process that controls the training ({last_line(error)}); the same command goes on "
+                    "from the newest checkpoint"
+                ) from None
             cause = _cause(error)
             if isinstance(cause, UserError) and not isinstance(cause, IncompleteError):
                 raise cause from None
@@ -130,6 +138,7 @@ def _fit(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dict[str
         TorchTrainer(
             _in_worker,
             train_loop_config={"run": run, "board": board, "settle": stage},
+            torch_config=own_group_config(),
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
@@ -150,14 +159,17 @@ def _in_worker(config: dict[str, Any]) -> None:
     run: RunFile = config["run"]
     if error := check_shared_storage(**config["settle"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
-    rank = context.get_world_rank()
-    result = train(
-        run,
+    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    with process_group(
         rank=rank,
-        world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        report=_RankZeroReporter(ray, board),
-    )
+        world=world,
+        device=device,
+        alone=context.get_local_world_size() == world,
+        host=ray.util.get_node_ip_address(),
+        announce=lambda place: ray.get(board.announce.remote(place)),
+        meeting=lambda: str(ray.get(board.meeting.remote())),
+    ):
+        result = train(run, rank=rank, world=world, device=device, report=_RankZeroReporter(ray, board))
     if rank == 0:
         ray.get(board.finish.remote(result))
 
@@ -189,6 +201,7 @@ class _ProgressActor:
     def __init__(self) -> None:
         self._news: tuple[int, dict[str, Any]] = (0, {})
         self._ends = False
+        self._meeting = ""
         self._result: dict[str, Any] = {}
 
     def put(self, step: int, metrics: dict[str, Any]) -> bool:
@@ -198,6 +211,12 @@ class _ProgressActor:
     def news(self, ends: bool) -> tuple[int, dict[str, Any]]:
         self._ends = ends
         return self._news
+
+    def announce(self, place: str) -> None:
+        self._meeting = place
+
+    def meeting(self) -> str:
+        return self._meeting
 
     def finish(self, result: dict[str, Any]) -> None:
         self._result = result
