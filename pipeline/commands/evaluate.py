@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.commands.reports import put_report
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
@@ -32,7 +33,6 @@ from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, open_evalu
 from stages.evaluate.imagenet_real import real_labels, refuse_other_classes
 from stages.evaluate.predictions import HEADS, BlockSpec, Predictions, Predictor, score
 from stages.models.teacher import Teacher
-from stages.storage.commit import put_json
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -141,7 +141,7 @@ def _measured(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> dict[
         "predictions": asked.folder,
     } | figures
     file = _file(run, gallery)
-    put_json(Store(run.workspace).at(report_dir(subject)), file, result)
+    put_report(Store(run.workspace).at(report_dir(subject)), file, result)
     for head in HEADS:
         if one := figures[head]:
             say(f"{subject.name} {head:13}  top-1 {one['top1']:.2%}  top-5 {one['top5']:.2%}")

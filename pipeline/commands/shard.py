@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.commands.reports import put_report
 from pipeline.commands.source_notes import note_source
 from pipeline.execution.progress import Progress, note
 from pipeline.execution.ray_session import INLINE, LOCAL, Resources
@@ -68,7 +69,7 @@ def shard(run: RunFile, say: Say) -> dict[str, Any]:
     if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
         warn_of_shared_images(_store(run, "train"), _store(run, "val"), note)
     if not finished:
-        put_json(root, _LISTED, listed)
+        put_report(root, _LISTED, listed)
     return {"stage": "shard", "splits": result}
 
 

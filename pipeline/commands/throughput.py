@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.commands.reports import put_figures
+from pipeline.commands.reports import put_figures, put_report
 from pipeline.execution.devices import run_device
 from schemas import paper
 from schemas.config import Member, RunFile
@@ -23,7 +23,6 @@ from stages.evaluate.throughput import device_name
 from stages.evaluate.throughput import throughput as measure
 from stages.models.precision import chosen_precision
 from stages.plotting.charts import Series, chart, markdown
-from stages.storage.commit import put_json
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -52,7 +51,7 @@ def throughput(run: RunFile, say: Say) -> dict[str, Any]:
             precision=precision,
         )
         file = f"{_slug(member.model)}/throughput-{found['image_size']}px-{slug}.json"
-        put_json(store, file, found)
+        put_report(store, file, found)
         speeds.append(found | {"file": f"evaluations/{file}"})
         say(f"{member.model}: {found['images_per_second']:,.1f} images/s in batches of {found['batch_size']}")
     rows = [row for speed in speeds for row in _rows(speed, list(evaluations(run.workspace)))]

@@ -51,6 +51,12 @@ def ended_daemon(ray: Any) -> str:
     return next((name for name in needed if any(one.process.poll() is not None for one in daemons[name])), "")
 
 
+def embedded_folder(ray: Any) -> str:
+    """The folder of this process's embedded Ray, which ends with it; "" where it has none."""
+    node = ray._private.worker._global_node
+    return str(node.get_temp_dir_path()) if node is not None and node.all_processes else ""
+
+
 def ask_gcs(ray: Any, address: str) -> None:
     """Ask the GCS at host:port for its cluster; raises as Ray's client does."""
     ray._raylet.GcsClient(address=address)
@@ -96,10 +102,10 @@ def own_group_config() -> Any:
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
 
-    class OwnGroup(Backend):
+    class OwnGroup(Backend):  # type: ignore[misc]
         share_cuda_visible_devices = True  # as in Ray's own for torch: NCCL wants to see its neighbours' GPUs
 
-    class OwnGroupConfig(TorchConfig):
+    class OwnGroupConfig(TorchConfig):  # type: ignore[misc]
         @property
         def backend_cls(self) -> Any:
             return OwnGroup

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.execution.failures import PartFailure
-from pipeline.execution.ray_compat import died_alone, failed_to_start
+from pipeline.execution.ray_compat import died_alone, embedded_folder, failed_to_start
 from pipeline.execution.ray_session import Resources, check_fits
 from pipeline.execution.scheduler import Outcome, WorkerLost
 from pipeline.execution.worker import Spec, Worker
@@ -102,7 +102,8 @@ class RayExecutor:
             self._ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._actor.remote(self._worker.job, self._worker.proof, self._worker.folder)
+        worker = self._worker
+        actor = self._actor.remote(worker.job, worker.proof, worker.folder, embedded_folder(self._ray))
         self._starting[actor.settle.remote()] = actor
 
     def _start_again(self) -> None:

@@ -18,7 +18,7 @@ from pipeline.execution.devices import device_count, run_device
 from pipeline.execution.lease import Lease
 from pipeline.execution.process_group import process_group
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_compat import own_group_config
+from pipeline.execution.ray_compat import embedded_folder, own_group_config
 from pipeline.execution.ray_session import INLINE, LOCAL, Resources, check_fits, ray_session
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from pipeline.execution.stage_dir import StageDir
@@ -27,6 +27,7 @@ from schemas.config import RunFile
 from schemas.errors import IncompleteError, UserError, last_line
 from schemas.run_file import shareable
 from schemas.toml_text import toml_text
+from stages.data.servers import keep_sockets_in
 from stages.storage.locks import scratch_folder
 from stages.train.plan import Plan
 from stages.train.trainer import train
@@ -137,7 +138,7 @@ def _fit(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dict[str
     with scratch_folder(STAGING) as scratch, _poll_progress(ray, board, report), keep_signal_handlers():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": run, "board": board, "settle": stage},
+            train_loop_config={"run": run, "board": board, "settle": stage, "sockets": embedded_folder(ray)},
             torch_config=own_group_config(),
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
@@ -157,6 +158,8 @@ def _in_worker(config: dict[str, Any]) -> None:
 
     context, board = ray.train.get_context(), config["board"]
     run: RunFile = config["run"]
+    if config["sockets"]:
+        keep_sockets_in(config["sockets"])
     if error := check_shared_storage(**config["settle"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schemas.errors import IncompleteError, UserError
+from stages.data.servers import start_servers
 
 _AHEAD = 2
 """Items of a worker that are finished or being built."""
@@ -197,6 +198,7 @@ def _workshop(preload: tuple[str, ...]) -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    start_servers()
     return context
 
 

@@ -237,14 +237,14 @@ class Store:
     def _info(self, path: str) -> pafs.FileInfo:
         return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
-    def sweep(self) -> None:
-        """Take away the halves that killed writers left; those of writers at work stay.
+    def sweep(self, *, below: bool = True) -> None:
+        """Take away the halves that killed writers left, in folders `below` too; those of writers at work stay.
 
         Locks of another node may not be seen on this one: what came from there has to be old as well.
         """
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
-                for half in Path(self._base).rglob(".*.tmp"):
+                for half in Path(self._base).glob("**/.*.tmp" if below else ".*.tmp"):
                     if half.name.endswith(_OURS) or time.time() - half.stat().st_mtime > _OLD_SECONDS:
                         remove_if_left(half)
 
@@ -370,9 +370,17 @@ def _put_in_folder(target: Path, content: bytes | Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    _flush_folder(target.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush a folder's names to the disk, where its file system can: CIFS and some of FUSE's cannot, and say EINVAL."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(folder)
 
