@@ -36,6 +36,7 @@ def process_group(
     world: int,
     device: torch.device,
     alone: bool,
+    root: Path | None,
     host: str,
     announce: Callable[[str], None],
     meeting: Callable[[], str],
@@ -47,6 +48,7 @@ def process_group(
         world: number of processes.
         device: of this process: NCCL joins GPUs, gloo CPUs.
         alone: whether all processes are on this host.
+        root: where the folder is made in which they meet; None = where temporary files go.
         host: by which the others know this one.
         announce: called on rank 0 with the place to meet.
         meeting: asked by the others for that place, again while it is "".
@@ -60,7 +62,7 @@ def process_group(
     if alone:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, _LOOPBACK)  # of this process, which Ray has started for this training
-    with scratch_folder(_PREFIX) as folder:
+    with scratch_folder(_PREFIX, root) as folder:
         store = _store(rank, world, alone, host, folder, announce, meeting)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)

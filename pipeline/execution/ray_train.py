@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def _attempts(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dic
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             if run.cluster.address == LOCAL and not isinstance(error, TrainingFailedError):
                 raise IncompleteError(
-                    f"Ray lost the process that controls the training ({last_line(error)}); the same command goes on "
-                    "from the newest checkpoint"
+                    "the embedded Ray lost the process that controls the training, as when memory runs out; the same "
+                    "command goes on from the newest checkpoint"
                 ) from None
             cause = _cause(error)
             if isinstance(cause, UserError) and not isinstance(cause, IncompleteError):
@@ -168,6 +169,7 @@ def _in_worker(config: dict[str, Any]) -> None:
         world=world,
         device=device,
         alone=context.get_local_world_size() == world,
+        root=Path(config["sockets"]) if config["sockets"] else None,
         host=ray.util.get_node_ip_address(),
         announce=lambda place: ray.get(board.announce.remote(place)),
         meeting=lambda: str(ray.get(board.meeting.remote())),
