@@ -12,7 +12,9 @@ KILL = "os.kill(os.getpid(), signal.SIGTERM)"
 MOMENTS = {
     "after the result": (f"print_ = cli._print; cli._print = lambda *a: (print_(*a), {KILL})", 3),
     "after the command": (f"end = cli._end_by; cli._end_by = lambda code: (end(code), {KILL})", 0),
-    "before the interpreter's end": (f"say = cli._say; cli._say = lambda j: (atexit.register(lambda: {KILL}), say(j))[1]", 0),
+    "before the interpreter's end": (
+        f"say = cli._say; cli._say = lambda as_json: (atexit.register(lambda: {KILL}), say(as_json))[1]", 0,
+    ),
     "in the interpreter's end": (f"atexit.register(lambda: {KILL})", 0),
 }  # fmt: skip
 """A change of the command that sends it SIGTERM then, and its exit code."""

@@ -5,12 +5,14 @@ import hashlib
 import os
 import pickle
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.commands.reports import put_report
 from schemas.receipts import PartOutput
 from stages.storage import store as store_module
 from stages.storage.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
