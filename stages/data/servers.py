@@ -57,11 +57,11 @@ def _own_groups() -> Iterator[None]:
     """What multiprocessing starts within leads a process group of its own; it has no option for that."""
     spawn = util.spawnv_passfds
 
-    def spawn_leader(path: Any, arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
+    def spawn_leader(path: Any, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
         kept = [(os.POSIX_SPAWN_DUP2, one, one) for one in descriptors]  # onto itself: it stays open in the child
-        return os.posix_spawn(path, arguments, os.environ, file_actions=kept, setpgroup=0)
+        return os.posix_spawn(path, list(arguments), os.environ, file_actions=kept, setpgroup=0)
 
-    util.spawnv_passfds = spawn_leader
+    util.spawnv_passfds = spawn_leader  # type: ignore[assignment]
     try:
         yield
     finally:

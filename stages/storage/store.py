@@ -26,6 +26,7 @@ from schemas.errors import IncompleteError, UserError
 from schemas.receipts import StoredFile
 from schemas.secrets import bare_uri, is_encoded
 from stages.storage.locks import locked, remove_if_left
+from stages.storage.pyarrow_compat import rebuilt
 
 T = TypeVar("T")
 
@@ -334,9 +335,8 @@ def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
     fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
     if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
-        build, (settings,) = fs.__reduce__()  # of all options of the URI but those two
         patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
-        fs = build(settings | patience | {"allow_delayed_open": True})  # a small file is one request in place of three
+        fs = rebuilt(fs, patience | {"allow_delayed_open": True})  # a small file is one request in place of three
     return fs, base
 
 
