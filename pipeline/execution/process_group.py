@@ -93,7 +93,7 @@ def _store(
     if alone:
         return _stores.FileStore(place, world)
     name, _, port = place.rpartition(":")
-    return _stores.TCPStore(name, int(port), world, is_master=False, timeout=_TIMEOUT)
+    return _stores.TCPStore(name, int(port), world, is_master=False, timeout=_TIMEOUT, wait_for_workers=False)
 
 
 def listening_store(host: str, world: int) -> tuple[Any, str]:
