@@ -4,16 +4,18 @@ Unknown keys, wrong types and impossible values are refused in one line that nam
 it allows. Defaults are DeiT's. A key exists only if something acts on it.
 """
 
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from schemas.names import checkpoint_name, folder_name
+from schemas.paths import LOCAL_ONLY
 from schemas.recipe import Recipe, Table
+from schemas.secrets import is_uri
 
 FolderName = Annotated[str, AfterValidator(folder_name)]
 NoneOrFolderName = Annotated[str, AfterValidator(lambda value: value and folder_name(value))]
-Checkpoint = Annotated[str, AfterValidator(checkpoint_name)]
 
 
 def _names(value: Any) -> Any:
@@ -35,6 +37,21 @@ def _sizes(value: Any) -> Any:
     raise ValueError("must be a whole number of pixels from 0 to 4096, or a list of them for a mixture")
 
 
+def _on_disk(value: Any) -> Any:
+    if any(map(is_uri, value if isinstance(value, tuple) else (value,))):
+        raise ValueError(LOCAL_ONLY)
+    return value
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict | tuple | list):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            _plain(one, f"{key}.{name}".lstrip("."))
+    elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{key}: must be a string, a finite number, true or false, or a list or table of these")
+    return value
+
+
 def _tables(value: Any) -> Any:
     if isinstance(value, dict) or (isinstance(value, tuple) and value and all(isinstance(one, dict) for one in value)):
         return value
@@ -42,14 +59,17 @@ def _tables(value: Any) -> Any:
 
 
 def _checkpoints(value: Any) -> Any:
-    for one in value if isinstance(_names(value), tuple) else (value,):
+    for one in value if isinstance(value, tuple) else (value,):
         checkpoint_name(one)
     return value
 
 
 Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
-Checkpoints = Annotated[str | tuple[str, ...], PlainValidator(_checkpoints)]
-Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
+Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables), AfterValidator(_plain)]
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
+LocalPath = Annotated[str, AfterValidator(_on_disk)]
+Checkpoint = Annotated[LocalPath, AfterValidator(checkpoint_name)]
+Checkpoints = Annotated[Names, AfterValidator(_on_disk), AfterValidator(_checkpoints)]
 Sizes = Annotated[int | tuple[int, ...], PlainValidator(_sizes)]
 AUTO = "auto"
 """A setting that the command replaces by what suits the device; no plan, manifest or identity ever holds it."""
@@ -87,7 +107,7 @@ class SourceConfig(Table):
         description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",
         examples=["ILSVRC2012_devkit_t12.tar.gz"],
     )
-    classes: str = Field(
+    classes: LocalPath = Field(
         "",
         description='order of the classes: "" = sorted names; "numeric" = names that are numbers, by number; '
         'a file of names, one a line; "imagenet-1k" = its 1,000 synsets',
@@ -237,7 +257,7 @@ class StudentConfig(Table):
     )
     init_checkpoint: Checkpoint = Field("", description="weights to start from, as teacher.checkpoint")
     new_head: bool = Field(False, description="begin with fresh heads: init_checkpoint knows other classes")
-    extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    extra: Arguments = Field({}, description="further arguments of timm.create_model")
 
     @model_validator(mode="after")
     def _something_to_keep(self) -> "StudentConfig":
@@ -324,10 +344,10 @@ class TrainConfig(Table):
 class CacheConfig(Table):
     """Local copies: of shards, where these are across a network, and of decoded pixels, where these are wanted."""
 
-    folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
+    folder: LocalPath = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
     gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
     decoded: bool = Field(False, description="keep decoded images on a local disk, so that later epochs decode nothing")
-    decoded_folder: str = Field("", description='"" = deit-pipeline/decoded in the user\'s cache folder')
+    decoded_folder: LocalPath = Field("", description='"" = deit-pipeline/decoded in the user\'s cache folder')
     decoded_gigabytes: float = Field(
         200.0, gt=0, description="the most decoded images may take; those beyond it are decoded in every epoch"
     )

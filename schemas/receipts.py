@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import MismatchError, UserError
+from schemas.secrets import without_secrets
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -138,6 +139,6 @@ def require_unchanged(context: str, old: Any, new: Any, hint: str) -> None:
 
 
 def truncate_json(value: Any) -> str:
-    """A value as JSON on one line of at most 60 characters, for messages."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as JSON on one line of at most 60 characters, for messages; secrets are hidden before it is cut."""
+    text = json.dumps(without_secrets(value), ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,14 +1,15 @@
 """Read a run file: TOML, with a command's overrides over it; one line says what is wrong and what is allowed."""
 
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.paths import local_path
 from schemas.receipts import truncate_json
+from schemas.secrets import without_secrets
 
 _PAIR = "must be two numbers, such as [0.5, 1.0]"
 _PLAIN = {  # pydantic's error types whose own words speak of Python rather than of TOML
@@ -32,7 +33,7 @@ def load_run_file(path: str, overrides: list[str]) -> RunFile:
         UserError: one line naming the key, the cause and what is allowed.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(local_path(path, "--config").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such run file; write one with `deit-pipeline init {path}`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -53,6 +54,11 @@ def parse_run(values: dict[str, Any], context: str) -> RunFile:
     except ValidationError as error:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UserError(f"{context}: {_explain(error.errors()[0])}{more}") from None
+
+
+def shareable(run: RunFile) -> RunFile:
+    """A run file as others may read it: without secrets in its URIs."""
+    return RunFile.model_validate(without_secrets(run.model_dump()))
 
 
 def _put(values: dict[str, Any], override: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 
+from pipeline.commands.reports import put_report
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
@@ -37,7 +38,6 @@ from stages.evaluate.imagenet_real import real_labels, refuse_other_classes
 from stages.evaluate.predictions import BlockSpec, Predictions, Predictor, score
 from stages.evaluate.reports import HEADS, outdated, report_file, untrained_line
 from stages.models.teacher import Teacher
-from stages.storage.commit import put_json
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -155,7 +155,7 @@ def _measured(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say) -> 
     file = report_file("evaluation", settings, image_set.title, evaluated.usual_crop)
     store = Store(config.workspace).child(evaluated.report_dir)
     _say_why_again(store, file, result, say)
-    put_json(store, file, result)
+    put_report(store, file, result)
     for head in HEADS:
         if one := figures[head]:
             say(f"{evaluated.name} {head:13}  top-1 {one['top1']:.2%}  top-5 {one['top5']:.2%}")

@@ -11,6 +11,7 @@ from pipeline.commands.run import Say
 from schemas.config import RunFile
 from schemas.label_identity import LabelIdentity
 from schemas.manifests import LabelManifest, ShardManifest
+from schemas.paths import local_path
 from schemas.receipts import read_json
 from stages.data.split import Split
 from stages.evaluate.reports import carried_by_run, outdated, report_file, untrained_line
@@ -47,6 +48,7 @@ def export(config: RunFile, format_: str, out: str, say: Say, force: bool = Fals
         MismatchError: if the run's classes are not those of the workspace.
     """
     refuse_missing_packages(format_)
+    local_path(out, "--out")
     refuse_foreign(out, file_names(format_), force)
     finished = open_run(config.workspace, config.train.name)
     split = Split.open(config.workspace, "train", config.cache)

@@ -1,6 +1,7 @@
 """Inspect as a command runs it: opens what is stored, says what is missing, writes the picture."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from pipeline.execution.devices import compiled, run_device, settled
 from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.manifests import LabelManifest
+from schemas.paths import local_path
 from stages.data.split import Split
 from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
 from stages.inspect.contact_sheet import draw_sheet
@@ -30,6 +32,7 @@ def views(config: RunFile, sample: str, count: int, out: str, say: Say) -> dict[
     Raises:
         UserError: if there are no shards or no such sample, or the picture cannot be written.
     """
+    file = local_path(out, "--out")
     split = Split.open(config.workspace, "train", config.cache)
     address = find_sample(split, sample)
     labels, missing = _labels(config, split)
@@ -38,7 +41,7 @@ def views(config: RunFile, sample: str, count: int, out: str, say: Say) -> dict[
     shown, made = inspect_views(split, config.views, labels, address, count)
     teacher = f"{config.teacher.title}, set {config.labels.name}" if labels else "none for these views"
     picture = draw_sheet(shown, made, config.views, readable(split.classes), [("labels", teacher)])
-    _save(picture, out)
+    _save(picture, file)
     say(f"{count} views of sample {shown.number} → {out}")
     return {"inspect": "views", "out": out, "labels": config.labels.name if labels else None} | as_json(
         shown, made, split.classes
@@ -54,6 +57,7 @@ def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     Raises:
         UserError: if shards or labels are missing, or the picture cannot be written.
     """
+    file = local_path(out, "--out")
     split = Split.open(config.workspace, "train")
     opened = LabelSet.open(config, split)
     manifest = read_manifest(opened.store, LabelManifest)
@@ -61,7 +65,7 @@ def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     by_class = class_agreement(opened, split, config.views)
     names = readable(split.classes)
     title = f"labels {config.labels.name}: {config.teacher.title}"
-    _save(draw_agreement(title, by_class, names, manifest), out)
+    _save(draw_agreement(title, by_class, names, manifest), file)
     for line in agreement_lines(by_class, names, manifest):
         say(line)
     say(f"→ {out}")
@@ -99,7 +103,7 @@ def stability(config: RunFile, views: int, say: Say) -> dict[str, Any]:
     return {"inspect": "stability", "baseline": baseline, "ways": report}
 
 
-def _save(picture: Image.Image, out: str) -> None:
+def _save(picture: Image.Image, out: Path) -> None:
     try:
         picture.save(out)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.commands.reports import put_report
 from pipeline.commands.source_notes import note_source
 from pipeline.execution.progress import Progress, note
 from pipeline.execution.ray_session import INLINE, LOCAL, Resources
@@ -73,7 +74,7 @@ def shard(config: RunFile, say: Say) -> dict[str, Any]:
     if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
         warn_of_shared_images(_store(config, "train"), _store(config, "val"), note)
     if not finished:
-        put_json(Store(config.workspace).child("shards"), _LISTED, _listed(config))
+        put_report(Store(config.workspace).child("shards"), _LISTED, _listed(config))
     return {"stage": "shard", "splits": result}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.commands.reports import put_figures
+from pipeline.commands.reports import put_figures, put_report
 from pipeline.execution.devices import run_device
 from schemas import paper
 from schemas.config import Member, RunFile
@@ -28,7 +28,6 @@ from stages.evaluate.throughput import device_name
 from stages.evaluate.throughput import throughput as measure
 from stages.models.precision import chosen_precision
 from stages.plotting.charts import Series, chart, markdown
-from stages.storage.commit import put_json
 from stages.storage.manifest import read_manifest
 from stages.storage.run_files import RUN_FILE, WEIGHTS_FILES, open_run, run_store, stored_run
 from stages.storage.store import Store
@@ -68,7 +67,7 @@ def throughput(config: RunFile, say: Say) -> dict[str, Any]:
             num_classes=classes,
         )
         file = f"{_slug(member.model)}/throughput-{found['image_size']}px-{slug}-{_settings_id(found)}.json"
-        put_json(store, file, found)
+        put_report(store, file, found)
         speeds.append(found | {"file": f"evaluations/{file}"})
         say(f"{member.model}: {found['images_per_second']:,.1f} images/s in batches of {found['batch_size']}")
     measured = list(_current_evaluations(config, say))

@@ -13,10 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.execution.failures import PartFailure
+from pipeline.execution.ray_compat import died_alone, embedded_folder, failed_to_start
 from pipeline.execution.ray_session import Resources, check_fits
 from pipeline.execution.scheduler import Outcome, WorkerLost
 from pipeline.execution.worker import Spec, Worker
-from schemas.errors import IncompleteError, UserError
+from schemas.errors import IncompleteError, UserError, last_line
 from schemas.receipts import Receipt
 from stages.storage.commit import valid_receipt
 
@@ -101,7 +102,8 @@ class RayExecutor:
             self._ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._actor.remote(self._worker.job, self._worker.lease_path, self._worker.folder)
+        worker = self._worker
+        actor = self._actor.remote(worker.job, worker.lease_path, worker.folder, embedded_folder(self._ray))
         self._starting[actor.check_storage.remote()] = actor
 
     def _start_again(self) -> None:
@@ -116,10 +118,10 @@ class RayExecutor:
         try:
             error = self._ray.get(reference)
         except self._ray.exceptions.RayError as lost:
-            if not isinstance(lost, self._ray.exceptions.RayTaskError) and not getattr(lost, "actor_init_failed", 0):
-                self._lost_at_start(_last_line(lost))
+            if not failed_to_start(self._ray, lost):
+                self._lost_at_start(last_line(lost))
                 return
-            error = UserError(f"no worker can start: {_last_line(lost)}")
+            error = UserError(f"no worker can start: {last_line(lost)}")
         if error:
             self._ray.kill(actor)
             self._do_without(error)
@@ -154,13 +156,13 @@ class RayExecutor:
         try:
             return spec, self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # not of the part's making, which comes as a value
-            return spec, PartFailure(_last_line(error), str(error))
+            return spec, PartFailure(last_line(error), str(error))
         except self._ray.exceptions.RayError as error:
             if self._held.pop(actor, None) is not None:
                 self._ray.kill(actor)  # it may only be out of reach
                 self._start()
             done = self._committed(spec)  # and lost only the word of it
-            return spec, done or WorkerLost(_last_line(error), own=worked_on and _died_alone(self._ray, error))
+            return spec, done or WorkerLost(last_line(error), own=worked_on and died_alone(self._ray, error))
 
     def _committed(self, spec: Spec) -> Receipt | None:
         """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""
@@ -185,14 +187,3 @@ class RayExecutor:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def _died_alone(ray: Any, error: Exception) -> bool:
-    """Whether a process died on a node that lives, as one does that the kernel kills for its memory."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError):
-        return True
-    return isinstance(error, ray.exceptions.ActorDiedError) and "node has died" not in str(error)
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

@@ -10,19 +10,23 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.execution.devices import device_count, run_device
 from pipeline.execution.lease import Lease
+from pipeline.execution.process_group import process_group
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_session import INLINE, Resources, check_fits, ray_session
+from pipeline.execution.ray_compat import embedded_folder, own_group_config
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources, check_fits, ray_session
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from pipeline.execution.stage_dir import StageDir
 from pipeline.execution.worker import STAGING, check_shared_storage
 from schemas.config import RunFile
 from schemas.errors import IncompleteError, UserError, last_line
+from stages.data.servers import keep_sockets_in
 from stages.storage.locks import scratch_folder
 from stages.storage.run_files import store_run_file
 from stages.train.plan import Plan
@@ -55,7 +59,7 @@ def launch_training(config: RunFile, plan: Plan, stage_dir: StageDir, started: i
 def _train(config: RunFile, stage_dir: StageDir, report: "_Reporter") -> dict[str, Any]:
     if config.cluster.address == INLINE:
         return train(config, rank=0, world=1, device=torch.device(run_device(config)), report=report)
-    with ray_session(config.cluster) as ray:
+    with ray_session(config.cluster, report.stop) as ray:
         return _attempts(ray, config, stage_dir, report)
 
 
@@ -88,6 +92,7 @@ def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter)
     """Try until the training ends; attempts are counted anew whenever one got further than the last.
 
     Raises:
+        IncompleteError: if an embedded Ray has lost the training's controller.
         KeyboardInterrupt: if the user wants an end and no attempt is under way.
     """
     from ray.train import TrainingFailedError
@@ -96,7 +101,12 @@ def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter)
     while not report.stop.requested:
         try:
             return _fit(ray, config, stage_dir, report)
-        except TrainingFailedError as error:
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            if config.cluster.address == LOCAL and not isinstance(error, TrainingFailedError):
+                raise IncompleteError(
+                    "the embedded Ray lost the process that controls the training, as when memory runs out; the same "
+                    "command goes on from the newest checkpoint"
+                ) from None
             cause = _cause(error)
             if isinstance(cause, UserError) and not isinstance(cause, IncompleteError):
                 raise cause from None
@@ -128,7 +138,8 @@ def _fit(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter) -> d
     with scratch_folder(STAGING) as scratch, _poll_progress(ray, actor, report), keep_signal_handlers():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": config, "actor": actor, "shared_storage": stage},
+            train_loop_config={"run": config, "actor": actor, "shared_storage": stage, "sockets": embedded_folder(ray)},
+            torch_config=own_group_config(),
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"{config.train.name}-{uuid.uuid4().hex[:8]}",
@@ -147,16 +158,22 @@ def _in_worker(config: dict[str, Any]) -> None:
 
     context, actor = ray.train.get_context(), config["actor"]
     run: RunFile = config["run"]
+    if config["sockets"]:
+        keep_sockets_in(config["sockets"])
     if error := check_shared_storage(**config["shared_storage"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
-    rank = context.get_world_rank()
-    result = train(
-        run,
+    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    with process_group(
         rank=rank,
-        world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        report=_RankZeroReporter(ray, actor),
-    )
+        world=world,
+        device=device,
+        alone=context.get_local_world_size() == world,
+        root=Path(config["sockets"]) if config["sockets"] else None,
+        host=ray.util.get_node_ip_address(),
+        announce=lambda place: ray.get(actor.announce.remote(place)),
+        meeting=lambda: str(ray.get(actor.meeting.remote())),
+    ):
+        result = train(run, rank=rank, world=world, device=device, report=_RankZeroReporter(ray, actor))
     if rank == 0:
         ray.get(actor.finish.remote(result))
 
@@ -188,6 +205,7 @@ class _ProgressActor:
     def __init__(self) -> None:
         self._news: tuple[int, dict[str, Any]] = (0, {})
         self._ends = False
+        self._meeting = ""
         self._result: dict[str, Any] = {}
 
     def put(self, step: int, metrics: dict[str, Any]) -> bool:
@@ -197,6 +215,12 @@ class _ProgressActor:
     def news(self, ends: bool) -> tuple[int, dict[str, Any]]:
         self._ends = ends
         return self._news
+
+    def announce(self, place: str) -> None:
+        self._meeting = place
+
+    def meeting(self) -> str:
+        return self._meeting
 
     def finish(self, result: dict[str, Any]) -> None:
         self._result = result

@@ -120,7 +120,7 @@ def _make(
                     InlineExecutor(worker) if worker.job.lanes == 1 else ThreadExecutor(worker), specs, **more
                 ).run(stop)
                 return
-            with ray_session(cluster) as ray:
+            with ray_session(cluster, stop) as ray:
                 actors = RayExecutor(ray, worker, resources, len(specs))
                 try:
                     Scheduler(actors, specs, **more).run(stop)

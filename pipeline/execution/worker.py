@@ -15,6 +15,7 @@ from pipeline.execution.failures import PartFailure
 from pipeline.execution.stage_dir import StageDir
 from schemas.errors import UserError
 from schemas.receipts import PartOutput, Receipt
+from stages.data.servers import keep_sockets_in
 from stages.storage.commit import commit
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store
@@ -60,16 +61,20 @@ class Worker:
         job: what is made.
         lease_path: a file that only the command's own storage has: its lease.
         folder: that of the command; relative paths of the run file are meant from there.
+        sockets: folder for those of data processes, which is removed when this process is killed; "" = there is none.
     """
 
     job: Job
     lease_path: str
     folder: str = field(default_factory=os.getcwd)
+    sockets: str = ""
     _maker: Maker | None = field(default=None, init=False)
     _building: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def check_storage(self) -> UserError | None:
         """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
+        if self.sockets:
+            keep_sockets_in(self.sockets)
         return check_shared_storage(self.folder, self.job.stage_dir.store.absolute, self.lease_path)
 
     def run(self, spec: Spec) -> Receipt | UserError | PartFailure:

@@ -97,15 +97,20 @@ class Split:
             UserError: if its bytes are not those that were sharded.
         """
         index = self.index(shard)
-        offset, size = int(index.offsets[row]), int(index.sizes[row])
-        if self._cache is not None:
-            data = self._cache.read(self.tar(shard), size, offset)
-        else:
-            data = bytes(self._opened(shard).read_at(size, offset))
-        if zlib.crc32(data) != int(index.crc32s[row]):
+        offset, size, proof = int(index.offsets[row]), int(index.sizes[row]), int(index.crc32s[row])
+        data = self._read(shard, size, offset)
+        if zlib.crc32(data) != proof and self._cache is not None:
+            self._cache.forget(self.tar(shard))  # a copy was proved when it was made, and has been damaged since
+            data = self._read(shard, size, offset)
+        if zlib.crc32(data) != proof:
             name = self._tar_name(shard)
             raise UserError(f"{name}: image {index.names[row]} (row {row}) has other bytes; {self._fix(shard)}")
         return data
+
+    def _read(self, shard: int, size: int, offset: int) -> bytes:
+        if self._cache is not None:
+            return self._cache.read(self.tar(shard), size, offset)
+        return bytes(self._opened(shard).read_at(size, offset))
 
     def expect(self, now: Sequence[int], after: Sequence[int]) -> None:
         """Say which shards are read now and which after them; copies are made ahead where they are across a network.

@@ -18,7 +18,7 @@ from schemas.config import Member
 from schemas.errors import UserError
 from stages.models.classifier import build, usual_size
 from stages.models.precision import Precision
-from stages.models.teacher import out_of_memory
+from stages.models.torch_compat import out_of_memory
 
 _WARM_UP = 3
 

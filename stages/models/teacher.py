@@ -22,6 +22,7 @@ from stages.models.classifier import Classifier, Heads, build, own_size
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision
 from stages.models.state_dict import load_weights
+from stages.models.torch_compat import out_of_memory
 from stages.models.weights import find_weights, pretrained_weights, untrained_heads, weights_digest
 from stages.replay.mix import Mix
 
@@ -194,8 +195,3 @@ def _member(member: Member, workspace: str, num_classes: int, image_size: int) -
         with contextlib.suppress(UserError):
             return built(own), own
         raise  # what is wrong at the views' side: it fits at neither
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the allocator of the CPU, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

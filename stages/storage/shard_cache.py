@@ -56,6 +56,10 @@ class ShardCache:
                 return os.pread(copy.fileno(), size, offset)
             self._copy(file)
 
+    def forget(self, file: StoredFile) -> None:
+        """Drop the copy of a shard, so that the next read fetches it again."""
+        self._path(file).unlink(missing_ok=True)
+
     def expect(self, now: Sequence[StoredFile], after: Sequence[StoredFile]) -> None:
         """Fill ahead: the shards that are read now, then of those after them as many as fit beside.
 

@@ -24,7 +24,9 @@ import pyarrow.fs as pafs
 
 from schemas.errors import IncompleteError, UserError
 from schemas.receipts import StoredFile
+from schemas.secrets import bare_uri, is_encoded
 from stages.storage.locks import locked, remove_if_left
+from stages.storage.pyarrow_compat import rebuilt
 
 T = TypeVar("T")
 
@@ -50,10 +52,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
-            try:
-                self._fs, self._base = _file_system(self.uri)
-            except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
-                raise UserError(f"{self.display_uri}: cannot be opened ({_first_line(error)})") from None
+            self._fs, self._base = _opened(uri)
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -67,10 +66,7 @@ class Store:
     @property
     def display_uri(self) -> str:
         """The URI without credentials or options, for people and for files."""
-        if "://" not in self.uri:
-            return self.uri
-        parts = urlsplit(self.uri)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return bare_uri(self.uri) if "://" in self.uri else self.uri
 
     @property
     def read_attempts(self) -> int:
@@ -249,14 +245,14 @@ class Store:
     def _info(self, path: str) -> pafs.FileInfo:
         return self.with_retries(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
-    def remove_stale_temp_files(self) -> None:
-        """Take away the halves that killed writers left; those of writers at work stay.
+    def remove_stale_temp_files(self, *, below: bool = True) -> None:
+        """Remove the temporary files that killed writers left, in folders `below` too; those of writers at work stay.
 
         Locks of another node may not be seen on this one: what came from there has to be old as well.
         """
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
-                for file in Path(self._base).rglob(".*.tmp"):
+                for file in Path(self._base).glob("**/.*.tmp" if below else ".*.tmp"):
                     if file.name.endswith(_OURS) or time.time() - file.stat().st_mtime > _OLD_SECONDS:
                         remove_if_left(file)
 
@@ -317,6 +313,28 @@ def _hint(error: OSError) -> str:
     return "see that this user may write there, or name another workspace"
 
 
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path in it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    shown = bare_uri(uri)
+    if not is_encoded(uri):
+        raise UserError(
+            f"{shown}: its key or secret holds a character that a URI cannot; write it as %XX, such as %2F for /, or "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    try:
+        fs, base = _file_system(uri.rstrip("/"))
+    except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
+        cause = _first_line(error).replace(uri_options(uri)[0].rstrip("/"), shown)
+        raise UserError(f"{shown}: cannot be opened ({cause})") from None
+    if not base.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+        raise UserError(f"{shown}: names no bucket; write it as s3://BUCKET/FOLDER")
+    return fs, base
+
+
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI, and the path in it; one that is patient, where it is S3."""
     path, options = uri_options(uri)
@@ -324,9 +342,8 @@ def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
     fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
     if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
-        build, (settings,) = fs.__reduce__()  # of all options of the URI but those two
         patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
-        fs = build(settings | patience | {"allow_delayed_open": True})  # a small file is one request in place of three
+        fs = rebuilt(fs, patience | {"allow_delayed_open": True})  # a small file is one request in place of three
     return fs, base
 
 
@@ -360,9 +377,17 @@ def _put_in_folder(target: Path, content: bytes | Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    _flush_folder(target.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush a folder's names to the disk, where its file system can: CIFS and some of FUSE's cannot, and say EINVAL."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(folder)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -38,6 +37,7 @@ from stages.storage.store import Store
 from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from stages.train.dataset import Batch, TrainDataset
+from stages.train.hand_out import hand_out
 from stages.train.metrics import Metrics
 from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.train.plan import TAUGHT, Plan, plan_training
@@ -171,10 +171,8 @@ class Trainer:
 
     def _newest(self) -> Checkpoint | None:
         """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
-        found = [newest_checkpoint(self.store, self.made_by, warn=_warn) if self.rank == 0 else None]
-        if self.world > 1:
-            dist.broadcast_object_list(found, src=0, device=self.device)
-        return found[0]
+        found = newest_checkpoint(self.store, self.made_by, warn=_warn) if self.rank == 0 else None
+        return found if self.world == 1 else hand_out(found, rank=self.rank, device=self.device)
 
     def step(self, batch: Batch) -> None:
         """One step of the optimiser on one local batch, which lies on the device."""

@@ -5,12 +5,14 @@ import hashlib
 import os
 import pickle
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.commands.reports import put_report
 from schemas.receipts import PartOutput
 from stages.storage import store as store_module
 from stages.storage.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
@@ -262,3 +264,31 @@ def test_a_file_is_put_although_another_command_takes_its_folder_away_meanwhile(
     monkeypatch.setattr(Path, "replace", too_late)
     Store(str(tmp_path)).put("folder/file", b"whole")
     assert stored(tmp_path) == {"folder/file": b"whole"}
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders_takes_files(tmp_path, monkeypatch, code):
+    flush = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(store_module.os, "fsync", only_files)
+    Store(str(tmp_path)).put("a/b", b"x")
+    assert (tmp_path / "a/b").read_bytes() == b"x"
+
+
+def test_a_disk_that_fails_under_a_folder_is_said(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(store_module, "_flush_folder", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    assert "broken" in refused(Store(str(tmp_path)).put, "a", b"x")
+
+
+def test_a_report_takes_away_what_killed_commands_left_of_reports_and_looks_into_no_folder(tmp_path):
+    for folder in ("", "below/"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / f"{folder}.evaluation.json.0{store_module._OURS}").write_bytes(b"half")
+    put_report(Store(str(tmp_path)), "evaluation.json", {"a": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["below", "evaluation.json"]
+    assert len(list((tmp_path / "below").iterdir())) == 1
