@@ -131,7 +131,7 @@ def label_identity(run: RunFile, split: Split) -> dict[str, Any]:
     """The identity of the label set."""
     return {
         "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
+        "recipe": run.views.identity(),
         "teacher": _teacher_identity(run, split),
         "store": _kept(run, len(split.classes)),
     }

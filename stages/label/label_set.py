@@ -279,7 +279,7 @@ def _others(run: RunFile) -> str:
 
 
 def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split: Split) -> None:
-    wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
+    wanted = made_from | {"shards": split.content, "recipe": run.views.identity()}
     settled = {key: value for key, value in run.teacher.identity().items() if value != AUTO}
     wanted["teacher"] = made_from["teacher"] | settled
     require_unchanged(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")

@@ -106,7 +106,7 @@ def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str,
     weights = find_weights(start, run.workspace, "student.init_checkpoint") if start else None
     return {
         "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
+        "recipe": run.views.identity(),
         "labels": labels.made_by if labels else None,
         "passes": labels.passes if labels and run.train.reuse_views else None,  # where the views begin again
         "student": run.student.model_dump(mode="json"),
