@@ -11,11 +11,11 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from schemas.recipe import Recipe, Table
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _folder_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
+    if not FOLDER_NAME.fullmatch(value):
         raise ValueError(
             "must be a folder name: letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
         )

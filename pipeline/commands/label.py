@@ -20,7 +20,7 @@ from schemas.errors import UserError
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
-from stages.label.label_set import LabelSpec
+from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import quantiles
 from stages.models.teacher import Teacher
@@ -82,6 +82,9 @@ def _result(run: RunFile, split: Split, store: Store, manifest: dict[str, Any], 
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
     half, near = manifest["margins"]["p50"], manifest["near_ties"]
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
+    labels = LabelSet(store, manifest, split.rows, run.views.repeats)
+    if line := labels.warning_of_lost_mass(run.train.tau):
+        say(line)
     return {
         "stage": "label-teacher", "decisions": decisions, "parts": len(manifest["parts"]), "new_parts": new,
         "views": run.labels.views, "bytes_per_view": stored / decisions,

@@ -29,7 +29,10 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     run = settled(run)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
-    new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
+    student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
+    lost = plan.labels.warning_of_lost_mass(run.train.tau) if plan.labels and run.train.distillation == "soft" else ""
+    for line in filter(None, (student.weights_note, lost)):
+        say(line)
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     mend = "use another train.name, or restore the run file"
     begun = open_stage(store, plan.made_from, pixel_versions(), mend)

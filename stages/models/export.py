@@ -17,7 +17,8 @@ import torch
 from schemas.config import RunFile
 from schemas.errors import UserError
 from stages.models.classifier import Classifier
-from stages.models.weights import MODEL_FILE, to_bytes
+from stages.models.tensors import to_bytes
+from stages.models.weights import MODEL_FILE
 
 CONFIG_FILE = "config.json"
 ONNX_FILE = "model.onnx"

@@ -10,18 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from schemas.config import FOLDER_NAME
 from schemas.errors import UserError
 from stages.models.state_dict import read_weights
 from stages.storage.store import Store
-
-
-def to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file of named tensors."""
-    return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
 
 RUN_PREFIX = "run:"
 MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
@@ -97,7 +91,12 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     if not checkpoint.startswith(RUN_PREFIX):
         yield Path(checkpoint)
         return
-    store = Store(workspace).at(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
+    name = checkpoint.removeprefix(RUN_PREFIX)
+    if not FOLDER_NAME.fullmatch(name):
+        raise UserError(
+            f"{key} = {checkpoint}: must be run:NAME, the name of a run of this workspace; give a path as it is"
+        )
+    store = Store(workspace).at(f"runs/{name}")
     try:
         data = store.read(file)
     except FileNotFoundError:

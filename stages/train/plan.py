@@ -13,6 +13,8 @@ from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from stages.models.weights import find_weights, weights_digest
 from stages.replay.order import Stream
+from stages.storage.commit import PLAN, read_manifest
+from stages.storage.store import Store
 from stages.train.tensorboard import refuse_missing_tensorboard
 
 TAUGHT = ("hard", "soft")
@@ -104,7 +106,7 @@ _NO_MATTER = {
 def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
     settings, start = run.train.model_dump(mode="json"), run.student.init_checkpoint
     weights = find_weights(start, run.workspace, "student.init_checkpoint") if start else None
-    return {
+    made_from = {
         "shards": split.content,
         "recipe": run.views.identity(),
         "labels": labels.made_by if labels else None,
@@ -113,3 +115,20 @@ def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str,
         "started_from": weights_digest(weights) if weights else None,
         "train": {key: value for key, value in settings.items() if key not in _NO_MATTER},
     }
+    begun = read_manifest(Store(run.workspace).at(f"runs/{run.train.name}"), PLAN)
+    return _as_begun(made_from, begun["made_from"]) if begun else made_from
+
+
+def _as_begun(made_from: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    """Values that make no difference stay those the run was begun with: changing them makes no other run.
+
+    They are where the initial weights lie, if these are the same, and what the loss in use does not read.
+    """
+    student, train = dict(made_from["student"]), dict(made_from["train"])
+    if made_from["started_from"] and made_from["started_from"] == begun.get("started_from"):
+        student["init_checkpoint"] = begun["student"]["init_checkpoint"]
+    unused = {"none": ("tau", "soft_reduction", "alpha"), "soft": ()}.get(
+        train["distillation"], ("tau", "soft_reduction")
+    )
+    train |= {key: begun["train"][key] for key in unused if key in begun["train"]}
+    return made_from | {"student": student, "train": train}
