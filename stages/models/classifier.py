@@ -173,7 +173,9 @@ def _try_out(model: str, classifier: Classifier, num_classes: int, img_size: int
             heads = classifier.eval()(torch.zeros(1, 3, img_size, img_size, device=device))
         to_bytes(
             {
-                name: torch.empty_like(one, device="cpu")[:0] if one.ndim else torch.zeros((), dtype=one.dtype)
+                name: torch.empty_like(one, device="cpu")[:0]
+                if one.ndim
+                else torch.zeros((), dtype=one.dtype, device="cpu")
                 for name, one in classifier.model.state_dict().items()
             }
         )

@@ -3,8 +3,8 @@
 Coordinates and edges are Pillow's: pixel centres end in .5, a pixel whose source centre lies off the
 view gets the fill, and no other pixel has any of it. Shears and translations move whole rows or columns, so they are
 4-tap bicubic filters along one axis; a rotation is a bilinear warp of a sharpened view. Rejected: OpenCV's bicubic
-warp, three times slower; for shears it is also further from Pillow, whose cubic has another parameter. OpenCV's constant
-border, which blends the outermost pixels with the fill: networks see that rim (docs/replay.md).
+warp, three times slower; for shears it is also further from Pillow, whose cubic has another parameter. OpenCV's
+constant border, which blends the outermost pixels with the fill: networks see that rim (docs/replay.md).
 """
 
 import math
