@@ -128,13 +128,24 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [f"{name}: {truncate_json(old)} -> {truncate_json(new)}"]
 
 
+_OF_THIS_VERSION = {"recipe.rotation": "an earlier version, which mixed the fill into the rim of rotated views"}
+"""Parts of an identity that no run file can restore, and whose they were."""
+
+
 def require_unchanged(context: str, old: Any, new: Any, hint: str) -> None:
     """Compare what made the existing parts with what would make new ones.
 
     Raises:
         MismatchError: naming every difference and the mend.
     """
-    if found := differences(old, new):
+    found = differences(old, new)
+    for key, cause in _OF_THIS_VERSION.items():
+        if any(one.startswith(f"{key}: ") for one in found):
+            raise MismatchError(
+                f"{context} was made by {cause} ({'; '.join(found)}); make it again under another name "
+                "(labels.name, train.name)"
+            )
+    if found:
         raise MismatchError(f"{context} was made differently ({'; '.join(found)}); {hint}")
 
 

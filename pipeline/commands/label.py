@@ -22,7 +22,7 @@ from schemas.manifests import LabelManifest
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
-from stages.label.label_set import LabelSpec
+from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import quantiles
 from stages.models.teacher import Teacher
@@ -90,6 +90,9 @@ def _result(
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
     half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
+    labels = LabelSet(store, manifest, found.parts, split.rows, config.views.repeats)
+    if line := labels.warning_of_lost_mass(config.train.tau):
+        say(line)
     return {
         "stage": "label-teacher", "decisions": decisions, "parts": len(found.parts), "new_parts": new,
         "views": config.labels.views, "bytes_per_view": stored / decisions,
@@ -138,7 +141,7 @@ def label_identity(config: RunFile, split: Split) -> LabelIdentity:
     """The identity of the label set."""
     return LabelIdentity(
         shards=split.content,
-        recipe=config.views.model_dump(mode="json"),
+        recipe=config.views.identity(),
         teacher=_teacher_identity(config, split),
         store=_kept(config, len(split.classes)),
     )

@@ -31,7 +31,10 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
     run = settled(config)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
-    new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
+    student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
+    lost = plan.labels.warning_of_lost_mass(run.train.tau) if plan.labels and run.train.distillation == "soft" else ""
+    for line in filter(None, (student.weights_note, lost)):
+        say(line)
     store = Store(run.workspace).child(f"runs/{run.train.name}")
     hint = "use another train.name, or restore the run file"
     stage_dir = open_stage(store, plan.made_from, pixel_versions(), hint)

@@ -223,6 +223,26 @@ class LabelSet:
                 "or label again under another labels.name"
             )
 
+    def lost_mass(self, tau: float) -> float:
+        """The mean share of the teacher's probability at a temperature that lies outside the logits kept, in a part."""
+        if not isinstance(self.identity.store, TopK) or not self._files:
+            return 0.0
+        columns = self._part(*next(iter(self._files.values()))).columns
+        log_sums = columns["lse_1" if tau == 1 else "lse_tau"][:, None]
+        kept = np.exp(columns["logits"].astype(np.float32) / tau - log_sums).sum(1)
+        return float(1 - kept.mean())
+
+    def warning_of_lost_mass(self, tau: float) -> str:
+        """A line where more than a tenth of the probability lies outside the logits kept; else ""."""
+        store = self.identity.store
+        if not isinstance(store, TopK) or (lost := self.lost_mass(tau)) <= 0.1:
+            return ""
+        return (
+            f"warning: {lost:.0%} of the teacher's probability at train.tau = {tau:g} lies outside the "
+            f'{store.k} logits that {self.store} keeps; label with labels.store = "full" under another '
+            "labels.name, or raise labels.topk there"
+        )
+
     def soft(self, addresses: Sequence[tuple[int, int, int]], tau: float) -> SoftLabels:
         """The teacher's distributions for the mixed views of samples (shard, row, view).
 
@@ -316,7 +336,7 @@ def _others(config: RunFile) -> str:
 
 def _refuse_others(store: Store, identity: LabelIdentity, config: RunFile, split: Split) -> None:
     made_from = identity.to_json()
-    wanted = made_from | {"shards": split.content, "recipe": config.views.model_dump(mode="json")}
+    wanted = made_from | {"shards": split.content, "recipe": config.views.identity()}
     settled = {key: value for key, value in config.teacher.identity().items() if value != AUTO}
     wanted["teacher"] = identity.teacher | settled
     require_unchanged(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")

@@ -20,7 +20,8 @@ from schemas.errors import UserError
 from stages.models.classifier import Classifier
 from stages.models.distilled import one_head
 from stages.models.export_folder import CARD_FILE, CONFIG_FILE, ONNX_FILE, TORCH_FILE
-from stages.models.weights import MODEL_FILE, to_bytes
+from stages.models.tensors import to_bytes
+from stages.models.weights import MODEL_FILE
 
 FORMATS = ("safetensors", "huggingface", "onnx", "torch-export")
 _NEEDED = {"onnx": ("onnx", "onnxscript")}

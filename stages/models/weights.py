@@ -9,7 +9,6 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from schemas.errors import UserError
@@ -18,12 +17,6 @@ from stages.models.state_dict import read_weights
 from stages.storage.run_files import EMA_FILE as EMA_FILE
 from stages.storage.run_files import MODEL_FILE as MODEL_FILE
 from stages.storage.run_files import find_run, open_run, run_store
-
-
-def to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file of named tensors."""
-    return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
 
 _OUTSIDE = re.compile(
     "in12k|inw?21k|in22k|laion|_ig|ssl|wsl|swag|seer|lvd|jft|clip|openai|webli|datacomp|dfn|merged|m3[08]m|yfcc|cc12m|"

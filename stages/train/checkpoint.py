@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schemas.errors import IncompleteError, MismatchError, UserError
 from schemas.receipts import PartOutput, Receipt
-from stages.models.weights import to_bytes
+from stages.models.tensors import to_bytes
 from stages.storage.commit import RECEIPTS, commit, read_checked, read_receipt, receipt_names
 from stages.storage.store import Store
 

@@ -55,6 +55,8 @@ class TrainDataset(Dataset[Batch]):
         batch: global batch size, a multiple of 2 · world.
         rank: of this process.
         world: number of training processes.
+        spread: deal a step's pair-views over the ranks in turn, so that a rank sees as many images as there are; else a
+            rank takes a slice, in which the repeats of an image share one decode.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class TrainDataset(Dataset[Batch]):
         batch: int,
         rank: int,
         world: int,
+        spread: bool = False,
     ) -> None:
         self.split, self.recipe, self.labels, self.soft_tau = split, recipe, labels, soft_tau
         self._slice = {"batch": batch, "rank": rank, "world": world}
-        self._stream = stream
+        self._stream, self._spread = stream, spread
         self._maker: ViewRenderer | None = None  # built where it is used: its buffers do not travel
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +82,9 @@ class TrainDataset(Dataset[Batch]):
 
     def units(self, step: int) -> list[PairView]:
         """The pair-views of a step."""
+        if self._spread:
+            step_units = self._stream.step(step, batch=self._slice["batch"], rank=0, world=1)
+            return list(step_units)[self._slice["rank"] :: self._slice["world"]]
         return self._stream.step(step, **self._slice)
 
     def __getitem__(self, step: int) -> Batch:

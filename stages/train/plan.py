@@ -13,6 +13,8 @@ from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from stages.models.weights import find_weights, weights_digest
 from stages.replay.order import Stream
+from stages.storage.commit import read_plan
+from stages.storage.run_files import run_store
 from stages.train.tensorboard import refuse_missing_tensorboard
 
 TAUGHT = ("hard", "soft")
@@ -105,12 +107,29 @@ _NO_MATTER = {
 def _made_from(config: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
     settings, start = config.train.model_dump(mode="json"), config.student.init_checkpoint
     weights = find_weights(start, config.workspace, "student.init_checkpoint") if start else None
-    return {
+    made_from = {
         "shards": split.content,
-        "recipe": config.views.model_dump(mode="json"),
+        "recipe": config.views.identity(),
         "labels": labels.made_by if labels else None,
         "passes": labels.passes if labels and config.train.reuse_views else None,  # where the views begin again
         "student": config.student.model_dump(mode="json"),
         "started_from": weights_digest(weights) if weights else None,
         "train": {key: value for key, value in settings.items() if key not in _NO_MATTER},
     }
+    begun = read_plan(run_store(config.workspace, config.train.name))
+    return _as_begun(made_from, begun.made_from) if begun else made_from
+
+
+def _as_begun(made_from: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    """Values that make no difference stay those the run was begun with: changing them makes no other run.
+
+    They are where the initial weights lie, if these are the same, and what the loss in use does not read.
+    """
+    student, train = dict(made_from["student"]), dict(made_from["train"])
+    if made_from["started_from"] and made_from["started_from"] == begun.get("started_from"):
+        student["init_checkpoint"] = begun["student"]["init_checkpoint"]
+    unused = {"none": ("tau", "soft_reduction", "alpha"), "soft": ()}.get(
+        train["distillation"], ("tau", "soft_reduction")
+    )
+    train |= {key: begun["train"][key] for key in unused if key in begun["train"]}
+    return made_from | {"student": student, "train": train}

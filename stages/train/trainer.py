@@ -29,7 +29,8 @@ from stages.models.flops import TRAINING, forward_flops, peak_flops
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision, deterministic_algorithms
 from stages.models.student import new_student
-from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
+from stages.models.tensors import to_bytes
+from stages.models.weights import EMA_FILE, MODEL_FILE
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
 from stages.storage.commit import MANIFEST, refuse_other_plan
@@ -130,6 +131,8 @@ class Trainer:
             batch=config.train.batch_size,
             rank=rank,
             world=world,
+            # Statistics of a batch, which are a rank's own, want its images to be different ones.
+            spread=any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.classifier.modules()),
         )
         peak = peak_flops(device)
         self.metrics = Metrics(

@@ -77,6 +77,21 @@ def test_labels_made_from_something_else_are_never_mixed_with(copied, refused, d
     assert files(run) == before
 
 
+def test_labels_of_views_that_an_earlier_version_rotated_are_refused_and_not_mixed_with(copied, refused):
+    run = copied({"train": {"name": "new"}})
+    for file in ("plan.json", "manifest.json"):
+        path = Path(run.workspace, "labels/teacher", file)
+        about = json.loads(path.read_text())
+        del about["made_from"]["recipe"]["rotation"]
+        path.write_text(json.dumps(about))
+    for stage in (stages.label, stages.train):
+        line = refused(stage, run, silent, code=4)
+        assert "earlier version" in line and "recipe.rotation: null -> 2" in line and "labels.name" in line
+    again = copied({"labels": {"name": "again"}, "train": {"name": "new"}})
+    stages.label(again, silent)
+    assert stages.train(again, silent)["steps"] == 12
+
+
 def test_labels_for_other_shards_are_refused_by_labelling_and_by_training(copied, refused):
     run = copied({"shards": {"seed": 1}})
     shutil.rmtree(Path(run.workspace, "shards"))
@@ -185,7 +200,7 @@ def test_the_manifest_says_what_made_the_labels(whole):
     manifest = json.loads(files(whole)["manifest.json"])
     made_from = manifest["made_from"]
     assert made_from["shards"] == Split.open(whole.workspace, "train").content
-    assert made_from["recipe"] == whole.views.model_dump(mode="json")
+    assert made_from["recipe"] == whole.views.identity()
     assert made_from["teacher"]["model"] == "deit_tiny_patch16_224"
     assert len(made_from["teacher"]["weights_sha256"]) == 64
     assert manifest["versions"]["torch"] == torch.__version__
