@@ -232,7 +232,7 @@ def test_torn_receipts_and_manifests_are_refused_with_their_names(done, tmp_path
     )
     whole_manifest = manifest.read_bytes()
     manifest.write_bytes(whole_manifest[:50])
-    assert complaint(1, "run", "-c", done, "--json").startswith(f"{manifest}: not ")
+    assert complaint(1, "run", "-c", done, "--json").startswith(f"{manifest}: is damaged (not ")
     manifest.write_bytes(whole_manifest)
     receipt.write_bytes(receipt.read_bytes()[:50])
     code, out, _ = typed("verify", "-c", done, "--json")
@@ -246,7 +246,10 @@ def test_damage_is_named_by_verify_which_exits_1(done, tmp_path):
     code, out, err = typed("verify", "-c", done, "--json")
     assert code == 1
     tar = f"{tmp_path}/workspace/shards/val/shard-000000.tar"
-    assert last_json(out)["problems"] == [{"path": tar, "what": "has other bytes than its receipt says"}]
+    fix = f"delete {tmp_path}/workspace/shards/val/receipts/shard-000000.json and rerun `deit-pipeline shard`"
+    what = "has other bytes than its receipt says"
+    assert last_json(out)["problems"] == [{"path": tar, "what": what, "fix": fix}]
+    assert f"{tar}: {what}; {fix}" in err.splitlines()
     assert err.splitlines()[-1].startswith("deit-pipeline: verify: ")
 
 

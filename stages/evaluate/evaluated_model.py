@@ -20,7 +20,6 @@ from stages.models.teacher import Teacher
 from stages.models.weights import EMA_FILE, MODEL_FILE, find_weights, pretrained_weights, weights_digest
 from stages.replay.mix import normalise
 from stages.storage.run_files import open_run, stored_run
-from stages.storage.store import Store
 
 
 class ModelRef(NamedTuple):
@@ -119,7 +118,7 @@ def weights_file(run: RunFile) -> str:
 
 
 def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
-    store, file = Store(run.workspace).at(f"runs/{run.train.name}"), weights_file(run)
+    file = weights_file(run)
     size = run.evaluate.image_size or run.student.img_size or run.views.image_size
     if size != run.student.img_size:
         run = run.model_copy(update={"student": run.student.model_copy(update={"img_size": size})})
