@@ -53,7 +53,7 @@ def test_every_stage_prints_one_json_object_as_the_last_line_of_stdout(done):
     assert all(0 <= printed["evaluate"][head][top] <= 1 for head in heads for top in ("top1", "top5"))
     assert [one["stage"] for one in printed["run"]["stages"]] == ["shard", "label-teacher", "train", "evaluate"]
     assert printed["verify"] == {"ok": True, "checked": printed["verify"]["checked"], "problems": []}
-    assert printed["verify"]["checked"] == 31
+    assert printed["verify"]["checked"] == 31 + 4  # and the lists of parts
 
 
 def test_without_json_people_are_told_on_stdout(done):
@@ -194,7 +194,7 @@ def test_a_training_is_refused_with(done, tmp_path, what):
 
 def test_a_stage_before_its_time_says_which_comes_first(shards, fresh, tmp_path):
     assert "is not whole yet; run `deit-pipeline label-teacher`" in complaint(1, "train", "-c", shards)
-    assert "is missing; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
+    assert "is not trained to its end; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
     nothing = written(run_file(tmp_path / "nothing", Path(fresh().source.train).parent), tmp_path)
     assert "is not sharded yet; run `deit-pipeline shard`" in complaint(1, "train", "-c", nothing)
     assert "holds nothing; run `deit-pipeline shard` first" in complaint(1, "verify", "-c", nothing)

@@ -118,7 +118,7 @@ def weights_file(run: RunFile) -> str:
 
 
 def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
-    file = weights_file(run)
+    file, finished = weights_file(run), open_run(run.workspace, run.train.name)
     size = run.evaluate.image_size or run.student.img_size or run.views.image_size
     if size != run.student.img_size:
         run = run.model_copy(update={"student": run.student.model_copy(update={"img_size": size})})
@@ -129,7 +129,7 @@ def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedMode
         model=run.student.model,
         extra=run.student.extra,
         image_size=size,
-        weights_sha256=open_run(run.workspace, run.train.name).file(file).sha256,
+        weights_sha256=finished.file(file).sha256,
         network=network.eval().requires_grad_(False).to(device),
         device=device,
     )

@@ -49,7 +49,8 @@ def binding_plan(store: Store) -> Plan | None:
     Raises:
         UserError: if it is damaged.
     """
-    return read_plan(store) if receipt_names(store) or store.exists(MANIFEST) else None
+    plan = read_plan(store)
+    return plan if plan and (receipt_names(store) or store.exists(MANIFEST)) else None
 
 
 def read_manifest(store: Store, kind: type[AnyManifest]) -> AnyManifest | None:

@@ -44,7 +44,7 @@ def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused
     for seed in (1, 2):
         with open_stage(store, {"seed": seed}, {}, "mend").at_work(3):
             assert read_plan(store) == Plan(made_from={"seed": seed}, versions={}, wanted=3)
-    commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
+    commit(store, SPECS[0].name, made(SPECS[0], tmp_path), fingerprint({"seed": 2}))
     assert open_stage(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
     line = refused(open_stage, store, {"seed": 3}, {}, "do this", code=4)
     assert line == f"{tmp_path} was made differently (seed: 2 -> 3); do this"
@@ -71,7 +71,7 @@ def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
     store = Store(str(tmp_path))
     for version in "12":
         with open_stage(store, {"seed": 1}, {"torch": version}, "mend").at_work(1):
-            commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
+            commit(store, SPECS[0].name, made(SPECS[0], tmp_path), fingerprint({"seed": 1}))
     assert read_plan(store).versions == {"torch": "1"}
 
 

@@ -51,11 +51,7 @@ def test_raising_views_adds_files_and_changes_none_and_equals_labelling_all_at_o
     assert (result["views"], result["new_parts"]) == (10, 6)
     before, after = files(whole), files(more)
     lost = {name for name in before if name not in after or after[name] != before[name]}
-    assert {name.partition("/")[0] if "/" in name else name for name in lost} == {
-        "manifest.json",
-        "plan.json",
-        "manifest",
-    }
+    assert {name.partition("/")[0] for name in lost} == {"manifest.json", "plan.json", "manifest"}
     plans = [Plan.from_json(one["plan.json"], "plan").fields() for one in (before, after)]
     assert [plan.pop("wanted") for plan in plans] == [6, 12]  # parts, for `status`
     assert plans[0] == plans[1]
@@ -112,7 +108,8 @@ def test_a_damaged_label_file_is_never_used(copied, refused):
 def test_lowering_views_makes_nothing_and_deletes_nothing(copied, whole):
     run = copied({"labels": {"views": 2}})
     assert stages.label(run, silent)["new_parts"] == 0
-    assert files(run).keys() == files(whole).keys()
+    made, truth = ({name for name in files(one) if not name.startswith("manifest/")} for one in (run, whole))
+    assert made == truth
 
 
 def test_label_parts_cover_every_pass_once_whatever_was_done_before():
