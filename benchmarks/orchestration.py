@@ -146,7 +146,7 @@ def _many_shards(folder: str, shards: int) -> None:
         "found": 1000 * shards, "samples": 1000 * shards, "skipped": (), "other_files": 0,
     }  # fmt: skip
     tables = [_parts(range(first, min(first + 10_000, shards))) for first in range(0, shards, 10_000)]
-    put_manifest(Store(folder), ShardManifest, Parts(pa.concat_tables(tables)), **about)
+    put_manifest(Store(folder), ShardManifest, Parts.of_table(pa.concat_tables(tables)), **about)
 
 
 def _parts(shards: range) -> pa.Table:
