@@ -32,6 +32,8 @@ from PIL import Image, ImageOps
 from timm.data import Mixup, auto_augment, create_dataset, create_loader
 
 from schemas.config import CacheConfig, ShardsConfig
+from schemas.manifests import ShardManifest
+from schemas.parts import Parts
 from schemas.receipts import fingerprint
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from stages.data.loader import load, on_device
@@ -42,6 +44,7 @@ from stages.shard.plan import plan_shards
 from stages.shard.writer import ShardMaker
 from stages.sources.discover import list_source
 from stages.storage.commit import commit
+from stages.storage.manifest import put_manifest
 from stages.storage.store import Store
 from stages.train.dataset import TrainDataset
 
@@ -90,14 +93,18 @@ def generate(folder: Path) -> str:
 def pack(images: str, folder: Path, samples_per_shard: int = 250) -> Split:
     """Shards of an image folder, as the shard stage makes them."""
     listing, store = list_source(images, "train", None), Store(str(folder))
-    config = ShardsConfig(samples_per_shard=samples_per_shard)
+    config, made_from = ShardsConfig(samples_per_shard=samples_per_shard), {"classes": list(listing.classes)}
     receipts = []
     with tempfile.TemporaryDirectory() as staging:
         for spec in plan_shards(listing, config, shuffle=True):
             made = ShardMaker(listing.source, config)(spec, Path(staging))
-            receipts.append(commit(store, spec.name, made, "benchmark"))
-    about = {"classes": listing.classes, "content": fingerprint([receipt.part for receipt in receipts])}
-    return Split(store, about, tuple(receipt.rows for receipt in receipts), CacheConfig())
+            receipts.append(commit(store, spec.name, made, fingerprint(made_from)))
+    about: dict[str, Any] = {
+        "stage": "shard", "made_from": made_from, "made_by": fingerprint(made_from), "versions": {},
+        "classes": listing.classes, "found": len(listing.images), "samples": sum(one.rows for one in receipts),
+        "skipped": (), "other_files": 0,
+    }  # fmt: skip
+    return Split(store, put_manifest(store, ShardManifest, Parts.of(receipts), **about), CacheConfig())
 
 
 def measure(images: str, split: Split, workers: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:

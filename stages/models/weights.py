@@ -94,9 +94,9 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     name = checkpoint.removeprefix(RUN_PREFIX)
     run = find_run(workspace, name)
     if run is None:
-        path = Store(workspace).name(f"runs/{name}")
+        missing = Store(workspace).name(f"runs/{name}")
         raise UserError(
-            f"{key} = {checkpoint}: {path} is not trained to its end; train that run first (`deit-pipeline train`)"
+            f"{key} = {checkpoint}: {missing} is not trained to its end; train that run first (`deit-pipeline train`)"
         )
     data = run.read(file)
     with tempfile.TemporaryDirectory() as folder:

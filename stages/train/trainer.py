@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from schemas.config import RunFile
 from schemas.errors import UserError
-from schemas.manifests import ManifestPart, TrainManifest
+from schemas.manifests import TrainManifest
+from schemas.parts import ManifestPart
 from schemas.receipts import fingerprint
 from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
