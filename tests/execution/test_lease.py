@@ -88,25 +88,25 @@ def test_a_torn_lease_stops_nobody(store):
         assert len(live_leases(store)) == 1
 
 
-def hold(folder: str, seed: str, ready, release) -> None:
+def hold(folder: str, seed: str, pipe) -> None:
     """In a process of its own: hold a lease until told otherwise."""
     with Lease(Store(folder), seed):
-        ready.set()
-        release.wait(60)
+        pipe.send("held")
+        pipe.poll(60)
 
 
 @pytest.fixture
 def holder(store):
-    """A process that holds a lease of something else, and what releases it."""
+    """A process that holds a lease of something else."""
     context = multiprocessing.get_context("fork")
-    ready, release = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(store.uri, "another", ready, release))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(store.uri, "another", theirs))
     process.start()
-    assert ready.wait(60)
+    assert ours.poll(60)
     yield process
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, BrokenPipeError):
         os.kill(process.pid, signal.SIGCONT)
-    release.set()
+        ours.send("end")
     process.join()
 
 
