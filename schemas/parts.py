@@ -3,12 +3,13 @@
 A stage's parts lie as Parquet beside its manifest, one row a part; in manifests of version 0.1.0 they are JSON.
 """
 
+import builtins
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from schemas.receipts import Receipt, StoredFile, canonical_json
 from schemas.tables import PARTS
 
-_BATCH = 4096
+_BATCH, _ROW_GROUP = 4096, 1 << 16
 _SUM_BYTES = 32
 
 
@@ -32,37 +33,29 @@ class ManifestPart:
 
 @dataclass(frozen=True)
 class Parts:
-    """A manifest's parts in its order.
+    """A manifest's parts in its order, walked through batch by batch.
 
     Attributes:
-        table: `schemas.tables.PARTS`.
+        data: the Parquet file of them, `schemas.tables.PARTS`.
     """
 
-    table: pa.Table
+    data: bytes
 
     @classmethod
     def of(cls, parts: Iterable[Receipt | ManifestPart]) -> "Parts":
         """Those that receipts, or a manifest of version 0.1.0, list."""
         rows = [{"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in parts]
-        return cls(pa.Table.from_pylist(rows, schema=PARTS))
+        return cls.of_table(pa.Table.from_pylist(rows, schema=PARTS))
 
     @classmethod
-    def from_parquet(cls, data: bytes) -> "Parts":
-        """Those of a Parquet file; raises ValueError where it has other columns."""
-        try:
-            table = pq.read_table(io.BytesIO(data))
-            return cls(table.select(PARTS.names).cast(PARTS))
-        except (pa.ArrowException, KeyError) as error:
-            raise ValueError(f"not a table of parts: {str(error).splitlines()[0]}") from None
-
-    def to_parquet(self) -> bytes:
-        """A Parquet file of them."""
+    def of_table(cls, table: pa.Table) -> "Parts":
+        """Those of a table, `schemas.tables.PARTS`."""
         out = io.BytesIO()
-        pq.write_table(self.table, out, compression="zstd", row_group_size=1 << 16)
-        return out.getvalue()
+        pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
+        return cls(out.getvalue())
 
     def __len__(self) -> int:
-        return len(self.table)
+        return int(self._file().metadata.num_rows)
 
     def __iter__(self) -> Iterator[ManifestPart]:
         """One part after the other; raises ValueError where a field is none."""
@@ -71,25 +64,27 @@ class Parts:
             yield ManifestPart(part=one["part"], rows=one["rows"], files=files)
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Iterator[str]:
         """The parts' names."""
-        return list(self.table["part"].to_pylist())
+        for batch in self._batches(["part"]):
+            yield from batch.column("part").to_pylist()
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
         """Rows of each part."""
-        seen = dict[int, int]()
-        return tuple(seen.setdefault(one, one) for one in self.table["rows"].to_pylist())  # few objects
+        seen = dict[int, int]()  # few objects
+        return tuple(
+            seen.setdefault(one, one) for batch in self._batches(["rows"]) for one in batch.column("rows").to_pylist()
+        )
 
     def lengths(self) -> dict[str, int]:
         """Path → length in bytes of every file."""
-        files = self._files()
-        return dict(zip(files.field("path").to_pylist(), files.field("bytes").to_pylist(), strict=True))
+        return {file["path"]: file["bytes"] for one in self._fields() for file in one["files"]}
 
     @property
     def bytes(self) -> int:
         """Length in bytes of all files together."""
-        return sum(self._files().field("bytes").to_pylist())
+        return sum(self.lengths().values())
 
     def content(self) -> str:
         """The fingerprint of the parts, by which a split is known: that of their JSON."""
@@ -102,22 +97,22 @@ class Parts:
 
     def proofs(self) -> "Proofs":
         """What a part's receipt is held against."""
-        column = self.table["files"].combine_chunks()
-        sums = pa.concat_arrays([column.flatten().field("sha256")])
-        return Proofs(
-            np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy())]).astype(np.int64),
-            np.frombuffer(bytes.fromhex("".join(sums.to_pylist())), np.uint8).reshape(-1, _SUM_BYTES),
-        )
+        counts, sums = [np.zeros(1, np.int64)], bytearray()
+        for batch in self._batches(["files"]):
+            files = batch.column("files")
+            counts.append(files.value_lengths().to_numpy().astype(np.int64))
+            sums += builtins.bytes.fromhex("".join(files.flatten().field("sha256").to_pylist()))
+        return Proofs(np.cumsum(np.concatenate(counts)), np.frombuffer(sums, np.uint8).reshape(-1, _SUM_BYTES))
 
-    def _files(self) -> pa.StructArray:
-        return pa.concat_arrays([chunk.flatten() for chunk in self.table["files"].chunks] or [_NO_FILES])
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(pa.BufferReader(self.data))
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        return cast(Iterator[pa.RecordBatch], self._file().iter_batches(_BATCH, columns=columns, use_threads=False))
 
     def _fields(self) -> Iterator[dict[str, Any]]:
-        for batch in self.table.to_batches(max_chunksize=_BATCH):
+        for batch in self._batches(PARTS.names):
             yield from batch.to_pylist()
-
-
-_NO_FILES = pa.array([], PARTS.field("files").type.value_type)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Split:
         found = open_manifest(store, ShardManifest)
         if found is None:
             raise UserError(f"{store}: split {name} is not sharded yet; run `deit-pipeline shard`")
-        if list(map(shard_name, range(len(found.parts)))) != found.parts.names:
+        if any(name != shard_name(shard) for shard, name in enumerate(found.parts.names)):
             raise UserError(f"{store.display_path(MANIFEST)}: is damaged (its shards have gaps); {ShardManifest.FIX}")
         return cls(store, found, cache or CacheConfig())
 

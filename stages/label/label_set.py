@@ -4,16 +4,13 @@ A part is a shard's block of passes; its file is proven against its receipt befo
 split, which knows images and no teacher.
 """
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
@@ -24,28 +21,12 @@ from schemas.plan import Plan
 from schemas.receipts import StoredFile, require_unchanged
 from stages.data.split import Split
 from stages.label.label_file import read_labels
+from stages.label.soft_labels import SoftLabels
+from stages.label.waiting import Waiting
 from stages.shard.plan import shard_name
 from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, read_checked, read_plan, read_receipt, receipt_names
 from stages.storage.manifest import open_manifest
 from stages.storage.store import Store
-
-
-class SoftLabels(NamedTuple):
-    """A teacher's distributions, as a label set keeps them.
-
-    Attributes:
-        logits: of all K classes in their order, shape (B, K), or of k of them, shape (B, k).
-        classes: which k, int64 of shape (B, k); None = all.
-        log_sum_exp: over all K classes, of logits / tau, float32 of shape (B,); None = all logits are there.
-    """
-
-    logits: Tensor
-    classes: Tensor | None
-    log_sum_exp: Tensor | None
-
-    def map(self, do: Callable[[Tensor], Tensor]) -> "SoftLabels":
-        """The same with something done to each tensor."""
-        return SoftLabels(do(self.logits), *(one if one is None else do(one) for one in self[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +132,7 @@ class LabelSet:
             MismatchError: if it is being made for another split, recipe or teacher, naming every difference.
         """
         store = Store(config.workspace).child(f"labels/{config.labels.name}")
-        waiting = _Waiting(f"{store}: its first part")
+        waiting = Waiting(f"{store}: its first part")
         while not receipt_names(store):  # until then the plan binds nobody
             waiting.sleep()
         plan = read_plan(store)
@@ -260,7 +241,7 @@ class LabelSet:
         return SoftLabels(stacked("logits"), stacked("classes").long(), normaliser)
 
     def _wait_for(self, address: tuple[int, int]) -> None:
-        waiting = _Waiting(f"{self.store}: pass {address[1]} of shard {address[0]}")
+        waiting = Waiting(f"{self.store}: pass {address[1]} of shard {address[0]}")
         while address not in self._files:
             self._look()
             if address not in self._files:
@@ -313,19 +294,6 @@ class LabelSet:
         place[columns["row"], columns["view"].astype(np.int64) - first] = np.arange(len(columns["row"]))
         kept = {name: columns[name] for name in columns if name not in ("shard", "row", "view")}
         return PartLabels(first, place, kept, {at: np.frombuffer(one, np.uint8) for at, one in signatures.items()})
-
-
-class _Waiting:
-    """Sleeps, longer each time, and says once for what."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._seconds = what, 0.25
-
-    def sleep(self) -> None:
-        if self._seconds == 1.0:
-            print(f"waiting for {self._what}; `deit-pipeline label-teacher` makes it", file=sys.stderr, flush=True)
-        time.sleep(self._seconds)
-        self._seconds = min(2 * self._seconds, 10.0)
 
 
 def _others(config: RunFile) -> str:

@@ -49,7 +49,8 @@ def binding_plan(store: Store) -> Plan | None:
     Raises:
         UserError: if it is damaged.
     """
-    return read_plan(store) if receipt_names(store) or store.exists(MANIFEST) else None
+    plan = read_plan(store)
+    return plan if plan and (receipt_names(store) or store.exists(MANIFEST)) else None
 
 
 def read_manifest(store: Store, kind: type[AnyManifest]) -> AnyManifest | None:
@@ -103,11 +104,10 @@ def put_manifest(store: Store, kind: type[M], parts: Parts, **fields: Any) -> Co
         parts: what it lists.
         fields: all fields of the manifest but `content` and `parts`.
     """
-    table = parts.to_parquet()
-    digest = hashlib.sha256(table).hexdigest()
-    file = StoredFile(path=f"{FOLDER}/{digest[:16]}.parquet", bytes=len(table), sha256=digest)
+    digest = hashlib.sha256(parts.data).hexdigest()
+    file = StoredFile(path=f"{FOLDER}/{digest[:16]}.parquet", bytes=len(parts.data), sha256=digest)
     manifest = kind(**fields, content=parts.content(), parts=PartsFile(count=len(parts), file=file))
-    put_unless_there(store, file.path, table)
+    put_unless_there(store, file.path, parts.data)
     put_state(store, MANIFEST, manifest)
     for name in store.files(FOLDER):
         if f"{FOLDER}/{name}" != file.path:
@@ -120,7 +120,7 @@ def _parts(store: Store, manifest: PartsManifest) -> Parts:
     if isinstance(manifest.parts, PartsFile):
         fix = f"delete {store.display_path(MANIFEST)} and rerun {manifest.VERB}"
         file = manifest.parts.file
-        return Parts.from_parquet(read_checked(store, file, proof="manifest", fix=fix))
+        return Parts(read_checked(store, file, proof="manifest", fix=fix))
     parts = Parts.of(manifest.parts)
     if parts.content() != manifest.content:
         raise UserError(

@@ -17,7 +17,8 @@ from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.data.split import Split
 from stages.data.views import ViewRenderer, pixel_versions
-from stages.label.label_set import LabelSet, SoftLabels
+from stages.label.label_set import LabelSet
+from stages.label.soft_labels import SoftLabels
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream
 from stages.replay.signature import differs, signature

@@ -24,6 +24,7 @@ from stages.models.classifier import Heads, build
 from stages.models.student import new_student
 from stages.models.weights import find_weights
 from stages.replay.mix import normalise
+from tests.support.stored import edit_state
 from tests.support.world import CLASSES, TINY_VIT, silent, stored, write_images
 
 
@@ -253,8 +254,12 @@ def test_bad_input_is_one_line(copied, images, tmp_path, refused):
 
 def test_a_val_split_of_other_classes_is_refused(copied, refused):
     run = copied()
-    manifest = Path(run.workspace, "shards/train/manifest.json")
-    values = json.loads(manifest.read_text())
-    values["classes"] = ["blue", "green", "grey", "orange"]
-    manifest.write_text(json.dumps(values))
+    others = {"classes": ["blue", "green", "grey", "orange"]}
+
+    def renamed(fields):
+        fields.update(others if "classes" in fields else {})
+        fields["made_from"].update(others)
+
+    for name in ("plan.json", "manifest.json"):
+        edit_state(Path(run.workspace, "shards/train", name), renamed)
     assert "the train split 4 or others" in refused(stages.evaluate, run, silent, code=4)

@@ -61,7 +61,7 @@ def test_a_manifest_comes_back_as_it_was_put_and_its_content_is_that_of_version_
 def test_a_manifest_of_version_0_1_0_still_opens(store, indent):
     store.put("manifest.json", json.dumps(of_first_version(3), indent=indent).encode())
     found = open_manifest(store, PredictionsManifest)
-    assert found.parts.names == [f"block-{n:06d}" for n in range(3)] and found.manifest.wanted == 3
+    assert list(found.parts.names) == [f"block-{n:06d}" for n in range(3)] and found.manifest.wanted == 3
 
 
 def test_a_grown_manifest_takes_the_parts_of_the_last_with_it_and_readers_of_the_last_find_the_new(store, monkeypatch):

@@ -58,7 +58,8 @@ def test_a_damaged_model_is_refused_by_every_reader_and_made_again_by_train(
     said = []
     assert stages.train(run, said.append)["resumed_from_step"] == 12
     assert any(name in line and "made again" in line for line in said)
-    assert stored(Path(run.workspace, "runs/student")) == truth
+    made = stored(Path(run.workspace, "runs/student"))
+    assert made.keys() == truth.keys() and {key for key in made if made[key] != truth[key]} <= {"run.toml"}  # a path
     stages.evaluate(run, silent)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.reports import put_report
-from schemas.receipts import PartOutput
+from schemas.plan import Plan
+from schemas.receipts import PartOutput, fingerprint
 from stages.storage import store as store_module
-from stages.storage.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
+from stages.storage.commit import broken_files, commit, put_json, put_state, read_checked, read_receipt, valid_receipts
 from stages.storage.locks import locked
 from stages.storage.store import Store
 from tests.support.world import flip_byte, stored
@@ -154,25 +155,42 @@ def test_two_attempts_at_one_part_leave_the_same_bytes(store, receipt):
 
 def test_every_way_a_file_can_be_broken_is_named(store, receipt, refused):
     file = receipt.files[0]
-    assert list(broken_files(store, receipt)) == []
+    assert list(broken_files(store, receipt.files)) == []
     assert read_checked(store, file) == b"first"
     flip_byte(store.local_path("a.txt"), 2)
-    assert list(broken_files(store, receipt)) == [("a.txt", "has other bytes than its receipt says")]
+    assert list(broken_files(store, receipt.files)) == [("a.txt", "has other bytes than its receipt says")]
     assert refused(read_checked, store, file).startswith(f"{store}/a.txt: has other bytes than its receipt says; ")
     store.put("a.txt", b"fir")
-    assert list(broken_files(store, receipt)) == [("a.txt", "has 3 bytes, its receipt says 5")]
+    assert list(broken_files(store, receipt.files)) == [("a.txt", "has 3 bytes, its receipt says 5")]
     store.delete("a.txt")
-    assert list(broken_files(store, receipt)) == [("a.txt", "is missing")]
+    assert list(broken_files(store, receipt.files)) == [("a.txt", "is missing")]
     assert refused(read_checked, store, file) == f"{store}/a.txt: is missing; run `deit-pipeline verify`"
 
 
-def test_a_manifest_is_there_whole_or_an_error(store, refused):
-    assert read_manifest(store) is None
-    put_json(store, "manifest.json", {"b": 1, "a": [2]})
-    assert store.read("manifest.json") == b'{"a":[2],"b":1}\n'
-    assert read_manifest(store) == {"a": [2], "b": 1}
-    store.put("manifest.json", b'{"a":[2')
-    assert refused(read_manifest, store).startswith(f"{store}/manifest.json: not JSON (")
+def test_json_has_one_spelling(store):
+    put_json(store, "some.json", {"b": 1, "a": [2]})
+    assert store.read("some.json") == b'{"a":[2],"b":1}\n'
+
+
+def test_a_receipt_of_another_part_is_refused_by_name(store, receipt, refused):
+    store.put("receipts/part-2.json", receipt.to_json())
+    line = refused(read_receipt, store, "part-2")
+    assert line == f"{store}/receipts/part-2.json: is the receipt of part-1; delete it and rerun its stage"
+    assert refused(valid_receipts, store) == line
+
+
+def test_what_lies_beside_receipts_is_nobodys(store, receipt):
+    store.put("receipts/part-1.json~", b"an editor's")
+    assert valid_receipts(store) == {"part-1": receipt}
+
+
+def test_a_part_is_not_committed_to_a_folder_that_another_command_has_begun_meanwhile(store, refused):
+    put_state(store, "plan.json", Plan(made_from={"seed": 2}, versions={}))
+    made = PartOutput(files={"c.txt": b"x"}, rows=1, facts={})
+    line = refused(commit, store, "part-9", made, fingerprint({"seed": 1}), code=4)
+    assert "plan.json: another command has begun something else here meanwhile" in line
+    assert not store.exists("c.txt") and not store.exists("receipts/part-9.json")
+    commit(store, "part-9", made, fingerprint({"seed": 2}))
 
 
 def test_a_store_is_the_same_by_path_and_by_uri_and_after_a_journey(tmp_path):

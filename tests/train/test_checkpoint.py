@@ -156,3 +156,31 @@ def test_a_checkpoint_of_an_earlier_version_has_no_lines(run):
     save_checkpoint(run, replace(checkpoint(12), lines=None), "me", keep=2)
     assert newest_checkpoint(run, "me", unheard).lines is None
     assert newest_lines(run, "me") is None  # rather than those of step 9
+
+
+def test_a_checkpoint_of_another_training_is_refused_by_name_until_it_is_deleted_as_advised(copied, whole, refused):
+    other = copied({"train": {"seed": 1, "name": "other"}})
+    stages.train(other, silent)
+    run, folder = copied(), Path(copied().workspace, "runs/student")
+    for name in ("checkpoints/step-000000012", "receipts/step-000000012.json"):
+        source = folder.with_name("other") / name
+        shutil.copytree(source, folder / name, dirs_exist_ok=True) if source.is_dir() else shutil.copy(
+            source, folder / name
+        )
+    (folder / "manifest.json").unlink()
+    line = refused(stages.train, run, silent, code=4)
+    receipt = folder / "receipts/step-000000012.json"
+    assert "checkpoint step-000000012 is of another training" in line and f"delete {receipt}, or" in line
+    receipt.unlink()
+    assert stages.train(run, silent)["resumed_from_step"] == 9
+    truth = Path(whole.workspace, "runs/student/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == truth
+
+
+@pytest.mark.parametrize("change", [{"train": {"lr": 0.5}}, {"train": {"distillation": "none"}}])
+def test_another_training_is_not_resumed_where_the_plan_was_deleted(copied, refused, change):
+    run = copied(change)
+    folder = Path(run.workspace, "runs/student")
+    for name in ("plan.json", "manifest.json"):
+        (folder / name).unlink()
+    assert "plan.json is missing; made_by: " in refused(stages.train, run, silent, code=4)
