@@ -217,7 +217,8 @@ def report(found: dict[str, Any]) -> str:
         f"{found['teacher']} on {found['images']} images of {found['classes']} classes, {found['size']} pixels, "
         f"{found['steps']} steps of {found['batch']} views, {found['distinct_decisions']} classes decided for:",
         "",
-        "| teacher in the loop | decisions | different | weights compared after steps | different | sha256 at the end |",
+        "| teacher in the loop | decisions | different | weights compared after steps "
+        "| different | sha256 at the end |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, way in found["ways"].items():
