@@ -1,0 +1,2 @@
+def write_evidence(setting, out):
+    pass
