@@ -110,7 +110,7 @@ ROWS = {
     "usual": Row(1, {"distillation": "soft", "tau": 3.0, "alpha": 0.1, "soft_reduction": "paper"}, 1),
     "two-class-tokens": Row(2, {"distillation": "label"}, 1),
 }
-"""Usual distillation has the paper's temperature and weight. "token" is three rows of the table: each head, and both."""
+"""Usual distillation has the paper's temperature and weight. "token" is three lines: each head and both."""
 
 
 def main() -> None:

@@ -140,14 +140,16 @@ def label_identity(run: RunFile, split: Split) -> dict[str, Any]:
 def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
     """What the store keeps of a decision."""
     settings = run.labels
-    if settings.store != "topk":
+    if settings.store in ("hard", "full"):
         return settings.store
+    if settings.store == "sampled":
+        return {"kind": "sampled", "samples": settings.samples, "tau": run.train.tau}
     if settings.topk >= classes:
         raise UserError(
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
             'lower it, or set labels.store = "full"'
         )
-    return {"kind": "topk", "k": settings.topk, "tau": run.train.tau}
+    return {"kind": settings.store, "k": settings.topk, "tau": run.train.tau}
 
 
 def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:

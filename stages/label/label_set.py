@@ -19,6 +19,7 @@ from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
 from schemas.receipts import StoredFile, fingerprint, require_unchanged
 from stages.data.split import Split
+from stages.label.encoding import probabilities
 from stages.label.label_file import read_labels
 from stages.shard.plan import shard_name
 from stages.storage.commit import PLAN, RECEIPTS, read_checked, read_manifest, read_receipt
@@ -198,13 +199,17 @@ class LabelSet:
         """
         if self.store_of == "hard":
             raise UserError(
-                f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "topk" or '
-                '"full" under another labels.name, or set train.distillation = "hard"'
+                f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "compact", '
+                '"topk" or "full" under another labels.name, or set train.distillation = "hard"'
             )
-        if self.store_of != "full" and tau not in (1.0, self.store_of["tau"]):
+        if self.store_of == "full":
+            return
+        own = self.store_of["tau"]
+        kept = [own] if self.store_of["kind"] == "sampled" or own == 1 else [own, 1.0]
+        if tau not in kept:
             raise UserError(
-                f"train.tau = {tau:g}: {self.store} is normalised for {self.store_of['tau']:g} and 1; use one of them, "
-                "or label again under another labels.name"
+                f"train.tau = {tau:g}: {self.store} is normalised for {' and '.join(f'{one:g}' for one in kept)}; set "
+                "train.tau to that, or label again under another labels.name"
             )
 
     def soft(self, addresses: Sequence[tuple[int, int, int]], tau: float) -> SoftLabels:
@@ -214,14 +219,38 @@ class LabelSet:
             UserError: if a part holds none.
         """
         found = [self._find(*address) for address in addresses]
-
-        def stacked(name: str) -> torch.Tensor:
-            return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
-
+        logits = self._stacked("logits", found)
         if self.store_of == "full":
-            return SoftLabels(stacked("logits"), None, None)
-        normaliser = stacked("lse_1" if tau == 1 else "lse_tau")
-        return SoftLabels(stacked("logits"), stacked("classes").long(), normaliser)
+            return SoftLabels(logits, None, None)
+        normaliser = self._stacked("lse_tau" if tau == self.store_of["tau"] else "lse_1", found)
+        return SoftLabels(logits, self._stacked("classes", found).long(), normaliser)
+
+    def refuse_margins(self, least: float) -> None:
+        """Check that the set keeps each decision's margin.
+
+        Raises:
+            UserError: if it does not.
+        """
+        kind = self.store_of if isinstance(self.store_of, str) else self.store_of["kind"]
+        if kind in ("hard", "sampled") or (kind != "full" and self.store_of["k"] < 2):
+            raise UserError(
+                f"train.min_margin = {least:g}: {self.store} keeps no margins; label with labels.store = "
+                '"compact", "topk" or "full", and labels.topk of 2 or more, under another labels.name, or set '
+                "train.min_margin = 0"
+            )
+
+    def margins(self, addresses: Sequence[tuple[int, int, int]]) -> Tensor:
+        """The largest logit less the second for the mixed views of samples (shard, row, view), float32 [B].
+
+        Raises:
+            UserError: if a part holds none.
+        """
+        logits_BK = self._stacked("logits", [self._find(*address) for address in addresses])
+        top_B2 = logits_BK.float().topk(2, dim=1).values
+        return top_B2[:, 0] - top_B2[:, 1]
+
+    def _stacked(self, name: str, found: Sequence[tuple[PartLabels, int]]) -> Tensor:
+        return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
 
     def _wait_for(self, address: tuple[int, int]) -> None:
         waiting = _Waiting(f"{self.store}: pass {address[1]} of shard {address[0]}")
@@ -252,6 +281,8 @@ class LabelSet:
 
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
         columns, signatures = read_labels(read_checked(self.store, file))
+        if isinstance(self.store_of, dict) and self.store_of["kind"] != "topk":
+            columns = probabilities(columns, self.store_of["kind"], self.store_of["tau"])
         first = spec.first_pass * self.repeats
         place = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)
         place[columns["row"], columns["view"].astype(np.int64) - first] = np.arange(len(columns["row"]))

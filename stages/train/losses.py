@@ -43,6 +43,19 @@ def hard_distillation(logits_BK: Tensor, decision_B: Tensor) -> Tensor:
     return cross_entropy(logits_BK.float(), decision_B.long())
 
 
+def selected_distillation(logits_BK: Tensor, decision_B: Tensor, kept_B: Tensor, targets_BK: Tensor) -> Tensor:
+    """`hard_distillation` of the views that are kept, `class_loss` of the others; mean over the batch.
+
+    Args:
+        logits_BK: the student's, shape (B, K).
+        decision_B: the teacher's classes, any integer type, shape (B,).
+        kept_B: whose decision is learned, bool of shape (B,).
+        targets_BK: the true ones, from `soft_targets`, shape (B, K).
+    """
+    decided_BK = one_hot(decision_B.long(), logits_BK.shape[1]).to(targets_BK.dtype)
+    return class_loss(logits_BK, torch.where(kept_B[:, None], decided_BK, targets_BK))
+
+
 def soft_distillation(logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: float, reduction: Reduction) -> Tensor:
     """Divergence of the student from the teacher at temperature tau (equation 2).
 
