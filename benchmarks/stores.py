@@ -46,7 +46,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "part.parquet")
         for columns, signatures in parts:
-            logits = torch.from_numpy(columns["logits"]).float()
+            logits = torch.from_numpy(columns["logits"].astype(np.float32))
             offsets = torch.rand(len(logits), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
             kept = {name: one.numpy() for name, one in keep(logits, settings, tau, offsets).items()}
             address = {"row": columns["row"], "view": columns["view"]}

@@ -90,7 +90,7 @@ def topk_distillation(
 
     Args:
         logits_BK: the student's logits, shape (B, K).
-        teacher_logits_Bk: k of the teacher's logits, shape (B, k), k < K.
+        teacher_logits_Bk: k of the teacher's logits, shape (B, k).
         classes_Bk: their classes, int64 of shape (B, k), each once.
         log_sum_exp_B: of the teacher's K logits / tau, shape (B,).
         tau: temperature.
@@ -100,7 +100,7 @@ def topk_distillation(
     teacher_Bk = teacher_logits_Bk.float() / tau - log_sum_exp_B.float()[:, None]
     kept_Bk = student_BK.gather(1, classes_Bk)
     mass_B = (1 - teacher_Bk.exp().sum(1)).clamp(min=0)
-    rest = logits_BK.shape[1] - classes_Bk.shape[1]
+    rest = max(logits_BK.shape[1] - classes_Bk.shape[1], 1)  # samples may be of all classes: then there is no tail
     in_tail_BK = torch.ones_like(student_BK).scatter(1, classes_Bk, 0.0)
     tail_B = torch.xlogy(mass_B, mass_B / rest) - mass_B * (student_BK * in_tail_BK).sum(1) / rest
     divergence = (teacher_Bk.exp() * (teacher_Bk - kept_Bk)).sum() + tail_B.sum()

@@ -185,3 +185,11 @@ def test_selected_decisions_are_learned_and_the_others_give_way_to_the_truth():
     torch.testing.assert_close(both, hard_distillation(STUDENT, decisions))
     neither = selected_distillation(STUDENT, decisions, torch.tensor([False, False]), targets)
     torch.testing.assert_close(neither, class_loss(STUDENT, targets))
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_topk_of_all_classes_is_soft_distillation(tau):
+    teacher, student = random_logits(0), random_logits(1)
+    classes = torch.arange(10).expand(6, -1)
+    found = topk_distillation(student, teacher, classes, (teacher / tau).logsumexp(1), tau=tau, reduction="paper")
+    torch.testing.assert_close(found, soft_distillation(student, teacher, tau=tau, reduction="paper"))
