@@ -61,7 +61,7 @@ def gather(setting: Setting) -> dict[str, Any]:
         "sizes": vars(setting.sizes),
         "trainings": {name: one | {"parameters": _parameters(setting.root, name)} for name, one in measured.items()},
         "planned": names,
-        "images": {one: _analysis(setting.root, f"shards/{one}/manifest.json")["samples"] for one in ("train", "val")},
+        "images": {one: _samples(setting.root, one) for one in ("train", "val")},
         "label": _labels(setting.root),
         "losses": {name: _losses(setting.root, name) for name in measured if name.endswith("-0")},
         "disagreement": _analysis(setting.root, "runs/token-0/disagreement.json"),
@@ -95,9 +95,13 @@ def _losses(root: Path, name: str) -> list[tuple[float, float]]:
     """Epoch and class loss of a run's lines, about thirty of them."""
     path = root / "runs" / name / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    images = json.loads((root / "shards/train/manifest.json").read_text())["samples"]
+    images = _samples(root, "train")
     kept = lines[:: max(1, len(lines) // 30)]
     return [(line["step"] * _batch(root, name) / images, line["class_loss"]) for line in kept]
+
+
+def _samples(root: Path, split: str) -> int:
+    return int(json.loads((root / f"shards/{split}/manifest.json").read_text())["samples"])
 
 
 def _batch(root: Path, name: str) -> int:

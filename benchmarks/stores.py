@@ -1,6 +1,6 @@
 """Bytes a view of every store of labels from the same logits, and how far its probabilities are from the exact ones.
 
-    PYTHONPATH=. python benchmarks/stores.py runs/photos/labels/full
+    PYTHONPATH=. python benchmarks/stores.py runs/photos/labels/full --merge 2
 
 The folder is a label set with labels.store = "full". Each of its files is written again as every other store would
 write that part, so that nothing but the store differs; receipts, plan and manifest are not counted. KL is from the
@@ -23,24 +23,32 @@ from stages.label.label_file import Signatures, read_labels, write_labels
 
 STORES = [one for one in get_args(LabelsConfig.model_fields["store"].annotation) if one != "full"]
 
+Part = tuple[dict[str, np.ndarray], Signatures]
+
 
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help='of a label set with labels.store = "full"')
+    parser.add_argument("--merge", type=int, default=1, help="neighbouring files that are written as one part")
     parser.add_argument("--topk", type=int, default=10, help="logits that topk and compact keep")
     parser.add_argument("--samples", type=int, default=50, help="classes that sampled draws")
     parser.add_argument("--tau", type=float, default=3.0, help="the set's temperature, as train.tau")
     arguments = parser.parse_args()
-    parts = [read_labels(path.read_bytes()) for path in sorted(Path(arguments.folder).glob("*.parquet"))]
+    files = [read_labels(path.read_bytes()) for path in sorted(Path(arguments.folder).glob("*.parquet"))]
+    parts = [merged(files[start : start + arguments.merge]) for start in range(0, len(files), arguments.merge)]
     for store in STORES:
         settings = LabelsConfig(store=store, topk=arguments.topk, samples=arguments.samples)
         print(json.dumps({"store": store} | measure(parts, settings, arguments.tau)), flush=True)
 
 
-def measure(
-    parts: list[tuple[dict[str, np.ndarray], Signatures]], settings: LabelsConfig, tau: float
-) -> dict[str, Any]:
+def merged(files: list[Part]) -> Part:
+    """Files of one shard as one."""
+    columns = {name: np.concatenate([one[name] for one, _ in files]) for name in files[0][0]}
+    return columns, {at: kept for _, signatures in files for at, kept in signatures.items()}
+
+
+def measure(parts: list[Part], settings: LabelsConfig, tau: float) -> dict[str, Any]:
     """Bytes of all parts in a store and, of `compact`, its divergence at temperatures 1 and tau."""
     length, views, found = 0, 0, dict[float, list[Tensor]]()
     with tempfile.TemporaryDirectory() as folder:

@@ -140,12 +140,14 @@ def test_views_below_the_margin_learn_their_true_label(labelled, store):
     trainer._seed_model(0, 0)
     terms = trainer._losses(batch)
     assert terms["kept_decisions"] == batch.kept.float().mean()
-    every, none = (first_terms(labelled(store, SELECTED | {"min_margin": one})) for one in (1e-9, 1e9))
-    assert min(none["teacher_loss"], every["teacher_loss"]) != terms["teacher_loss"]
-    assert every["teacher_loss"] == pytest.approx(float(first_terms(labelled("hard", {}))["teacher_loss"]))
-    assert none["teacher_loss"] == pytest.approx(
-        float(first_terms(labelled("hard", {"distillation": "label"}))["label_loss"])
-    )
+    none = first_terms(labelled(store, SELECTED | {"min_margin": 1e9}))["teacher_loss"]
+    truth = first_terms(labelled("hard", {"distillation": "label"}))["label_loss"]
+    torch.testing.assert_close(none, truth)
+    least = first_terms(labelled(store, SELECTED | {"min_margin": 1e-9}))
+    if least["kept_decisions"] == 1:  # the compact store keeps the smallest margins as 0
+        torch.testing.assert_close(least["teacher_loss"], first_terms(labelled("hard", {}))["teacher_loss"])
+    assert store == "compact" or least["kept_decisions"] == 1
+    assert terms["teacher_loss"] not in (none, least["teacher_loss"])
 
 
 def test_a_set_without_margins_selects_nothing(labelled, refused):
