@@ -1,4 +1,7 @@
-"""benchmarks/cifar10.py runs its whole table at toy size, on generated images, and resumes without training again."""
+"""benchmarks/cifar10.py and views.py run at toy size, on generated images, and what is trained is not trained again.
+
+Slow: twelve trainings, then seven, each of six steps.
+"""
 
 import io
 import json
@@ -37,19 +40,19 @@ def images(tmp_path) -> Path:
     return tmp_path / "images.tar"
 
 
-def cifar10(images: Path) -> tuple[dict, str, str]:
+def run(script: str, images: Path) -> tuple[dict, str, str]:
     folder = images.parent
-    command = [sys.executable, str(ROOT / "benchmarks/cifar10.py"), "--images", str(images), "--profile", "toy"]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--images", str(images), "--profile", "toy"]
     done = subprocess.run(
         [*command, "--work", str(folder / "work"), "--out", str(folder / "out"), "--jobs", "0"],
         check=True, text=True, capture_output=True, timeout=600, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    record = json.loads((folder / "out/cifar10.json").read_text())
-    return record, (folder / "out/cifar10.md").read_text(), done.stderr
+    record = json.loads((folder / f"out/{script}.json").read_text())
+    return record, (folder / f"out/{script}.md").read_text(), done.stderr
 
 
-def test_every_row_is_trained_once_and_written_down(images):
-    record, page, _ = cifar10(images)
+def test_every_row_and_line_is_trained_once_and_written_down(images):
+    record, page, _ = run("cifar10", images)
     assert record["images"] == {"train": 30, "val": 18} and set(record["trainings"]) == set(record["planned"])
     assert len(record["planned"]) == 12 and all(one["done"] for one in record["trainings"].values())
     assert set(record["trainings"]["token-2"]["top1"]["2"]) == {"class", "distillation", "fused"}
@@ -59,5 +62,14 @@ def test_every_row_is_trained_once_and_written_down(images):
     assert all("points" in claim for claim in record["claims"]) and "not run" not in page
     assert str(images.parent) not in page + json.dumps(record)
     assert Image.open(images.parent / "out/cifar10.png").width > 1000
-    again, _, said = cifar10(images)
-    assert again == record and "train none-0" not in said
+    found, page, said = run("views", images)
+    again = json.loads((images.parent / "out/cifar10.json").read_text())
+    assert again | {"command": ""} == record | {"command": ""} and "train none-0" not in said
+    assert "not run" not in page and len(found["lines"]) == 7 and all(one["top1"] for one in found["lines"])
+    (selected,) = [one for one in found["lines"] if one["selected"]]
+    assert selected["margin"] > 0 and selected["store"] == "topk"
+    assert {one["store"]: one["decisions"] for one in found["lines"] if one["views"] == 2} == dict.fromkeys(
+        ("hard", "topk", "compact", "sampled"), 60
+    )
+    metrics = (images.parent / "work/runs/selected-2-views/metrics.jsonl").read_text()
+    assert not metrics or 0 < json.loads(metrics.splitlines()[-1])["kept_decisions"] < 1
