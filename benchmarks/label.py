@@ -33,8 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 from schemas.config import RunFile
 from schemas.run_file import load_run_file
 from stages.data.split import Split
+from stages.label.encoding import keep
 from stages.label.label_set import LabelSpec
-from stages.label.labeller import Labeller, keep
+from stages.label.labeller import Labeller
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from schemas.config import RunFile
 from stages.data.loader import load
 from stages.models.student import new_student
 from stages.models.teacher import Teacher
-from stages.models.weights import to_bytes
+from stages.models.tensors import to_bytes
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import mix, normalise
 from stages.train.dataset import Batch, TrainDataset

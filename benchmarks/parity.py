@@ -152,7 +152,7 @@ def compare(walk: online.Walk, weights: dict[int, str], stored: dict[online.Addr
 
 def checkpoints(run: RunFile) -> dict[int, str]:
     """Number of steps → sha256 of the weights, of all checkpoints of a run."""
-    store = Store(run.workspace).at(f"runs/{run.train.name}/{FOLDER}")
+    store = Store(run.workspace).child(f"runs/{run.train.name}/{FOLDER}")
     weights = {part: store.read(f"{part}/model.safetensors") for part in store.folders()}
     return {int(part.removeprefix("step-")): hashlib.sha256(data).hexdigest() for part, data in weights.items()}
 
@@ -175,7 +175,7 @@ def _labels(run: RunFile) -> dict[online.Address, int]:
     """Every stored decision, by address."""
     split = Split.open(run.workspace, "train")
     labels = LabelSet.open(run, split)
-    found = {}
+    found: dict[str, Any] = {}
     for shard, rows in enumerate(split.rows):
         for view in range(run.labels.views):
             part = labels.of(shard, view)

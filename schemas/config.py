@@ -224,12 +224,15 @@ class LabelsConfig(Table):
 
     name: FolderName = Field("teacher", description="folder of the label set below labels/")
     views: int = Field(300, ge=1, le=65535, description="views of each sample to label; may be raised later")
-    store: Literal["hard", "topk", "full"] = Field(
-        "hard", description="hard = the teacher's class; topk = also its k largest logits; full = also all logits"
+    store: Literal["hard", "topk", "full", "compact", "sampled"] = Field(
+        "hard",
+        description="hard = the teacher's class; topk = also its k largest logits; full = also all logits; "
+        "compact = as topk, rounded to half the bytes; sampled = also classes drawn by their probability",
     )
     topk: int = Field(
-        10, ge=1, le=1000, description="logits of a view that topk keeps, exactly normalised for train.tau"
+        10, ge=1, le=1000, description="logits of a view that topk and compact keep, normalised for train.tau"
     )
+    samples: int = Field(50, ge=1, le=1000, description="classes of a view that sampled draws, at train.tau")
     workers: Workers = Field(
         AUTO,
         description="data processes of each teacher; 0 = in the teacher's own; auto = the machine's cores dealt over "
@@ -294,6 +297,12 @@ class TrainConfig(Table):
         "authors", description="of soft: mean over views and classes, K times smaller; or mean over views"
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's term; the class term has 1 - alpha")
+    min_margin: float = Field(
+        0.0,
+        ge=0,
+        description="of hard: the teacher's largest logit less the second, below which a view's true label takes the "
+        "decision's place; 0 = every decision is learned",
+    )
     reuse_views: bool = Field(False, description="begin again with view 0 where more views are needed than labelled")
     follow: bool = Field(False, description="start before all passes are labelled, and wait for those to come")
     precision: Precision = Field(
@@ -326,6 +335,8 @@ class TrainConfig(Table):
     def _even(self) -> "TrainConfig":
         if self.micro_batch % 2:
             raise ValueError("micro_batch: must be even: the two views of a pair go through the student together")
+        if self.min_margin and self.distillation != "hard":
+            raise ValueError('min_margin: selects decisions, which only distillation = "hard" learns; set it to 0')
         return self
 
     @property
@@ -449,6 +460,12 @@ class RunFile(Table):
             )
         if self.train.distillation == "soft" and self.labels.store == "hard":
             raise ValueError(
-                'train.distillation: soft learns the teacher\'s probabilities; set labels.store = "topk" or "full"'
+                'train.distillation: soft learns the teacher\'s probabilities; set labels.store = "compact", "topk" or '
+                '"full"'
+            )
+        if self.train.min_margin and self.labels.store in ("hard", "sampled"):
+            raise ValueError(
+                f'train.min_margin: labels.store = "{self.labels.store}" keeps no margins; set it to "compact", "topk" '
+                'or "full"'
             )
         return self

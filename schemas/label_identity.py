@@ -11,10 +11,16 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TopK(BaseModel):
-    """A store of the k largest logits, exactly normalised at a temperature."""
+    """A store of k classes a view, normalised at a temperature.
+
+    Attributes:
+        kind: "topk" keeps the largest logits in 16 bits, "compact" the same quantised, "sampled" k draws.
+        k: classes, or draws, of a view.
+        tau: the temperature.
+    """
 
     model_config = _FROZEN
-    kind: Literal["topk"]
+    kind: Literal["topk", "compact", "sampled"]
     k: int
     tau: float
 
@@ -55,7 +61,7 @@ class LabelIdentity(BaseModel):
 
     @property
     def kind(self) -> str:
-        """How decisions are kept: "hard", "topk" or "full"."""
+        """How decisions are kept: "hard", "topk", "compact", "sampled" or "full"."""
         return self.store if isinstance(self.store, str) else self.store.kind
 
     def to_json(self) -> dict[str, Any]:

@@ -103,7 +103,38 @@ is the tail's. The manifest's `made_from.store` says k and tau.
 FULL = pa.schema([*_ADDRESS, _LOGITS, _SIGNATURE])
 """As `HARD`, with the logits of all classes, in the classes' order."""
 
-LABELS = {"hard": HARD, "topk": TOPK, "full": FULL}
+COMPACT_STEP = 0.125
+"""Nats between two neighbouring values of `COMPACT`'s logits and of its tails' log-odds."""
+
+COMPACT = pa.schema(
+    [
+        *_ADDRESS,
+        pa.field("others", pa.list_(pa.field("element", pa.uint16(), nullable=False)), nullable=False),
+        pa.field("steps", pa.list_(pa.field("element", pa.uint8(), nullable=False)), nullable=False),
+        pa.field("tail_1", pa.int8(), nullable=False),
+        pa.field("tail_tau", pa.int8(), nullable=False),
+        _SIGNATURE,
+    ]
+)
+"""As `HARD`, with the k - 1 next likeliest classes, likeliest first, and how many steps their logits lie below the
+decision's.
+
+With s = `COMPACT_STEP`, the classes beyond these k have together the probability t = 1 / (1 + exp(-s · tail_tau)) at
+temperature tau; the decision has p = (1 - t) / (1 + Σ exp(-s · steps / tau)), and another class p · exp(-s · steps /
+tau). `tail_1` is for temperature 1. The manifest's `made_from.store` says k and tau.
+"""
+
+SAMPLED = pa.schema(
+    [
+        *_ADDRESS,
+        pa.field("samples", pa.list_(pa.field("element", pa.uint16(), nullable=False)), nullable=False),
+        _SIGNATURE,
+    ]
+)
+"""As `HARD`, with classes drawn from the teacher's distribution at temperature tau, ascending, each as often as it was
+drawn: a class's share of the list is an unbiased estimate of its probability."""
+
+LABELS = {"hard": HARD, "topk": TOPK, "full": FULL, "compact": COMPACT, "sampled": SAMPLED}
 """The schema of each `labels.store`."""
 
 _RANKED = pa.list_(pa.field("element", pa.uint16(), nullable=False))

@@ -150,14 +150,16 @@ def label_identity(config: RunFile, split: Split) -> LabelIdentity:
 def _kept(config: RunFile, classes: int) -> Any:
     """What the store keeps of a decision."""
     settings = config.labels
-    if settings.store != "topk":
+    if settings.store == "hard" or settings.store == "full":
         return settings.store
+    if settings.store == "sampled":
+        return {"kind": "sampled", "samples": settings.samples, "tau": config.train.tau}
     if settings.topk >= classes:
         raise UserError(
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
             'lower it, or set labels.store = "full"'
         )
-    return TopK(kind="topk", k=settings.topk, tau=config.train.tau)
+    return TopK(kind=settings.store, k=settings.topk, tau=config.train.tau)
 
 
 def _teacher_identity(config: RunFile, split: Split) -> dict[str, Any]:

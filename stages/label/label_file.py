@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from schemas.tables import LABELS
 
-_LEVELS = {"hard": 11, "topk": 11, "full": 4}
+_LEVELS = {"hard": 11, "topk": 11, "full": 4, "compact": 11, "sampled": 11}
 """Brotli's effort: its best, except where it would take longer than a teacher."""
 Signatures = dict[tuple[int, int], bytes]
 
@@ -27,7 +27,7 @@ def write_labels(path: Path, store: str, shard: int, columns: dict[str, np.ndarr
 
     Args:
         path: of the file.
-        store: "hard", "topk" or "full"; names the schema.
+        store: a value of `labels.store`; names the schema.
         shard: of the part.
         columns: by name; N rows each, in any order; lists are [N, k] or [N, K].
         signatures: (row, view) -> bytes.

@@ -20,6 +20,7 @@ from schemas.parts import ManifestPart
 from schemas.plan import Plan
 from schemas.receipts import StoredFile, require_unchanged
 from stages.data.split import Split
+from stages.label.encoding import probabilities
 from stages.label.label_file import read_labels
 from stages.label.soft_labels import SoftLabels
 from stages.label.waiting import Waiting
@@ -195,21 +196,25 @@ class LabelSet:
         store = self.identity.store
         if store == "hard":
             raise UserError(
-                f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "topk" or '
-                '"full" under another labels.name, or set train.distillation = "hard"'
+                f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "compact", '
+                '"topk" or "full" under another labels.name, or set train.distillation = "hard"'
             )
-        if isinstance(store, TopK) and tau not in (1.0, store.tau):
+        if not isinstance(store, TopK):
+            return
+        kept = [store.tau] if store.kind == "sampled" or store.tau == 1 else [store.tau, 1.0]
+        if tau not in kept:
             raise UserError(
-                f"train.tau = {tau:g}: {self.store} is normalised for {store.tau:g} and 1; use one of them, "
-                "or label again under another labels.name"
+                f"train.tau = {tau:g}: {self.store} is normalised for {' and '.join(f'{one:g}' for one in kept)}; set "
+                "train.tau to that, or label again under another labels.name"
             )
 
     def lost_mass(self, tau: float) -> float:
         """The mean share of the teacher's probability at a temperature that lies outside the logits kept, in a part."""
-        if not isinstance(self.identity.store, TopK) or not self._files:
+        store = self.identity.store
+        if not isinstance(store, TopK) or store.kind == "sampled" or not self._files:
             return 0.0
         columns = self._part(*next(iter(self._files.values()))).columns
-        log_sums = columns["lse_1" if tau == 1 else "lse_tau"][:, None]
+        log_sums = columns["lse_tau" if tau == store.tau else "lse_1"][:, None]
         kept = np.exp(columns["logits"].astype(np.float32) / tau - log_sums).sum(1)
         return float(1 - kept.mean())
 
@@ -231,14 +236,39 @@ class LabelSet:
             UserError: if a part holds none.
         """
         found = [self._find(*address) for address in addresses]
+        logits = self._stacked("logits", found)
+        store = self.identity.store
+        if not isinstance(store, TopK):
+            return SoftLabels(logits, None, None)
+        normaliser = self._stacked("lse_tau" if tau == store.tau else "lse_1", found)
+        return SoftLabels(logits, self._stacked("classes", found).long(), normaliser)
 
-        def stacked(name: str) -> torch.Tensor:
-            return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
+    def refuse_margins(self, least: float) -> None:
+        """Check that the set keeps each decision's margin.
 
-        if self.identity.kind == "full":
-            return SoftLabels(stacked("logits"), None, None)
-        normaliser = stacked("lse_1" if tau == 1 else "lse_tau")
-        return SoftLabels(stacked("logits"), stacked("classes").long(), normaliser)
+        Raises:
+            UserError: if it does not.
+        """
+        store = self.identity.store
+        if store == "hard" or (isinstance(store, TopK) and (store.kind == "sampled" or store.k < 2)):
+            raise UserError(
+                f"train.min_margin = {least:g}: {self.store} keeps no margins; label with labels.store = "
+                '"compact", "topk" or "full", and labels.topk of 2 or more, under another labels.name, or set '
+                "train.min_margin = 0"
+            )
+
+    def margins(self, addresses: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """The largest logit less the second for the mixed views of samples (shard, row, view), float32 [B].
+
+        Raises:
+            UserError: if a part holds none.
+        """
+        logits_BK = self._stacked("logits", [self._find(*address) for address in addresses])
+        top_B2 = logits_BK.float().topk(2, dim=1).values
+        return top_B2[:, 0] - top_B2[:, 1]
+
+    def _stacked(self, name: str, found: Sequence[tuple[PartLabels, int]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
 
     def _wait_for(self, address: tuple[int, int]) -> None:
         waiting = Waiting(f"{self.store}: pass {address[1]} of shard {address[0]}")
@@ -289,6 +319,9 @@ class LabelSet:
 
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
         columns, signatures = read_labels(read_checked(self.store, file, fix=_fix(self.store, spec)))
+        store = self.identity.store
+        if isinstance(store, TopK) and store.kind != "topk":
+            columns = probabilities(columns, store.kind, store.tau)
         first = spec.first_pass * self.repeats
         place = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)
         place[columns["row"], columns["view"].astype(np.int64) - first] = np.arange(len(columns["row"]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.config import LabelsConfig, RunFile
+from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.receipts import PartOutput
 from stages.data.center_crop import centre_crops
@@ -24,11 +24,13 @@ from stages.data.loader import Loader, moved, on_device, one_late, pinned
 from stages.data.split import Split
 from stages.data.views import stack_mixes
 from stages.label.dataset import Contribution, LabelDataset, part_batches
+from stages.label.encoding import keep
 from stages.label.label_file import Signatures, write_labels
 from stages.label.label_set import LabelSpec
 from stages.label.margins import histogram, near_tie
 from stages.models.teacher import Teacher
 from stages.replay.decide import Decider
+from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
 
 
@@ -80,6 +82,7 @@ class Labeller:
             device=torch.device(device),
         )
         self.decider = Decider(config.views)
+        self._sampling = Draws(config.views.seed, Purpose.SAMPLE)
         self._views = LabelDataset(split, config.views, self.teacher.settings.batch_size)
         self._idle: list[Loader] = []
         """Data processes that no part has at present."""
@@ -113,12 +116,16 @@ class Labeller:
         Raises:
             UserError: if an image has changed, or a logit is not finite.
         """
-        empty = {name: values.numpy() for name, values in self._answers(torch.zeros((0, self.classes))).items()}
+        nothing = self._answers(torch.zeros((0, self.classes)), spec.shard, np.zeros((0, 2), np.int64))
+        empty = {name: values.numpy() for name, values in nothing.items()}
         found = [{"row": np.zeros(0, np.int64), "view": np.zeros(0, np.int64)} | empty]
         signatures: dict[tuple[int, int], bytes] = {}
         batches = self.batches(spec)
         with self._asking:
-            asked = ((batch, self._answers(self.teacher.queued(batch.views, batch.mixes))) for batch in batches)
+            asked = (
+                (one, self._answers(self.teacher.queued(one.views, one.mixes), spec.shard, one.row_view))
+                for one in batches
+            )
             for batch, answers in one_late(asked):
                 self.teacher.refuse_not_finite(bool(answers["finite"].all()))
                 if not answers["fits"].all():
@@ -130,15 +137,21 @@ class Labeller:
         margins, near_ties, *_ = (columns.pop(name) for name in ("margin", "near_tie", "finite", "fits"))
         return TeacherOutput(columns, signatures, margins, near_ties)
 
-    def _answers(self, logits_BK: Tensor) -> dict[str, Tensor]:
+    def _answers(self, logits_BK: Tensor, shard: int, row_view_B2: np.ndarray) -> dict[str, Tensor]:
         """What is stored of a batch, by column; of each view its margin, whether that is a near tie, and two checks."""
         margin, near = near_tie(logits_BK, self.teacher.settings.precision)
-        kept = keep(logits_BK, self.settings, self.tau)
+        hard, sampled = self.settings.store == "hard", self.settings.store == "sampled"
+        kept = keep(logits_BK, self.settings, self.tau, self._offsets(shard, row_view_B2) if sampled else None)
         checks = {
             "finite": torch.isfinite(logits_BK).all(1),
-            "fits": torch.isfinite(logits_BK.half()).all(1) if "logits" in kept else torch.ones_like(near),
+            "fits": torch.ones_like(near) if hard else torch.isfinite(logits_BK.half()).all(1),
         }
         return kept | checks | {"margin": margin, "near_tie": near}
+
+    def _offsets(self, shard: int, row_view_B2: np.ndarray) -> Tensor:
+        """Where the samples of each view begin, uniform by its address: float64 [B]."""
+        found = [self._sampling.at(shard, row, view).uniform() for row, view in row_view_B2.tolist()]
+        return torch.tensor(found, dtype=torch.float64)
 
     def batches(self, spec: LabelSpec) -> Iterator[PartBatch]:
         """The part's batches on the teacher's device; data processes start at once.
@@ -189,38 +202,6 @@ class Labeller:
                 logits = self.teacher.logits(views, None)
             correct += int((logits.argmax(1).cpu() == truth).sum())
         return {"correct": correct, "images": len(classes)}
-
-
-def keep(logits_BK: Tensor, settings: LabelsConfig, tau: float) -> dict[str, Tensor]:
-    """What a store keeps of a batch's logits.
-
-    Logits are rounded to 16 bits first and their normalisers are those of the rounded ones, so what is stored is one
-    exact distribution, whether all of it is there or k classes.
-
-    Args:
-        logits_BK: the teacher's, float32.
-        settings: the run file's `[labels]`.
-        tau: temperature of the second normaliser.
-
-    Returns:
-        `decision` int64 [B]; for topk also `classes` int64 [B, k], `logits` float16 [B, k], `lse_1` and `lse_tau`
-        float32 [B]; for full `logits` float16 [B, K]. A logit that does not fit 16 bits is infinite.
-    """
-    order_BK = logits_BK.argsort(dim=1, descending=True, stable=True)
-    kept = {"decision": order_BK[:, 0]}
-    if settings.store == "hard":
-        return kept
-    logits_BK = logits_BK.half()
-    if settings.store == "full":
-        return kept | {"logits": logits_BK}
-    classes_Bk = order_BK[:, : settings.topk]
-    wide_BK = logits_BK.float()
-    return kept | {
-        "classes": classes_Bk,
-        "logits": logits_BK.gather(1, classes_Bk),
-        "lse_1": wide_BK.logsumexp(1),
-        "lse_tau": (wide_BK / tau).logsumexp(1),
-    }
 
 
 def _agreement(decision: np.ndarray, own: np.ndarray) -> dict[str, int]:

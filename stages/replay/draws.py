@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     ORDER = 5
     NOISE = 6
     MODEL = 7
+    SAMPLE = 8
 
 
 class Draws:

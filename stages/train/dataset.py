@@ -34,6 +34,7 @@ class Batch(NamedTuple):
         mix: how neighbours are mixed, over U.
         decisions: the teacher's classes, int64 [B]; empty without labels.
         soft: the teacher's distributions; None where they are not asked for.
+        kept: whose decision has the margin that the run asks for, bool [B]; None where it asks for none.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     mix: Mix
     decisions: Tensor
     soft: SoftLabels | None = None
+    kept: Tensor | None = None
 
 
 class TrainDataset(Dataset[Batch]):
@@ -53,6 +55,7 @@ class TrainDataset(Dataset[Batch]):
         stream: the order of the run.
         labels: the teacher's decisions; None = train without.
         soft_tau: the temperature for which distributions are wanted beside decisions; None = without.
+        min_margin: of the decisions that are to be learned; 0 = all of them.
         batch: global batch size, a multiple of 2 · world.
         rank: of this process.
         world: number of training processes.
@@ -68,12 +71,14 @@ class TrainDataset(Dataset[Batch]):
         labels: LabelSet | None,
         *,
         soft_tau: float | None = None,
+        min_margin: float = 0.0,
         batch: int,
         rank: int,
         world: int,
         spread: bool = False,
     ) -> None:
-        self.split, self.recipe, self.labels, self.soft_tau = split, recipe, labels, soft_tau
+        self.split, self.recipe, self.labels = split, recipe, labels
+        self.soft_tau, self.min_margin = soft_tau, min_margin
         self._slice = {"batch": batch, "rank": rank, "world": world}
         self._stream, self._spread = stream, spread
         self._maker: ViewRenderer | None = None  # built where it is used: its buffers do not travel
@@ -107,9 +112,9 @@ class TrainDataset(Dataset[Batch]):
         classes = [int(self.split.index(shard).classes[row]) for shard, row, _ in slots]
         decisions = [self.labels.decision(*address) for address in slots] if self.labels is not None else []
         soft = self.labels.soft(slots, self.soft_tau) if self.labels and self.soft_tau else None
-        return Batch(
-            step, torch.from_numpy(views), torch.tensor(classes), maker.mixes(units), torch.tensor(decisions), soft
-        )
+        kept = self.labels.margins(slots) >= self.min_margin if self.labels and self.min_margin else None
+        mixes, truth = maker.mixes(units), torch.tensor(classes)
+        return Batch(step, torch.from_numpy(views), truth, mixes, torch.tensor(decisions), soft, kept)
 
     def _check(self, labels: LabelSet, address: tuple[int, int, int], view: np.ndarray) -> None:
         shard, row, number = address

@@ -43,6 +43,19 @@ def hard_distillation(logits_BK: Tensor, decision_B: Tensor) -> Tensor:
     return cross_entropy(logits_BK.float(), decision_B.long())
 
 
+def selected_distillation(logits_BK: Tensor, decision_B: Tensor, kept_B: Tensor, targets_BK: Tensor) -> Tensor:
+    """`hard_distillation` of the views that are kept, `class_loss` of the others; mean over the batch.
+
+    Args:
+        logits_BK: the student's, shape (B, K).
+        decision_B: the teacher's classes, any integer type, shape (B,).
+        kept_B: whose decision is learned, bool of shape (B,).
+        targets_BK: the true ones, from `soft_targets`, shape (B, K).
+    """
+    decided_BK = one_hot(decision_B.long(), logits_BK.shape[1]).to(targets_BK.dtype)
+    return class_loss(logits_BK, torch.where(kept_B[:, None], decided_BK, targets_BK))
+
+
 def soft_distillation(logits_BK: Tensor, teacher_logits_BK: Tensor, *, tau: float, reduction: Reduction) -> Tensor:
     """Divergence of the student from the teacher at temperature tau (equation 2).
 
@@ -77,7 +90,7 @@ def topk_distillation(
 
     Args:
         logits_BK: the student's logits, shape (B, K).
-        teacher_logits_Bk: k of the teacher's logits, shape (B, k), k < K.
+        teacher_logits_Bk: k of the teacher's logits, shape (B, k).
         classes_Bk: their classes, int64 of shape (B, k), each once.
         log_sum_exp_B: of the teacher's K logits / tau, shape (B,).
         tau: temperature.
@@ -87,7 +100,7 @@ def topk_distillation(
     teacher_Bk = teacher_logits_Bk.float() / tau - log_sum_exp_B.float()[:, None]
     kept_Bk = student_BK.gather(1, classes_Bk)
     mass_B = (1 - teacher_Bk.exp().sum(1)).clamp(min=0)
-    rest = logits_BK.shape[1] - classes_Bk.shape[1]
+    rest = max(logits_BK.shape[1] - classes_Bk.shape[1], 1)  # samples may be of all classes: then there is no tail
     in_tail_BK = torch.ones_like(student_BK).scatter(1, classes_Bk, 0.0)
     tail_B = torch.xlogy(mass_B, mass_B / rest) - mass_B * (student_BK * in_tail_BK).sum(1) / rest
     divergence = (teacher_Bk.exp() * (teacher_Bk - kept_Bk)).sum() + tail_B.sum()

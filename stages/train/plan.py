@@ -66,6 +66,8 @@ def plan_training(config: RunFile, world: int) -> Plan:
     labels = opened(config, split) if train.distillation in TAUGHT else None
     if labels is not None and train.distillation == "soft":
         labels.refuse_soft(train.tau)
+    if labels is not None and train.min_margin:
+        labels.refuse_margins(train.min_margin)
     if train.batch_size % (2 * world):
         raise UserError(
             f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
@@ -102,6 +104,8 @@ _NO_MATTER = {
     "follow", "deterministic",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
+_LATER: dict[str, Any] = {"min_margin": 0.0}
+"""Keys of `[train]` that earlier versions had not, left out where they do what those did."""
 
 
 def _made_from(config: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
@@ -114,7 +118,11 @@ def _made_from(config: RunFile, split: Split, labels: LabelSet | None) -> dict[s
         "passes": labels.passes if labels and config.train.reuse_views else None,  # where the views begin again
         "student": config.student.model_dump(mode="json"),
         "started_from": weights_digest(weights) if weights else None,
-        "train": {key: value for key, value in settings.items() if key not in _NO_MATTER},
+        "train": {
+            key: value
+            for key, value in settings.items()
+            if key not in _NO_MATTER and (key not in _LATER or value != _LATER[key])
+        },
     }
     begun = read_plan(run_store(config.workspace, config.train.name))
     return _as_begun(made_from, begun.made_from) if begun else made_from

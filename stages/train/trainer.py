@@ -128,6 +128,7 @@ class Trainer:
             plan.stream(config),
             plan.labels,
             soft_tau=config.train.tau if config.train.distillation == "soft" else None,
+            min_margin=config.train.min_margin,
             batch=config.train.batch_size,
             rank=rank,
             world=world,
@@ -276,14 +277,18 @@ class Trainer:
         logits = heads.classes if heads.distillation is None else heads.distillation
         second = None
         if train.distillation in TAUGHT:
-            second = terms["teacher_loss"] = self._teacher_loss(logits, batch)
+            second = terms["teacher_loss"] = self._teacher_loss(logits, batch, targets)
             terms["teacher_agreement"] = (logits.argmax(1) == batch.decisions).float().mean()
+            if batch.kept is not None:
+                terms["kept_decisions"] = batch.kept.float().mean()
         elif train.distillation == "label":
             second = terms["label_loss"] = losses.class_loss(logits, targets)
         return {"loss": losses.total(terms["class_loss"], second, alpha=train.alpha)} | terms
 
-    def _teacher_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def _teacher_loss(self, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         tau, reduction, soft = self.config.train.tau, self.config.train.soft_reduction, batch.soft
+        if batch.kept is not None:
+            return losses.selected_distillation(logits, batch.decisions, batch.kept, targets)
         if soft is None:
             return losses.hard_distillation(logits, batch.decisions)
         if soft.classes is None or soft.log_sum_exp is None:
@@ -339,4 +344,5 @@ def _slice(batch: Batch, start: int, end: int) -> Batch:
         mix=Mix(*(one[start // 2 : end // 2] for one in batch.mix)),
         decisions=batch.decisions[start:end],
         soft=batch.soft and batch.soft.map(lambda one: one[start:end]),
+        kept=None if batch.kept is None else batch.kept[start:end],
     )

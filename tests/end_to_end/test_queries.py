@@ -13,7 +13,19 @@ from stages.label.label_set import LabelSet
 from tests.support.world import ROOT, run_file, silent
 
 DOCUMENTS = {"duckdb": "README.md", "pandas": "docs/labels.md", "polars": "docs/labels.md"}
-STORES = {"hard": {}, "topk": {"store": "topk", "topk": 3}, "full": {"store": "full"}}
+STORES = {
+    "hard": {},
+    "topk": {"store": "topk", "topk": 3},
+    "full": {"store": "full"},
+    "compact": {"store": "compact", "topk": 3},
+    "sampled": {"store": "sampled", "samples": 5},
+}
+LISTS = {
+    "topk": (3, ("classes", "logits")),
+    "full": (4, ("logits",)),
+    "compact": (2, ("others", "steps")),
+    "sampled": (5, ("samples",)),
+}
 
 
 def documented(reader: str) -> str:
@@ -54,10 +66,10 @@ def test_the_documented_query_finds_agreement_by_class_in_every_store(stored, mo
 
 
 @pytest.mark.parametrize("reader", ["duckdb", "polars"])
-def test_lists_of_classes_and_logits_arrive_whole(stored, reader):
+def test_lists_arrive_whole(stored, reader):
     module = pytest.importorskip(reader, reason=f"{reader} is not installed")
     pattern = {store: str(folder / "runs/photos/labels/teacher/*.parquet") for store, folder in stored[0].items()}
-    for store, size, columns in (("topk", 3, ("classes", "logits")), ("full", 4, ("logits",))):
+    for store, (size, columns) in LISTS.items():
         if reader == "duckdb":
             rows = module.sql(f"select decision, {', '.join(columns)} from '{pattern[store]}'").fetchall()
         else:
@@ -65,5 +77,9 @@ def test_lists_of_classes_and_logits_arrive_whole(stored, reader):
         assert len(rows) == 360 and {len(values) for row in rows for values in row[1:]} == {size}
         if store == "topk":
             assert all(row[0] == row[1][0] for row in rows)
-        else:
+        elif store == "full":
             assert all(row[1][row[0]] == max(row[1]) for row in rows)
+        elif store == "compact":
+            assert all(row[0] not in row[1] and list(row[2]) == sorted(row[2]) for row in rows)
+        else:
+            assert all(list(row[1]) == sorted(row[1]) for row in rows)

@@ -9,21 +9,28 @@ import torch
 from pipeline.commands import run as stages
 from schemas.config import LabelsConfig
 from schemas.tables import LABELS
+from stages.label.encoding import keep, probabilities
 from stages.label.label_file import read_labels, write_labels
-from stages.label.labeller import keep
 from stages.models.teacher import Teacher
 from tests.support.world import silent
 
 ROWS, VIEWS, CLASSES = 6, 4, 30
 LOGITS = 4 * torch.randn(ROWS * VIEWS, CLASSES, generator=torch.Generator().manual_seed(0))
-SETTINGS = {"hard": LabelsConfig(), "topk": LabelsConfig(store="topk", topk=5), "full": LabelsConfig(store="full")}
+SETTINGS = {
+    "hard": LabelsConfig(),
+    "topk": LabelsConfig(store="topk", topk=5),
+    "full": LabelsConfig(store="full"),
+    "compact": LabelsConfig(store="compact", topk=5),
+    "sampled": LabelsConfig(store="sampled", samples=40),
+}
+OFFSETS = torch.linspace(0, 1, ROWS * VIEWS + 1, dtype=torch.float64)[:-1]
 every_store = pytest.mark.parametrize("store", SETTINGS)
 
 
 def columns(store: str) -> dict[str, np.ndarray]:
     view, row = np.divmod(np.arange(ROWS * VIEWS), ROWS)
     return {"row": row, "view": 7 + view} | {
-        name: values.numpy() for name, values in keep(LOGITS, SETTINGS[store], 3.0).items()
+        name: values.numpy() for name, values in keep(LOGITS, SETTINGS[store], 3.0, OFFSETS).items()
     }
 
 
@@ -77,7 +84,68 @@ def test_topk_with_its_normalisers_is_the_softmax_of_what_full_keeps():
     assert (topk["classes"][:, 0] == topk["decision"]).all()
 
 
-@pytest.mark.parametrize("store", [{"store": "full"}, {"store": "topk", "topk": 1}])
+def exact(tau: float) -> torch.Tensor:
+    """The teacher's probabilities as `full` keeps them, float64 [N, K]."""
+    return (LOGITS.half().double() / tau).softmax(1)
+
+
+def kept(store: str, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes of a small soft store and their probabilities at a temperature, as they are read back."""
+    found = probabilities(columns(store), store, 3.0)
+    normaliser = found["lse_tau" if tau == 3 else "lse_1"]
+    shares = np.exp(found["logits"].astype(np.float64) / tau - normaliser[:, None])
+    return torch.from_numpy(found["classes"].astype(np.int64)), torch.from_numpy(shares)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_compact_keeps_the_likeliest_classes_with_nearly_their_probabilities(tau):
+    classes, shares = kept("compact", tau)
+    assert torch.equal(classes, LOGITS.argsort(dim=1, descending=True, stable=True)[:, :5])
+    expected = exact(tau).gather(1, classes)
+    p, q = (torch.cat([one, 1 - one.sum(1, keepdim=True)], 1) for one in (expected, shares))
+    divergence = (p * (p / q).log()).sum(1)
+    assert 1e-6 < divergence.mean() < 1e-3 and divergence.max() < 3e-3
+
+
+def test_compact_is_read_by_the_formula_that_its_schema_documents():
+    given, (_, shares) = columns("compact"), kept("compact", 3.0)
+    tail = 1 / (1 + np.exp(-0.125 * given["tail_tau"].astype(float)))
+    others = np.exp(-0.125 * given["steps"].astype(float) / 3)
+    decision = (1 - tail) / (1 + others.sum(1))
+    np.testing.assert_allclose(shares[:, 0], decision, rtol=1e-5)
+    np.testing.assert_allclose(shares[:, 1:], decision[:, None] * others, rtol=1e-5)
+
+
+def test_compact_keeps_a_teacher_that_is_certain():
+    logits = torch.tensor([[60.0, 0.0, -60.0, -300.0]])
+    found = keep(logits, LabelsConfig(store="compact", topk=3), 1.0)
+    assert found["steps"].tolist() == [[255, 255]] and found["tail_1"].tolist() == [-127]
+    back = probabilities({name: one.numpy() for name, one in found.items()}, "compact", 1.0)
+    np.testing.assert_allclose(np.exp(back["logits"] - back["lse_1"][:, None])[0, 0], 1, atol=1e-6)
+
+
+def test_samples_are_of_each_class_what_its_probability_says_on_average():
+    logits, settings = LOGITS[:1], LabelsConfig(store="sampled", samples=7)
+    offsets = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    drawn = keep(logits.expand(4000, -1), settings, 3.0, offsets)["samples"]
+    assert drawn.shape == (4000, 7) and (drawn.diff(dim=1) >= 0).all()
+    shares = torch.bincount(drawn.ravel(), minlength=CLASSES) / drawn.numel()
+    torch.testing.assert_close(shares.double(), exact(3.0)[0], atol=1e-4, rtol=0)
+    counts = torch.stack([torch.bincount(one, minlength=CLASSES) for one in drawn[::100]])
+    assert ((counts - 7 * exact(3.0)[0]).abs() < 1).all()
+
+
+def test_samples_are_read_as_shares_of_their_list():
+    classes, shares = kept("sampled", 3.0)
+    given = columns("sampled")["samples"]
+    for view in range(len(given)):
+        counts = np.bincount(given[view], minlength=CLASSES) / 40
+        found = np.zeros(CLASSES)
+        np.add.at(found, classes[view].numpy(), shares[view].numpy())
+        np.testing.assert_allclose(found, counts, atol=1e-6)
+
+
+@pytest.mark.parametrize("store", [{"store": "full"}, {"store": "topk", "topk": 1}, {"store": "compact", "topk": 2}])
 def test_a_logit_that_16_bits_cannot_hold_is_refused(copied, refused, monkeypatch, store):
     queued, last = Teacher.queued, torch.tensor([3])
     monkeypatch.setattr(Teacher, "queued", lambda self, *given: queued(self, *given).index_fill(1, last, -7e4))

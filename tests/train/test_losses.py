@@ -7,7 +7,15 @@ import torch
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
-from stages.train.losses import class_loss, hard_distillation, soft_distillation, soft_targets, topk_distillation, total
+from stages.train.losses import (
+    class_loss,
+    hard_distillation,
+    selected_distillation,
+    soft_distillation,
+    soft_targets,
+    topk_distillation,
+    total,
+)
 
 # softmax of a row of logarithms is the row itself, divided by its sum
 STUDENT = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]).log()
@@ -165,3 +173,23 @@ def test_topk_of_a_certain_teacher_has_no_tail_and_a_finite_gradient():
     expected = -student.detach().log_softmax(1)[:, 3].mean()
     assert loss.item() == pytest.approx(expected.item(), abs=0.01)
     assert torch.isfinite(student.grad).all()
+
+
+def test_selected_decisions_are_learned_and_the_others_give_way_to_the_truth():
+    targets = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.3, 0.7]])
+    decisions = torch.tensor([1, 0])
+    found = selected_distillation(STUDENT, decisions, torch.tensor([True, False]), targets)
+    expected = (math.log(4) - 0.3 * math.log(0.2) - 0.7 * math.log(0.6)) / 2
+    assert float(found) == pytest.approx(expected)
+    both = selected_distillation(STUDENT, decisions, torch.tensor([True, True]), targets)
+    torch.testing.assert_close(both, hard_distillation(STUDENT, decisions))
+    neither = selected_distillation(STUDENT, decisions, torch.tensor([False, False]), targets)
+    torch.testing.assert_close(neither, class_loss(STUDENT, targets))
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_topk_of_all_classes_is_soft_distillation(tau):
+    teacher, student = random_logits(0), random_logits(1)
+    classes = torch.arange(10).expand(6, -1)
+    found = topk_distillation(student, teacher, classes, (teacher / tau).logsumexp(1), tau=tau, reduction="paper")
+    torch.testing.assert_close(found, soft_distillation(student, teacher, tau=tau, reduction="paper"))
