@@ -175,7 +175,7 @@ def _labels(run: RunFile) -> dict[online.Address, int]:
     """Every stored decision, by address."""
     split = Split.open(run.workspace, "train")
     labels = LabelSet.open(run, split)
-    found: dict[str, Any] = {}
+    found: dict[tuple[int, int, int], int] = {}
     for shard, rows in enumerate(split.rows):
         for view in range(run.labels.views):
             part = labels.of(shard, view)
