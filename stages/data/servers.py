@@ -16,7 +16,9 @@ from typing import Any
 
 from stages.storage.locks import scratch_folder
 
-_PREFIX = ".deit-pipeline-processes-"
+_PREFIX = ".deit-data-"
+_LONGEST_ROOT = 55
+"""Characters above such a folder, below which sockets lie, whose paths have 107 at most."""
 _LAST = -200
 """Priority of what runs at this process's end after multiprocessing has removed its own folder, at -100."""
 
@@ -47,9 +49,14 @@ def _sockets_folder() -> None:
     if _removed_by:
         return
     stack = contextlib.ExitStack()
-    folder: Path = stack.enter_context(scratch_folder(_PREFIX))
+    folder: Path = stack.enter_context(scratch_folder(_PREFIX, _root()))
     util.Finalize(None, stack.close, exitpriority=_LAST)
     keep_sockets_in(str(folder))
+
+
+def _root() -> Path:
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= _LONGEST_ROOT else Path("/tmp")
 
 
 @contextlib.contextmanager

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from stages.data import servers
 from tests.support.world import ROOT
 
 WORKING = """
@@ -44,8 +46,23 @@ def semaphores() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
 
 
+@pytest.fixture
+def short_folder():
+    """A folder whose path leaves room for that of a socket."""
+    with tempfile.TemporaryDirectory(prefix="deit-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("length", [10, 90])
+def test_a_long_temporary_folder_is_not_used_for_sockets(monkeypatch, length):
+    folder = "/tmp/" + length * "x"
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    assert str(servers._root()) == (folder if length == 10 else "/tmp")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(tmp_path, number):
+def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(short_folder, number):
+    tmp_path = short_folder
     (tmp_path / "program.py").write_text(WORKING)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t")}
     (tmp_path / "t").mkdir()
@@ -67,7 +84,7 @@ def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(tmp_path, n
         time.sleep(0.1)
     assert not mine & semaphores()
     left = [path.name for path in Path(tmp_path, "t").iterdir()]
-    assert all(name.startswith(".deit-pipeline-processes-") for name in left)
+    assert all(name.startswith(".deit-data-") for name in left)
     script = "from stages.data.servers import start_servers; start_servers()"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, cwd=ROOT)
     assert list(Path(tmp_path, "t").iterdir()) == []  # the next command that has data processes removes it
