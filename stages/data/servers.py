@@ -6,8 +6,10 @@ sockets lie in a folder that the next command removes, should this process be ki
 """
 
 import contextlib
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
@@ -30,6 +32,15 @@ def start_servers() -> None:
     with _own_groups():
         resource_tracker.ensure_running()
         forkserver.ensure_running()
+
+
+def end_with_parent() -> None:
+    """End this data process when the process ends that it builds for, however that ends.
+
+    The server lives as long as its data processes do, so none of them would ever see another parent.
+    """
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def keep_sockets_in(folder: str) -> None:

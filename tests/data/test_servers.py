@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from stages.data import servers
 from tests.support.world import ROOT
 
 WORKING = """
-import json, os, time
+import json, multiprocessing, os, time
 import torch
 from torch.utils.data import Dataset
 from multiprocessing import resource_tracker
@@ -24,6 +23,7 @@ from tests.data import test_servers
 from stages.data.loader import load
 
 if __name__ == "__main__":
+    multiprocessing.current_process()._config["semprefix"] = f"/deit-test-{os.getpid()}"
     items = load(test_servers.Groups(), workers=1, order=range(2))
     tracker = resource_tracker._resource_tracker._pid
     print(json.dumps([os.getpgid(0), *next(items).tolist(), os.getpgid(tracker)]), flush=True)
@@ -43,8 +43,8 @@ class Groups:
         return torch.tensor([os.getpgid(0)])
 
 
-def semaphores() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
+def semaphores(pid: int) -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"sem.deit-test-{pid}-")}
 
 
 @pytest.fixture
@@ -74,15 +74,14 @@ def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(short_folde
     try:
         own, worker, tracker = json.loads(process.stdout.readline())
         assert own not in (worker, tracker)
-        mine = semaphores() & set(re.findall(r"sem\.mp-\w+", Path(f"/proc/{process.pid}/maps").read_text()))
-        assert mine
+        assert semaphores(process.pid)
     finally:
         os.killpg(process.pid, number)
         process.communicate(timeout=60)
     end = time.monotonic() + 60
-    while mine & semaphores() and time.monotonic() < end:
+    while semaphores(process.pid) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not mine & semaphores()
+    assert not semaphores(process.pid)
     left = [path.name for path in Path(tmp_path, "t").iterdir()]
     assert all(name.startswith(".deit-data-") for name in left)
     script = "from stages.data.servers import start_servers; start_servers()"
