@@ -102,13 +102,21 @@ def _variables(local: bool) -> dict[str, str | None]:
 
 @contextmanager
 def environment(changes: dict[str, str | None]) -> Iterator[None]:
-    """Environment variables of this process for a time; None = not set. Each is put back, and no other is touched."""
+    """Environment variables of this process for a time; None = not set.
+
+    Each is put back, and so are Ray's own, which it sets besides; no other is touched.
+    """
     before = {name: os.environ.get(name) for name in changes}
+    rays = _rays()
     _set(changes)
     try:
         yield
     finally:
-        _set(before)
+        _set(dict.fromkeys(_rays()) | rays | before)
+
+
+def _rays() -> dict[str, str | None]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
 
 
 def _set(values: dict[str, str | None]) -> None:
