@@ -5,25 +5,29 @@ mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resuma
 together.
 """
 
+import atexit
 import errno
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from schemas.config import RunFile
 from schemas.errors import UserError, last_line
+from schemas.paths import local_path
 from schemas.presets import TEACHERS, run_file_text
 from schemas.run_file import load_run_file
+from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_value
 from schemas.visible import visible
 
@@ -44,6 +48,9 @@ app = typer.Typer(
 inspect = typer.Typer(no_args_is_help=True, help="Look at what is stored.")
 app.add_typer(inspect, name="inspect")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED = 130
+"""typer's exit code where a signal came before or after all that answers it itself."""
 _COMMAND_MODULES = {
     "shard": "shard",
     "label": "label",
@@ -98,10 +105,11 @@ def init(
     """Write a commented run file."""
     with _errors():
         text = run_file_text(preset, teacher)
-        if Path(file).exists() and not force:
+        path = local_path(file, "init")
+        if path.exists() and not force:
             raise UserError(f"{file}: is there already; give another name, or --force to replace it")
         try:
-            Path(file).write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{file}: cannot be written ({error.strerror}); name another") from None
         print(f"{file}: preset {preset}; name your images in [source], then type: deit-pipeline shard -c {file}")
@@ -227,6 +235,7 @@ def compare(
 def export(
     format_: Annotated[str, typer.Option("--format", help="safetensors, huggingface, onnx or torch-export.")],
     out: Annotated[str, typer.Option(help="The folder to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of an export that is there.")] = False,
     config: Config = "deit.toml",
     set_: Override = None,
     json_: Json = False,
@@ -236,7 +245,7 @@ def export(
         settings = load_run_file(config, set_ or [])
         from pipeline.commands.export import export as write
 
-        _print(write(settings, format_, out, _say(json_)), json_)
+        _print(write(settings, format_, out, _say(json_), force), json_)
 
 
 @app.command()
@@ -281,7 +290,7 @@ def verify(
         settings, say = load_run_file(config, set_ or []), _say(json_)
         found = check(settings.workspace)
         for problem in found["problems"]:
-            say(f"{problem['path']}: {problem['what']}")
+            say(f"{problem['path']}: {problem['what']}; {problem['fix']}" if problem["fix"] else problem["what"])
         say(f"{found['checked']} files checked, {len(found['problems'])} problems")
         if deep and found["ok"]:
             from pipeline.commands.verify_deep import verify_deep
@@ -289,9 +298,7 @@ def verify(
             found |= {"deep": verify_deep(settings, parts, say)}
         _print(found, json_)
         if not found["ok"]:
-            raise UserError(
-                "verify: problems were found; delete the receipts of the parts named and run their stage again"
-            )
+            raise UserError("verify: problems were found; do what each line says, then verify again")
         if deep and not found["deep"]["ok"]:
             raise UserError(
                 "verify --deep: teacher or views are not those that were labelled; compare the versions in the label "
@@ -349,8 +356,40 @@ def stability(
 def main() -> NoReturn:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    atexit.register(_ignore_signals)  # it runs last: the interpreter then puts the default handlers back, but for these
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in a C locale too, where stdout takes ASCII only
+    try:
+        app()
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        _stopped()
+    except Exception:  # a fault of ours
+        print(hide_secrets(traceback.format_exc()), file=sys.stderr, flush=True)
+        sys.exit(1)
     raise AssertionError("typer exits")
+
+
+def _stopped() -> NoReturn:
+    print("deit-pipeline: stopped; the same command goes on", file=sys.stderr, flush=True)
+    sys.exit(3)
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_by(code: int) -> None:
+    """Let a signal from now on end the command at once with the exit code that is due anyway.
+
+    Only where `main` has set its own handlers: in tests a command ends without its process.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: os._exit(code))
 
 
 def _retrying(overrides: list[str] | None, retry_failed: bool) -> list[str]:
@@ -371,6 +410,20 @@ def _stage(name: str, config: str, overrides: list[str] | None, address: str | N
 
 @contextmanager
 def _errors() -> Iterator[None]:
+    code = 1
+    try:
+        with _in_one_line():
+            yield
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+        raise
+    finally:
+        _end_by(code)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -391,7 +444,9 @@ def _errors() -> Iterator[None]:
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
-    return lambda line: print(visible(line, keep="\n\t"), file=sys.stderr if as_json else sys.stdout, flush=True)
+    return lambda line: print(
+        visible(hide_secrets(line), keep="\n\t"), file=sys.stderr if as_json else sys.stdout, flush=True
+    )
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

@@ -104,7 +104,7 @@ class Round:
         self.world, self.verb, self.fault, self.chance = world, verb, fault, random.Random(number)
         self.folder = world.folder / f"round-{number}"
         self.workspace = str(self.folder / "workspace")
-        self.total = STEPS if verb == "train" else len(world.calm.at(VERBS[verb]).files("receipts"))
+        self.total = STEPS if verb == "train" else len(world.calm.child(VERBS[verb]).files("receipts"))
         self.goal = self.chance.randrange(1, self.total - 3)
         self.before: set[int] = set()
         self.spoilt: dict[str, int] = {}
@@ -116,7 +116,7 @@ class Round:
         with contextlib.ExitStack() as stack:
             calm = self._set_up(stack)
             self._strike()
-            made, truth = (kept(store.at(VERBS[self.verb])) for store in (calm, self.world.calm))
+            made, truth = (kept(store.child(VERBS[self.verb])) for store in (calm, self.world.calm))
             other = sorted(name for name in {*made, *truth} if made.get(name) != truth.get(name))
             found = self._count()
         shutil.rmtree(self.folder)

@@ -154,9 +154,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def changed(run: RunFile, **tables: dict[str, Any]) -> RunFile:
+def changed(config: RunFile, **tables: dict[str, Any]) -> RunFile:
     """A run file with other values for some keys, table by table; nothing is checked again."""
-    return run.model_copy(update={name: getattr(run, name).model_copy(update=keys) for name, keys in tables.items()})
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=keys) for name, keys in tables.items()}
+    )
 
 
 def wait() -> None:

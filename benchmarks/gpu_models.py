@@ -83,7 +83,7 @@ def trainer_of(bench: Bench, size: str, precision: str, compile_: bool) -> tuple
 
 def _rates(trainer: Trainer, batch: int, took: float) -> dict[str, Any]:
     peak = peak_flops(trainer.device)
-    flops = TRAINING * forward_flops(trainer.classifier, trainer.run.views.image_size, trainer.device)
+    flops = TRAINING * forward_flops(trainer.classifier, trainer.config.views.image_size, trainer.device)
     used = {"mfu": round(batch / took * flops / peak, 4)} if peak else {}
     return {"views_per_second": round(batch / took, 1), "milliseconds": round(1e3 * took, 2)} | used
 

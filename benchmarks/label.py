@@ -137,11 +137,11 @@ class OnlineViews(Dataset[tuple[Tensor, int]]):
         return TIMM(image), int(self.split.index(0).classes[row])
 
 
-def _with_teacher(run: RunFile, model: str, folder: Path, classes: int) -> RunFile:
+def _with_teacher(config: RunFile, model: str, folder: Path, classes: int) -> RunFile:
     weights = folder / "random.safetensors"
     save_file(timm.create_model(model, num_classes=classes).state_dict(), weights)
     settings = {"model": model, "checkpoint": str(weights), "extra": {}}
-    return run.model_copy(update={"teacher": run.teacher.model_copy(update=settings)})
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update=settings)})
 
 
 def report(found: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -31,18 +32,13 @@ import torch.distributed as dist
 from PIL import Image, ImageOps
 from timm.data import Mixup, auto_augment, create_dataset, create_loader
 
-from schemas.config import CacheConfig, ShardsConfig
-from schemas.receipts import fingerprint
+from pipeline.commands.shard import shard
 from schemas.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
+from schemas.run_file import parse_run
 from stages.data.loader import load, on_device
 from stages.data.split import Split
 from stages.replay.mix import normalised_mix
 from stages.replay.order import Stream
-from stages.shard.plan import plan_shards
-from stages.shard.writer import ShardMaker
-from stages.sources.discover import list_source
-from stages.storage.commit import commit
-from stages.storage.store import Store
 from stages.train.dataset import TrainDataset
 
 RECIPE = Recipe()
@@ -89,15 +85,17 @@ def generate(folder: Path) -> str:
 
 def pack(images: str, folder: Path, samples_per_shard: int = 250) -> Split:
     """Shards of an image folder, as the shard stage makes them."""
-    listing, store = list_source(images, "train", None), Store(str(folder))
-    config = ShardsConfig(samples_per_shard=samples_per_shard)
-    receipts = []
-    with tempfile.TemporaryDirectory() as staging:
-        for spec in plan_shards(listing, config, shuffle=True):
-            made = ShardMaker(listing.source, config)(spec, Path(staging))
-            receipts.append(commit(store, spec.name, made, "benchmark"))
-    about = {"classes": listing.classes, "content": fingerprint([receipt.part for receipt in receipts])}
-    return Split(store, about, tuple(receipt.rows for receipt in receipts), CacheConfig())
+    config = parse_run(
+        {
+            "workspace": str(folder),
+            "source": {"train": images},
+            "shards": {"samples_per_shard": samples_per_shard},
+            "cluster": {"address": "inline"},
+        },
+        "benchmark",
+    )
+    shard(config, lambda line: print(line, file=sys.stderr))
+    return Split.open(str(folder), "train")
 
 
 def measure(images: str, split: Split, workers: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:

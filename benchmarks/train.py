@@ -97,10 +97,10 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> RunFile:
 class Sides:
     """Each side's step, over one trainer."""
 
-    def __init__(self, run: RunFile, arguments: argparse.Namespace) -> None:
+    def __init__(self, config: RunFile, arguments: argparse.Namespace) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision, plan = run.train.precision, plan_training(run, 1)
-        self.trainer = Trainer(run, plan, rank=0, world=1, device=self.device)
+        self.precision, plan = config.train.precision, plan_training(config, 1)
+        self.trainer = Trainer(config, plan, rank=0, world=1, device=self.device)
         if self.device.type == "cpu":
             torch.set_num_threads(arguments.threads)
         order, pin = range(plan.steps), self.device.type == "cuda"
@@ -148,14 +148,14 @@ class Sides:
             torch.cuda.synchronize()
 
 
-def measure(run: RunFile, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(config: RunFile, arguments: argparse.Namespace) -> dict[str, Any]:
     """All sides in turn after a round that is not counted; ratios are medians over rounds.
 
     Returns:
         pipeline_of_ready: rates, pipeline over ready; pipeline_of_online: pipeline over online; ceiling: the same from
             FLOPs alone; seconds_*: of a step; peak_mib_*; and what was run.
     """
-    sides = Sides(run, arguments)
+    sides = Sides(config, arguments)
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     for turn in range(arguments.rounds + 1):
         for name in SIDES:
@@ -170,16 +170,16 @@ def measure(run: RunFile, arguments: argparse.Namespace) -> dict[str, Any]:
         "pipeline_of_online": _ratio(seconds["online"], seconds["pipeline"]),
         "ceiling": round(_flops(sides.online) / _flops(sides.ready), 3),
         **{f"seconds_{name}": round(statistics.median(values), 4) for name, values in seconds.items()},
-        **{f"peak_mib_{name}": _peak_of(name, run.workspace) for name in ("pipeline", "online")},
+        **{f"peak_mib_{name}": _peak_of(name, config.workspace) for name in ("pipeline", "online")},
         "device": torch.cuda.get_device_name() if sides.device.type == "cuda" else "cpu",
         **{name: getattr(arguments, name) for name in ("student", "teacher", "size", "batch", "precision")},
         **{name: getattr(arguments, name) for name in ("workers", "threads", "steps", "rounds")},
     }
 
 
-def peak_memory(run: RunFile, arguments: argparse.Namespace) -> int:
+def peak_memory(config: RunFile, arguments: argparse.Namespace) -> int:
     """MiB at most, of a training process that knows one side only; loader processes are not in it."""
-    sides = Sides(run, arguments)
+    sides = Sides(config, arguments)
     if sides.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(2):

@@ -4,25 +4,18 @@ Unknown keys, wrong types and impossible values are refused in one line that nam
 it allows. Defaults are DeiT's. A key exists only if something acts on it.
 """
 
-import re
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from schemas.names import checkpoint_name, folder_name
+from schemas.paths import LOCAL_ONLY
 from schemas.recipe import Recipe, Table
+from schemas.secrets import is_uri
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def _folder_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(
-            "must be a folder name: letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
-        )
-    return value
-
-
-FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderName = Annotated[str, AfterValidator(folder_name)]
+NoneOrFolderName = Annotated[str, AfterValidator(lambda value: value and folder_name(value))]
 
 
 def _names(value: Any) -> Any:
@@ -44,14 +37,39 @@ def _sizes(value: Any) -> Any:
     raise ValueError("must be a whole number of pixels from 0 to 4096, or a list of them for a mixture")
 
 
+def _on_disk(value: Any) -> Any:
+    if any(map(is_uri, value if isinstance(value, tuple) else (value,))):
+        raise ValueError(LOCAL_ONLY)
+    return value
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict | tuple | list):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            _plain(one, f"{key}.{name}".lstrip("."))
+    elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{key}: must be a string, a finite number, true or false, or a list or table of these")
+    return value
+
+
 def _tables(value: Any) -> Any:
     if isinstance(value, dict) or (isinstance(value, tuple) and value and all(isinstance(one, dict) for one in value)):
         return value
     raise ValueError("must be a table, or a list of tables for a mixture")
 
 
+def _checkpoints(value: Any) -> Any:
+    for one in value if isinstance(value, tuple) else (value,):
+        checkpoint_name(one)
+    return value
+
+
 Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
-Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables)]
+Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables), AfterValidator(_plain)]
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
+LocalPath = Annotated[str, AfterValidator(_on_disk)]
+Checkpoint = Annotated[LocalPath, AfterValidator(checkpoint_name)]
+Checkpoints = Annotated[Names, AfterValidator(_on_disk), AfterValidator(_checkpoints)]
 Sizes = Annotated[int | tuple[int, ...], PlainValidator(_sizes)]
 AUTO = "auto"
 """A setting that the command replaces by what suits the device; no plan, manifest or identity ever holds it."""
@@ -89,7 +107,7 @@ class SourceConfig(Table):
         description="classes of validation images that lie flat: the devkit, or Kaggle's LOC_val_solution.csv",
         examples=["ILSVRC2012_devkit_t12.tar.gz"],
     )
-    classes: str = Field(
+    classes: LocalPath = Field(
         "",
         description='order of the classes: "" = sorted names; "numeric" = names that are numbers, by number; '
         'a file of names, one a line; "imagenet-1k" = its 1,000 synsets',
@@ -151,7 +169,7 @@ class TeacherConfig(Table):
         "regnety_160.deit_in1k",
         description="any timm classifier, name the weights' tag; or a list, whose softmaxes are averaged",
     )
-    checkpoint: Names = Field(
+    checkpoint: Checkpoints = Field(
         "",
         description='weights: "" = timm\'s pretrained; a .safetensors or .pth file; or "run:NAME" of this workspace; '
         "a list for a list of models",
@@ -240,9 +258,9 @@ class StudentConfig(Table):
         lt=1,
         description="dropout: in a transformer after the positions and in every block, elsewhere before the classifier",
     )
-    init_checkpoint: str = Field("", description="weights to start from, as teacher.checkpoint")
+    init_checkpoint: Checkpoint = Field("", description="weights to start from, as teacher.checkpoint")
     new_head: bool = Field(False, description="begin with fresh heads: init_checkpoint knows other classes")
-    extra: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    extra: Arguments = Field({}, description="further arguments of timm.create_model")
 
     @model_validator(mode="after")
     def _something_to_keep(self) -> "StudentConfig":
@@ -322,6 +340,13 @@ class TrainConfig(Table):
         return self
 
     @property
+    def untrained_heads(self) -> tuple[str, ...]:
+        """Those of a distilled student's heads, "class" and "distillation", that no term of the loss reaches."""
+        if self.distillation == "none" or self.alpha == 0:
+            return ("distillation",)
+        return ("class",) if self.alpha == 1 else ()
+
+    @property
     def processes(self) -> int:
         """`workers` as a number; 2 where no command has replaced "auto" by what suits its devices."""
         return _PROCESSES if self.workers == AUTO else int(self.workers)
@@ -330,10 +355,10 @@ class TrainConfig(Table):
 class CacheConfig(Table):
     """Local copies: of shards, where these are across a network, and of decoded pixels, where these are wanted."""
 
-    folder: str = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
+    folder: LocalPath = Field("", description='"" = deit-pipeline/shards in the user\'s cache folder')
     gigabytes: float = Field(50.0, gt=0, description="the most it may take, shared by all processes of a machine")
     decoded: bool = Field(False, description="keep decoded images on a local disk, so that later epochs decode nothing")
-    decoded_folder: str = Field("", description='"" = deit-pipeline/decoded in the user\'s cache folder')
+    decoded_folder: LocalPath = Field("", description='"" = deit-pipeline/decoded in the user\'s cache folder')
     decoded_gigabytes: float = Field(
         200.0, gt=0, description="the most decoded images may take; those beyond it are decoded in every epoch"
     )
@@ -349,7 +374,7 @@ class EvaluateConfig(Table):
     model: Names = Field(
         "", description='any timm classifier, or a list of them, in place of the run; "" = the run of train.name'
     )
-    checkpoint: Names = Field("", description="weights of evaluate.model, as teacher.checkpoint")
+    checkpoint: Checkpoints = Field("", description="weights of evaluate.model, as teacher.checkpoint")
     extra: Tables = Field({}, description="further arguments of timm.create_model; a list for a list of models")
     source: str = Field("", description='images, in any form source.train may have; "" = the val split')
     source_labels: str = Field("", description="classes of a source whose images lie flat, as source.val_labels")
@@ -359,7 +384,7 @@ class EvaluateConfig(Table):
     labels: Literal["source", "imagenet-real"] = Field(
         "source", description="the images' own classes, or ImageNet-Real's for the official validation images"
     )
-    baseline: str = Field("", description="--disagreement: a run of a student that no teacher taught")
+    baseline: NoneOrFolderName = Field("", description="--disagreement: a run of a student that no teacher taught")
     max_batch: int = Field(0, ge=0, description="--throughput: largest batch to try; 0 = until memory ends")
     runs: int = Field(30, ge=1, le=100_000, description="--throughput: timed forward passes")
     precision: Precision = Field(
@@ -421,6 +446,11 @@ class RunFile(Table):
     evaluate: EvaluateConfig = EvaluateConfig()
     cache: CacheConfig = CacheConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the student takes."""
+        return self.student.img_size or self.views.image_size
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunFile":

@@ -36,8 +36,8 @@ class BadImages(UserError):
 
     def __init__(self, images: Sequence[dict[str, str]]) -> None:
         named = "; ".join(f"{one['name']} {one['reason']}" for one in images)
-        mend = 'mend or remove them, or set shards.on_bad_image = "skip"'
-        super().__init__(f"unreadable images: {named} ({mend})")
+        hint = 'mend or remove them, or set shards.on_bad_image = "skip"'
+        super().__init__(f"unreadable images: {named} ({hint})")
         self.images = tuple(images)
 
     def __reduce__(self) -> tuple[type["BadImages"], tuple[tuple[dict[str, str], ...]]]:

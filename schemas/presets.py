@@ -13,6 +13,8 @@ from schemas.errors import UserError
 from schemas.run_file import parse_run
 from schemas.toml_text import WIDTH, toml_text
 
+_IMAGES = 1_281_167
+"""In ImageNet-1k's training split."""
 Changes = Mapping[str, Mapping[str, Any]]
 
 
@@ -86,7 +88,7 @@ def _student(model: str, distillation: str) -> dict[str, dict[str, Any]]:
     return {"student": {"model": model}, "train": {"distillation": distillation}}
 
 
-_USUAL: Changes = {"labels": {"store": "topk"}, "train": {"tau": 3.0, "alpha": 0.1, "soft_reduction": "paper"}}
+_USUAL: Changes = {"labels": {"store": "full"}, "train": {"tau": 3.0, "alpha": 0.1, "soft_reduction": "paper"}}
 
 
 def _size(size: str, title: str, model: str, top1: dict[str, float]) -> Iterator[Preset]:
@@ -136,13 +138,13 @@ _FINE_TUNING: Changes = {"train": {"epochs": 30, "batch_size": 512, "lr": 5e-6, 
 
 
 def _fine_tuned(
-    start: Preset, side: int, top1: float, table: int, *, more: Changes | None = None, suffix: str = ""
+    start: Preset, side: int, top1: float | None, table: int | None, *, more: Changes | None = None, suffix: str = ""
 ) -> Preset:
-    """A student trained at 224 pixels, trained on at others as the authors' command does."""
+    """A student trained at 224 pixels, trained on at others as the authors' command does, without depth dropped."""
     views: Changes = {
         "views": {"image_size": side},
         "labels": {"name": f"teacher-{side}", "views": 30},
-        "student": {"init_checkpoint": f"run:{start.name}"},
+        "student": {"init_checkpoint": f"run:{start.name}", "drop_path": 0.0, "drop_rate": 0.0},
     }
     return replace(
         start,
@@ -259,6 +261,9 @@ def _transferred(start: Preset, side: int) -> Iterator[Preset]:
         )
 
 
+_DECIDES = 'Its decisions: set teacher.model = "regnety_160" and teacher.checkpoint = "run:{}".'
+
+
 def _all() -> Iterator[Preset]:
     sizes = (
         ("ti", "DeiT-Ti", "tiny", {"plain": 72.2, "soft": 72.2, "hard": 74.3, "distilled": 74.5, "long": 76.6}),
@@ -278,14 +283,16 @@ def _all() -> Iterator[Preset]:
     yield from _ablated(base)
     yield from _transferred(base, 224)
     yield from _transferred(tuned, 384)
-    yield Preset(
+    teacher = Preset(
         name="regnety-160",
         title="RegNetY-16GF, the teacher, by the students' own procedure",
         top1=82.9,
         table=2,
         changes=_student("regnety_160", "none"),
-        note='Its decisions: set teacher.model = "regnety_160" and teacher.checkpoint = "run:regnety-160".',
+        note=_DECIDES.format("regnety-160"),
     )
+    yield teacher
+    yield replace(_fine_tuned(teacher, 384, None, None), note=_DECIDES.format("regnety-160-384"))
 
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _all()}
@@ -308,19 +315,44 @@ def run_file_text(preset: str, teacher: str = "") -> str:
     return "\n".join([*_head(chosen, run, teacher), "", toml_text(run)])
 
 
-def _head(preset: Preset, run: RunFile, teacher: str) -> Iterator[str]:
-    distils = run.train.distillation in ("hard", "soft")
-    heads = ", its two heads fused" if "_distilled_" in run.student.model else ""
-    taught = f"taught by {run.teacher.title}" if distils else "without a teacher"
-    other = teacher and run.teacher.model != RunFile().teacher.model
+def _notes(preset: Preset, config: RunFile) -> Iterator[str]:
+    """What follows from a preset's values and is not to be seen in them."""
+    resized = (
+        config.views.image_size != 224 and "drop_path" in preset.changes["student"] and not config.student.new_head
+    )
+    if resized:
+        yield (
+            "It runs without stochastic depth and dropout, as the authors' released fine-tuning did "
+            "(facebookresearch/deit#177)."
+        )
+    if config.train.distillation == "soft":
+        gigabytes = 2 * 1000 * _IMAGES * config.labels.views / 1e9
+        yield (
+            f"Its loss reads the whole distribution: 2,000 bytes a view of 1,000 classes, {gigabytes:,.0f} GB for "
+            f"{config.labels.views} views of ImageNet. At tau = 3 ten logits would hold 6% of the probability."
+        )
+    if resized and config.train.distillation in ("hard", "soft"):
+        yield (
+            f"The teacher is that of 224 pixels as it is; the paper adapts it to {config.views.image_size}: "
+            "train preset "
+            "regnety-160-384, and take its run as the teacher."
+        )
+
+
+def _head(preset: Preset, config: RunFile, teacher: str) -> Iterator[str]:
+    distils = config.train.distillation in ("hard", "soft")
+    heads = ", its two heads fused" if "_distilled_" in config.student.model else ""
+    taught = f"taught by {config.teacher.title}" if distils else "without a teacher"
+    other = teacher and config.teacher.model != RunFile().teacher.model
     aim = f"Aims at {preset.top1}% top-1 on {preset.data}'s validation split{heads} "
     about = (
-        f"{preset.title}: {run.train.epochs} epochs at {run.views.image_size} pixels, {taught}.",
+        f"{preset.title}: {config.train.epochs} epochs at {config.views.image_size} pixels, {taught}.",
         f"{aim}(Touvron et al. 2021, Table {preset.table})." if preset.top1 else "The paper has no figure for it.",
         f"That is with regnety-16gf; this teacher's top-1 is {TEACHERS[teacher].top1}% in Table 2."
         if other and preset.top1
         else "",
         preset.note,
+        *_notes(preset, config),
         preset.after and f"It starts from the model of preset {preset.after}: train that first.",
     )
     for sentence in about:

@@ -8,11 +8,15 @@ part write the same bytes.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import MismatchError, UserError
+from schemas.secrets import without_secrets
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -26,8 +30,8 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def read_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a stored JSON object; `where` names the file in the error.
+def read_json(data: bytes, context: str) -> dict[str, Any]:
+    """Parse a stored JSON object; `context` names the file in the error.
 
     Raises:
         UserError: if the bytes are not a whole JSON object.
@@ -35,9 +39,9 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); restore it, or delete it and run its stage again") from None
+        raise UserError(f"{context}: not JSON ({error}); restore it, or delete it and run its stage again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; restore it, or delete it and run its stage again")
+        raise UserError(f"{context}: not a JSON object; restore it, or delete it and run its stage again")
     return value
 
 
@@ -61,6 +65,14 @@ class StoredFile:
     path: str
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if type(self.path) is not str or not self.path or not {"", ".", ".."}.isdisjoint(self.path.split("/")):
+            raise ValueError(f"path = {truncate_json(self.path)}: must be a path below the stage's folder")
+        if type(self.bytes) is not int or self.bytes < 0:
+            raise ValueError(f"bytes = {truncate_json(self.bytes)}: must be a whole number of at least 0")
+        if type(self.sha256) is not str or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 = {truncate_json(self.sha256)}: must be 64 hexadecimal digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +98,8 @@ class Receipt:
         return canonical_json(vars(self) | {"files": [vars(file) for file in self.files]})
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Receipt":
-        """Parse what `to_json` wrote; `where` names the file in the error.
+    def from_json(cls, data: bytes, context: str) -> "Receipt":
+        """Parse what `to_json` wrote; `context` names the file in the error.
 
         Raises:
             UserError: if the bytes are not a whole receipt.
@@ -100,7 +112,7 @@ class Receipt:
                 raise ValueError("not the bytes that were written")
             return receipt
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{where}: not a receipt ({error}); delete it and run the same command again") from None
+            raise UserError(f"{context}: not a receipt ({error}); delete it and run the same command again") from None
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -116,17 +128,28 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [f"{name}: {truncate_json(old)} -> {truncate_json(new)}"]
 
 
-def require_unchanged(where: str, old: Any, new: Any, mend: str) -> None:
+_OF_THIS_VERSION = {"recipe.rotation": "an earlier version, which mixed the fill into the rim of rotated views"}
+"""Parts of an identity that no run file can restore, and whose they were."""
+
+
+def require_unchanged(context: str, old: Any, new: Any, hint: str) -> None:
     """Compare what made the existing parts with what would make new ones.
 
     Raises:
         MismatchError: naming every difference and the mend.
     """
-    if found := differences(old, new):
-        raise MismatchError(f"{where} was made differently ({'; '.join(found)}); {mend}")
+    found = differences(old, new)
+    for key, cause in _OF_THIS_VERSION.items():
+        if any(one.startswith(f"{key}: ") for one in found):
+            raise MismatchError(
+                f"{context} was made by {cause} ({'; '.join(found)}); make it again under another name "
+                "(labels.name, train.name)"
+            )
+    if found:
+        raise MismatchError(f"{context} was made differently ({'; '.join(found)}); {hint}")
 
 
 def truncate_json(value: Any) -> str:
-    """A value as JSON on one line of at most 60 characters, for messages."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as JSON on one line of at most 60 characters, for messages; secrets are hidden before it is cut."""
+    text = json.dumps(without_secrets(value), ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

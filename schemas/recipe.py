@@ -1,19 +1,19 @@
 """The recipe: everything that turns a sample into its views.
 
 It is the `[views]` table of the run file. Together with an address (shard, row, view) it fixes every
-pixel of a view, so its fingerprint is part of a label set's identity. Defaults are DeiT's (Touvron et
+pixel of a view, so it is part of the identity of label sets and runs. Defaults are DeiT's (Touvron et
 al. 2021, Table 9 and the authors' code).
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from schemas.receipts import fingerprint
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ROTATION = 2
+"""Version of a rotation's pixels: 2 = no pixel of the view's rim is mixed with the fill; 1 had no key."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*")
@@ -88,6 +88,10 @@ class Recipe(Table):
         """Whether any pair can be mixed."""
         return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
-    def fingerprint(self) -> str:
-        """Hex digest that changes with any field."""
-        return fingerprint(self.model_dump(mode="json"))
+    def identity(self) -> dict[str, Any]:
+        """What determines the pixels of views: every field, and the version of what renders them.
+
+        Recipes that never rotate keep the identity, and the label sets, of 0.1.
+        """
+        rotation = {"rotation": ROTATION} if self.rand_augment or self.auto_augment else {}
+        return self.model_dump(mode="json") | rotation

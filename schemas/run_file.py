@@ -1,14 +1,15 @@
 """Read a run file: TOML, with a command's overrides over it; one line says what is wrong and what is allowed."""
 
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.paths import local_path
 from schemas.receipts import truncate_json
+from schemas.secrets import without_secrets
 
 _PAIR = "must be two numbers, such as [0.5, 1.0]"
 _PLAIN = {  # pydantic's error types whose own words speak of Python rather than of TOML
@@ -32,7 +33,7 @@ def load_run_file(path: str, overrides: list[str]) -> RunFile:
         UserError: one line naming the key, the cause and what is allowed.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(local_path(path, "--config").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such run file; write one with `deit-pipeline init {path}`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -42,8 +43,8 @@ def load_run_file(path: str, overrides: list[str]) -> RunFile:
     return parse_run(values, path)
 
 
-def parse_run(values: dict[str, Any], where: str) -> RunFile:
-    """Check a run file's values; `where` names their origin in the error.
+def parse_run(values: dict[str, Any], context: str) -> RunFile:
+    """Check a run file's values; `context` names their origin in the error.
 
     Raises:
         UserError: one line naming the key, the cause and what is allowed.
@@ -52,7 +53,12 @@ def parse_run(values: dict[str, Any], where: str) -> RunFile:
         return RunFile.model_validate(_tuples(values))
     except ValidationError as error:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{where}: {_explain(error.errors()[0])}{more}") from None
+        raise UserError(f"{context}: {_explain(error.errors()[0])}{more}") from None
+
+
+def shareable(run: RunFile) -> RunFile:
+    """A run file as others may read it: without secrets in its URIs."""
+    return RunFile.model_validate(without_secrets(run.model_dump()))
 
 
 def _put(values: dict[str, Any], override: str) -> None:

@@ -31,6 +31,31 @@ LISTING = pa.schema(
 )
 """One row an image of a source. It is not stored."""
 
+PARTS = pa.schema(
+    [
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field(
+            "files",
+            pa.list_(
+                pa.field(
+                    "element",
+                    pa.struct(
+                        [
+                            pa.field("path", pa.string(), nullable=False),  # below the stage's folder
+                            pa.field("bytes", pa.int64(), nullable=False),
+                            pa.field("sha256", pa.string(), nullable=False),  # hexadecimal
+                        ]
+                    ),
+                    nullable=False,
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+"""One row a part of a manifest, in its order."""
+
 SKIPPED = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),  # in the source

@@ -19,14 +19,14 @@ WIDTH = 110
 """Columns of a line of text."""
 
 
-def toml_text(run: RunFile) -> str:
+def toml_text(config: RunFile) -> str:
     """Any run file's values as commented TOML, which parses to the same run."""
-    return "\n".join(_keys(run)) + "\n"
+    return "\n".join(_keys(config)) + "\n"
 
 
-def _keys(run: RunFile) -> Iterator[str]:
+def _keys(config: RunFile) -> Iterator[str]:
     fields = RunFile.model_fields
-    values = {name: getattr(run, name) for name in fields}
+    values = {name: getattr(config, name) for name in fields}
     yield from _table({name: value for name, value in values.items() if not isinstance(value, Table)}, fields)
     for name, table in values.items():
         if isinstance(table, Table):

@@ -53,7 +53,7 @@ def test_every_stage_prints_one_json_object_as_the_last_line_of_stdout(done):
     assert all(0 <= printed["evaluate"][head][top] <= 1 for head in heads for top in ("top1", "top5"))
     assert [one["stage"] for one in printed["run"]["stages"]] == ["shard", "label-teacher", "train", "evaluate"]
     assert printed["verify"] == {"ok": True, "checked": printed["verify"]["checked"], "problems": []}
-    assert printed["verify"]["checked"] == 31
+    assert printed["verify"]["checked"] == 31 + 4  # and the lists of parts
 
 
 def test_without_json_people_are_told_on_stdout(done):
@@ -194,7 +194,7 @@ def test_a_training_is_refused_with(done, tmp_path, what):
 
 def test_a_stage_before_its_time_says_which_comes_first(shards, fresh, tmp_path):
     assert "is not whole yet; run `deit-pipeline label-teacher`" in complaint(1, "train", "-c", shards)
-    assert "is missing; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
+    assert "is not trained to its end; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
     nothing = written(run_file(tmp_path / "nothing", Path(fresh().source.train).parent), tmp_path)
     assert "is not sharded yet; run `deit-pipeline shard`" in complaint(1, "train", "-c", nothing)
     assert "holds nothing; run `deit-pipeline shard` first" in complaint(1, "verify", "-c", nothing)
@@ -232,7 +232,7 @@ def test_torn_receipts_and_manifests_are_refused_with_their_names(done, tmp_path
     )
     whole_manifest = manifest.read_bytes()
     manifest.write_bytes(whole_manifest[:50])
-    assert complaint(1, "run", "-c", done, "--json").startswith(f"{manifest}: not ")
+    assert complaint(1, "run", "-c", done, "--json").startswith(f"{manifest}: is damaged (not ")
     manifest.write_bytes(whole_manifest)
     receipt.write_bytes(receipt.read_bytes()[:50])
     code, out, _ = typed("verify", "-c", done, "--json")
@@ -246,7 +246,10 @@ def test_damage_is_named_by_verify_which_exits_1(done, tmp_path):
     code, out, err = typed("verify", "-c", done, "--json")
     assert code == 1
     tar = f"{tmp_path}/workspace/shards/val/shard-000000.tar"
-    assert last_json(out)["problems"] == [{"path": tar, "what": "has other bytes than its receipt says"}]
+    fix = f"delete {tmp_path}/workspace/shards/val/receipts/shard-000000.json and rerun `deit-pipeline shard`"
+    what = "has other bytes than its receipt says"
+    assert last_json(out)["problems"] == [{"path": tar, "what": what, "fix": fix}]
+    assert f"{tar}: {what}; {fix}" in err.splitlines()
     assert err.splitlines()[-1].startswith("deit-pipeline: verify: ")
 
 

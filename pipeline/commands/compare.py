@@ -3,10 +3,12 @@
     WORKSPACE/comparisons/<runs>/   compare.json  compare.md  compare.png
 
 Nothing is measured here: every figure is read from a run's manifest, run file or evaluation, which the result names.
+An evaluation counts if it is of the run's weights as they are now, measured as `[evaluate]` says, on one and the same
+set of images for all runs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -14,66 +16,123 @@ from pipeline.commands.reports import put_figures
 from schemas import paper
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import ShardManifest
 from schemas.presets import PRESETS
 from schemas.receipts import fingerprint, read_json, truncate_json
+from stages.data.image_set import open_image_set
+from stages.evaluate.reports import USUAL_CROP, best_head, carried_by_run, outdated, report_file
 from stages.plotting.charts import Series, chart, markdown
-from stages.storage.commit import read_manifest
-from stages.storage.run_files import stored_run
+from stages.storage.manifest import read_manifest
+from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
 _HEADS = {"class": "class", "distillation": "distillation", "fused": "fused", "fused_softmax": "sum of softmaxes"}
+_OF_EVALUATION = (
+    "weights", "model_sha256", "untrained_heads", "image_size", "crop_pct", "precision", "images", "labels", "split",
+)  # fmt: skip
+"""What a row says of the evaluation that its figures are from."""
 _NOT_TRAINED = ("workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every")
 """Keys that do not change what is trained, or that today's run file decides."""
 
 
-def compare(run: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
+def compare(config: RunFile, names: Sequence[str], say: Say) -> dict[str, Any]:
     """Lay runs side by side.
 
     Raises:
-        UserError: if a run is not there, named twice, not trained to its end, or not evaluated.
+        UserError: if a run is not there, named twice, not trained to its end, or not evaluated as it is now and as
+            `[evaluate]` says.
     """
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"compare: {twice[0]} is named twice; name each run once")
-    rows = [_row(run, name) for name in names]
+    images = _images(config)
+    rows = [_row(config, name, images) for name in names]
+    _refuse_other_images(rows)
     settings = {row["run"]: row.pop("settings") for row in rows}
     differing = _differing(list(settings.values()))
     for row in rows:
         row["differs"] = {key: settings[row["run"]].get(key) for key in differing}
     result = {"stage": "compare", "runs": rows}
     text, picture = _table(rows, differing), _figure_3(rows)
-    joined = "-".join(names)
-    folder = joined if len(joined) <= 80 else f"{joined[:60]}-{fingerprint(list(names))[:8]}"
-    store = Store(run.workspace).at(f"comparisons/{folder}")
-    files = put_figures(store, "compare", result, text, picture)
+    store = Store(config.workspace).child(f"comparisons/{_folder(names)}")
+    file = report_file("compare", config.evaluate, images.title, USUAL_CROP)
+    files = put_figures(store, file.removesuffix(".json"), result, text, picture)
     say(text)
     say(f"→ {store}: {', '.join(files)}")
     return result
 
 
-def _row(run: RunFile, name: str) -> dict[str, Any]:
+def _folder(names: Sequence[str]) -> str:
+    """A folder name for runs in their order: no other runs have it."""
+    joined = "-".join(names)
+    if len(joined) <= 80 and not any("-" in name for name in names):
+        return joined
+    return f"{joined[:60]}-{fingerprint(list(names))[:8]}"
+
+
+class _Images(NamedTuple):
+    """The images that runs are compared on: a title, and what changes with any of them; None = they are not there."""
+
+    title: str
+    content: str | None
+
+
+def _images(config: RunFile) -> _Images:
+    if not config.evaluate.source and read_manifest(Store(config.workspace).child("shards/val"), ShardManifest) is None:
+        return _Images("val", None)  # evaluations outlive the shards that they were measured on
+    image_set = open_image_set(config)
+    return _Images(image_set.title, image_set.content)
+
+
+def _refuse_other_images(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows[1:]:
+        if row["split"] != rows[0]["split"]:
+            raise UserError(
+                f"compare: {rows[0]['run']} and {row['run']} were evaluated on different images; restore the val split "
+                "and run `deit-pipeline evaluate` for each"
+            )
+
+
+def _row(config: RunFile, name: str, images: _Images) -> dict[str, Any]:
     """What the files of one run say."""
-    stored = stored_run(run, name)
-    store = Store(run.workspace).at(f"runs/{name}")
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
-    if not store.exists("evaluation.json"):
-        raise UserError(f"{store}: is not evaluated; run `deit-pipeline evaluate --set train.name={name}` first")
-    evaluation = read_json(store.read("evaluation.json"), store.name("evaluation.json"))
-    train = read_manifest(Store(run.workspace).at("shards/train")) or {"samples": None}
-    steps = manifest["steps"]
+    stored = stored_run(config, name)
+    finished = open_run(config.workspace, name)
+    file, evaluation = _evaluation(stored, finished, images)
+    split, steps = read_manifest(Store(config.workspace).child("shards/train"), ShardManifest), finished.manifest.steps
     return {
         "run": name,
         "steps": steps,
-        "epochs": steps * stored.train.batch_size / train["samples"] if train["samples"] else None,
-        "loss": manifest["loss"],
+        "epochs": steps * stored.train.batch_size / split.samples if split else None,
+        "loss": finished.manifest.loss,
         "samples": evaluation["samples"],
         **{head: evaluation[head] for head in _HEADS},
+        **{key: evaluation[key] for key in _OF_EVALUATION},
         "paper": _paper(stored, name),
-        "files": [f"runs/{name}/{file}" for file in ("run.toml", "manifest.json", "evaluation.json")],
+        "files": [f"runs/{name}/{one}" for one in ("run.toml", "manifest.json", file)],
         "settings": _flat(stored.model_dump(mode="json")),
     }
+
+
+def _evaluation(stored: RunFile, finished: FinishedRun, images: _Images) -> tuple[str, dict[str, Any]]:
+    """The name and content of a run's evaluation.
+
+    Raises:
+        UserError: if there is none of its weights as they are now, measured as `[evaluate]` says.
+    """
+    name, settings, store = finished.name, stored.evaluate, finished.store
+    again = f"run `deit-pipeline evaluate --set train.name={name}` with the same run file and --set"
+    file = report_file("evaluation", settings, images.title, finished.trained_with().evaluate.crop_pct)
+    weights = finished.file(WEIGHTS_FILES[settings.weights]).sha256
+    if not store.exists(file):
+        raise UserError(f"{store}: is not evaluated; {again} first, which makes {file}")
+    found = read_json(store.read(file), store.display_path(file))
+    wanted = carried_by_run(stored, finished.manifest.steps, weights)
+    wanted |= {"images": images.title, "class_folders": settings.class_folders, "labels": settings.labels}
+    if images.content is not None:
+        wanted["split"] = images.content
+    if why := outdated(found, wanted):
+        raise UserError(f"{store.display_path(file)}: is not of the run as it is now ({why}); {again} again")
+    return file, found
 
 
 def _paper(stored: RunFile, name: str) -> dict[str, Any] | None:
@@ -99,16 +158,16 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _table(rows: Sequence[dict[str, Any]], differing: Sequence[str]) -> str:
-    there = [head for head in _HEADS if any(row[head] for row in rows)]
+    there = [head for head in _HEADS if any(row[head] or head in row["untrained_heads"] for row in rows)]
     head = ["run", *differing, "epochs", "loss", *(f"top-1, {_HEADS[one]}" for one in there), "top-5", "images"]
     lines = []
     for row in rows:
-        top1 = [f"{row[one]['top1']:.1%}" if row[one] else "" for one in there]
+        top1 = [_cell(row, one) for one in there]
         epochs = "" if row["epochs"] is None else f"{row['epochs']:.1f}"
         changed = [truncate_json(row["differs"][key]) for key in differing]
-        top5 = f"{(row['fused'] or row['class'])['top5']:.1%}"
+        top5 = f"{best_head(row)['top5']:.1%}"
         lines.append([row["run"], *changed, epochs, f"{row['loss']:.3f}", *top1, top5, f"{row['samples']:,}"])
-    text = f"# Runs side by side\n\n{markdown(head, lines)}"
+    text = f"# Runs side by side\n\n{_measured(rows[0])}\n\n{markdown(head, lines)}"
     if known := [row for row in rows if row["paper"]]:
         theirs = [
             [row["run"], *(str(row["paper"].get(one, "")) for one in ("class", "distillation")),
@@ -117,7 +176,24 @@ def _table(rows: Sequence[dict[str, Any]], differing: Sequence[str]) -> str:
         ]  # fmt: skip
         head = ["run", "class", "distillation", "top-1, %", "table"]
         text += f"\nThe paper's, for presets of these names ({paper.CREDIT}):\n\n{markdown(head, theirs)}"
-    return text + "\nTop-5 is of both heads fused by the mean of logits, or of the only one.\n"
+    return text + f"\nTop-5 is of both heads fused by the mean of logits, or of the only one{_untrained(rows)}.\n"
+
+
+def _cell(row: dict[str, Any], head: str) -> str:
+    if row[head]:
+        return f"{row[head]['top1']:.1%}"
+    return "not trained" if head in row["untrained_heads"] else ""
+
+
+def _untrained(rows: Sequence[dict[str, Any]]) -> str:
+    """A word about heads that were never trained, where there are any."""
+    return " that was trained" if any(row["untrained_heads"] for row in rows) else ""
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """How the figures of all rows were measured."""
+    weights = "moving averages of the weights" if row["weights"] == "ema" else "trained weights"
+    return f"On {row['images']} ({row['split'][:12]}), crop_pct {row['crop_pct']:g}, {weights}."
 
 
 _LENGTH = ("train.epochs", "train.max_steps", "train.warmup_epochs", "labels.views", "train.reuse_views")
@@ -131,7 +207,7 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, floa
         if row["epochs"] is not None:
             others = {key: value for key, value in row["differs"].items() if key not in _LENGTH}
             words = (f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in others.items())
-            top1 = 100 * (row["fused"] or row["class"])["top1"]
+            top1 = 100 * best_head(row)["top1"]
             lines.setdefault(", ".join(words) or "top-1", []).append((row["epochs"], top1))
     return lines
 

@@ -20,6 +20,7 @@ from pipeline.commands.run import evaluate, label, shard, train
 from pipeline.execution.ray_session import INLINE
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.paths import local_path
 from schemas.run_file import parse_run
 from schemas.toml_text import toml_text
 from stages.replay.draws import Draws, Purpose
@@ -38,7 +39,7 @@ def demo(folder: str, address: str, say: Callable[[str], None]) -> dict[str, Any
     Raises:
         UserError: if scikit-learn is missing, or as a stage raised it.
     """
-    root = Path(folder)
+    root = local_path(folder, "--folder")
     write_digits(root / "images")
     files = {name: _run_file(root, name, address) for name in _RUNS}
     for name, run in files.items():
@@ -82,10 +83,10 @@ def _stages(files: dict[str, RunFile], root: Path, say: Callable[[str], None]) -
     return {"stage": "demo", "folder": str(root)} | results
 
 
-def _train(run: RunFile) -> str:
+def _train(config: RunFile) -> str:
     """Train in this process; the line that says what came of it."""
     lines: list[str] = []
-    train(run.model_copy(update={"cluster": run.cluster.model_copy(update={"address": INLINE})}), lines.append)
+    train(config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": INLINE})}), lines.append)
     return lines[-1]
 
 

@@ -4,19 +4,22 @@ Answers are parts like any others, one a block of images, so an evaluation is re
 without an image asked twice:
 
     WORKSPACE/
-      predictions/<who>.<images>-<what made them>/   block-000000.parquet  receipts/  plan.json  manifest.json
-      runs/<run>/             evaluation.json, of the val split at the run's own size; evaluation-<what else>.json
-      evaluations/<model>/    the same of models that are no run of the workspace
+      predictions/<model>.<images>-<what made them>/   block-000000.parquet  receipts/  plan.json  manifest.json
+      runs/<run>/                       evaluation.json, of the val split at the run's own size and crop;
+                                        evaluation-<what else>.json
+      evaluations/<model>-<weights>/    the same of models that are no run of the workspace
 
-Every figure is counted from answers that are stored, and names their folder.
+Every figure is counted from answers that are stored, and names their folder and everything that made them.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import timm
 import torch
 
+from pipeline.commands.reports import put_report
 from pipeline.commands.source_notes import noted
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.progress import Progress
@@ -25,28 +28,30 @@ from pipeline.execution.run_parts import make_missing
 from pipeline.execution.stage_dir import open_stage, write_manifest
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
-from schemas.receipts import fingerprint
+from schemas.errors import UserError
+from schemas.manifests import PredictionsManifest
+from schemas.receipts import fingerprint, read_json
 from stages.data.image_set import ImageSet, open_image_set
 from stages.data.views import pixel_versions
 from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, open_evaluated_model
 from stages.evaluate.imagenet_real import real_labels, refuse_other_classes
-from stages.evaluate.predictions import HEADS, BlockSpec, Predictions, Predictor, score
+from stages.evaluate.predictions import BlockSpec, Predictions, Predictor, score
+from stages.evaluate.reports import HEADS, outdated, report_file, untrained_line
 from stages.models.teacher import Teacher
-from stages.storage.commit import put_json
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
 
 
 class ModelPredictions(NamedTuple):
-    """A model's answers about a gallery: whose, the answers, and the folder of the workspace that holds them."""
+    """A model's predictions for a set of images: whose, what, and the folder of the workspace that holds them."""
 
-    subject: EvaluatedModel
-    found: Predictions
+    evaluated: EvaluatedModel
+    predictions: Predictions
     folder: str
 
 
-def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
+def evaluate(config: RunFile, say: Say) -> dict[str, Any]:
     """Measure the run file's trained model, or the models it names, on the val split or another source.
 
     Returns:
@@ -56,105 +61,119 @@ def evaluate(run: RunFile, say: Say) -> dict[str, Any]:
         UserError: if there are no images, no run or no such model, or its weights do not fit.
         MismatchError: if classes are not those of the images, or of ImageNet where its labels are asked for.
     """
-    run = compiled(settled(run))
-    gallery = noted(open_image_set(run), run.evaluate.source)
-    if run.evaluate.labels == "imagenet-real":
-        refuse_other_classes(gallery.classes)
-    wanted = [ModelRef(member=member) for member in run.evaluate.members] or [ModelRef(run=run.train.name)]
-    results = [_measured(run, who, gallery, say) for who in wanted]
+    config = compiled(settled(config))
+    image_set = noted(open_image_set(config), config.evaluate.source)
+    if config.evaluate.labels == "imagenet-real":
+        refuse_other_classes(image_set.classes)
+    wanted = [ModelRef(member=member) for member in config.evaluate.members] or [ModelRef(run=config.train.name)]
+    results = [_measured(config, ref, image_set, say) for ref in wanted]
     return results[0] | ({"others": results[1:]} if len(results) > 1 else {})
 
 
-def ask(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> ModelPredictions:
-    """A model's answers about every image of a gallery; those that are stored already are taken from there.
+def predict_images(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say) -> ModelPredictions:
+    """A model's predictions for every image of a set; those that are stored already are taken from there.
 
     Raises:
         UserError: if the model cannot be had or does not fit, or an image cannot be read.
+        MismatchError: if a run's network or classes are others.
     """
-    subject = open_evaluated_model(
-        run, who, gallery, torch.device("cpu")
+    evaluated = open_evaluated_model(
+        config, ref, image_set, torch.device("cpu")
     )  # a wrong one is refused before anything is started
-    device, settings = run_device(run), run.evaluate
-    made_from = {
-        "images": gallery.content,
-        "classes": fingerprint(list(gallery.classes)),
-        "subject": subject.identity() | {"device": device},
-        "crop_pct": settings.crop_pct,
-        "batch_size": settings.batch_size,
-        "versions": pixel_versions(),
+    device, made_from = run_device(config), all_that_made(config, evaluated, image_set)
+    folder = f"predictions/{evaluated.name}.{image_set.title}-{fingerprint(made_from)[:12]}"
+    store = Store(config.workspace).child(folder)
+    specs = [BlockSpec(block) for block in range(len(image_set.rows))]
+    stage_dir = open_stage(store, made_from, made_from["versions"], "delete that folder")
+    say(_devices(config, evaluated))
+    workers, gpu = device_count(config), device == "cuda"
+    resources = Resources(count=workers, cpus=1 + config.train.processes if gpu else 1, gpus=int(gpu))
+    alone = config.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
+    cluster = config.cluster.model_copy(update={"address": INLINE}) if alone else config.cluster
+    job = Job(stage_dir, partial(Predictor, config, ref, image_set, device))
+    with Progress(f"evaluate {evaluated.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
+        receipts, _ = make_missing(job, specs, cluster=cluster, resources=resources, progress=progress)
+    write_manifest(stage_dir, PredictionsManifest, receipts, stage="evaluate")
+    return ModelPredictions(evaluated, Predictions.read(store, receipts), folder)
+
+
+def all_that_made(config: RunFile, evaluated: EvaluatedModel, image_set: ImageSet) -> dict[str, Any]:
+    """All that determines a model's predictions for a set of images."""
+    return {
+        "images": image_set.content,
+        "classes": fingerprint(list(image_set.classes)),
+        "subject": evaluated.identity() | {"device": run_device(config)},
+        "crop_pct": config.evaluate.crop_pct,
+        "batch_size": config.evaluate.batch_size,
+        "versions": pixel_versions() | {"timm": timm.__version__},
     }
-    folder = f"predictions/{subject.name}.{gallery.title}-{fingerprint(made_from)[:12]}"
-    store = Store(run.workspace).at(folder)
-    specs = [BlockSpec(block) for block in range(len(gallery.rows))]
-    begun = open_stage(store, made_from, pixel_versions(), "delete that folder")
-    say(_devices(run, subject))
-    workers, gpu = device_count(run), device == "cuda"
-    seats = Resources(count=workers, cpus=1 + run.train.processes if gpu else 1, gpus=int(gpu))
-    alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
-    cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
-    job = Job(begun, partial(Predictor, run, who, gallery, device))
-    with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
-        receipts, _ = make_missing(job, specs, cluster=cluster, seats=seats, progress=progress)
-    write_manifest(begun, receipts, stage="evaluate")
-    return ModelPredictions(subject, Predictions.read(store, receipts), folder)
 
 
-def _devices(run: RunFile, subject: EvaluatedModel) -> str:
-    teacher = isinstance(subject.network, Teacher)
+def _devices(config: RunFile, evaluated: EvaluatedModel) -> str:
     return device_line(
-        run,
-        f"evaluate {subject.name}",
-        precision=run.teacher.precision if teacher else "fp32",
-        compiled=teacher and run.teacher.compile,
-        batch=f"batches of {run.evaluate.batch_size}",
-        workers=run.train.processes,
+        config,
+        f"evaluate {evaluated.name}",
+        precision=evaluated.precision,
+        compiled=isinstance(evaluated.network, Teacher) and config.teacher.compile,
+        batch=f"batches of {config.evaluate.batch_size}",
+        workers=config.train.processes,
     )
 
 
-def report_dir(subject: EvaluatedModel) -> str:
-    """The folder of the workspace for figures about a subject."""
-    return f"runs/{subject.run}" if subject.run else f"evaluations/{subject.name}"
-
-
-def _measured(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> dict[str, Any]:
-    asked, settings = ask(run, who, gallery, say), run.evaluate
-    subject, found = asked.subject, asked.found
-    real = settings.labels == "imagenet-real"
-    truth = real_labels(found.names, gallery.classes) if real else [{int(own)} for own in found.classes]
-    figures = score(found, truth)
-    result = {
-        "stage": "evaluate",
-        "name": subject.name,
-        "run": subject.run,
-        "model": subject.model,
-        "extra": subject.extra,
-        "parameters": subject.parameters,
-        "weights": settings.weights if subject.run else None,
-        "model_sha256": subject.weights_sha256,
-        "image_size": subject.image_size,
+def about(config: RunFile, image_set: ImageSet, evaluated: EvaluatedModel) -> dict[str, Any]:
+    """What every result says of whom and what it measured, and how."""
+    settings = config.evaluate
+    return {
+        "name": evaluated.name,
+        "run": evaluated.run,
+        "steps": evaluated.steps,
+        "model": evaluated.model,
+        "extra": evaluated.extra,
+        "parameters": evaluated.parameters,
+        "weights": settings.weights if evaluated.run else None,
+        "model_sha256": evaluated.weights_sha256,
+        "untrained_heads": list(evaluated.untrained),
+        "image_size": evaluated.image_size,
         "crop_pct": settings.crop_pct,
-        "images": gallery.title,
+        "precision": evaluated.precision,
+        "images": image_set.title,
         "class_folders": settings.class_folders,
         "labels": settings.labels,
-        "not_scored": len(found.names) - figures["samples"],
-        "split": gallery.content,
-        "predictions": asked.folder,
-    } | figures
-    file = _file(run, gallery)
-    put_json(Store(run.workspace).at(report_dir(subject)), file, result)
+        "split": image_set.content,
+        "made_from": all_that_made(config, evaluated, image_set),
+    }
+
+
+def _measured(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say) -> dict[str, Any]:
+    asked, settings = predict_images(config, ref, image_set, say), config.evaluate
+    evaluated, found = asked.evaluated, asked.predictions
+    real = settings.labels == "imagenet-real"
+    truth = real_labels(found.names, image_set.classes) if real else [{int(own)} for own in found.classes]
+    figures = score(found, truth)
+    result = {"stage": "evaluate"} | about(config, image_set, evaluated)
+    result |= {"predictions": asked.folder, "not_scored": len(found.names) - figures["samples"]} | figures
+    file = report_file("evaluation", settings, image_set.title, evaluated.usual_crop)
+    store = Store(config.workspace).child(evaluated.report_dir)
+    _say_why_again(store, file, result, say)
+    put_report(store, file, result)
     for head in HEADS:
         if one := figures[head]:
-            say(f"{subject.name} {head:13}  top-1 {one['top1']:.2%}  top-5 {one['top5']:.2%}")
-    say(f"{figures['samples']} images, {result['not_scored']} without a label → {report_dir(subject)}/{file}")
+            say(f"{evaluated.name} {head:13}  top-1 {one['top1']:.2%}  top-5 {one['top5']:.2%}")
+    if evaluated.untrained:
+        say(f"{evaluated.name}: {untrained_line(evaluated.untrained, evaluated.why_untrained)}; it is not measured")
+    say(f"{figures['samples']} images, {result['not_scored']} without a label → {evaluated.report_dir}/{file}")
     return result
 
 
-def _file(run: RunFile, gallery: ImageSet) -> str:
-    """What the figures are called: after what differs from the val split, its own classes and the usual size."""
-    settings = run.evaluate
-    parts = [
-        gallery.title if settings.source else "",
-        "real" if settings.labels == "imagenet-real" else "",
-        f"{settings.image_size}px-crop{settings.crop_pct:g}" if settings.image_size else "",
-    ]
-    return "-".join(filter(None, ["evaluation", *parts])) + ".json"
+def _say_why_again(store: Store, file: str, result: dict[str, Any], say: Say) -> None:
+    """Say why a result that is there is not taken, where it is of something else than the new one."""
+    if not store.exists(file):
+        return
+    try:
+        found = read_json(store.read(file), store.display_path(file))
+    except UserError:
+        say(f"{store.display_path(file)}: is damaged, and replaced")
+        return
+    wanted = {key: value for key, value in result.items() if key not in (*HEADS, "samples", "not_scored", "made_from")}
+    if why := outdated(found, wanted):
+        say(f"{store.display_path(file)}: is replaced ({why})")

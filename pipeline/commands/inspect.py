@@ -1,6 +1,7 @@
 """Inspect as a command runs it: opens what is stored, says what is missing, writes the picture."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,18 +10,20 @@ from PIL import Image
 from pipeline.execution.devices import compiled, run_device, settled
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import LabelManifest
+from schemas.paths import local_path
 from stages.data.split import Split
 from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
 from stages.inspect.contact_sheet import draw_sheet
 from stages.inspect.views import as_json, find_sample, inspect_views, readable
 from stages.label.label_set import LabelSet
 from stages.label.stability import stability as compare
-from stages.storage.commit import read_manifest
+from stages.storage.manifest import read_manifest
 
 Say = Callable[[str], None]
 
 
-def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str, Any]:
+def views(config: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str, Any]:
     """Draw a train sample's first views, with the teacher's decisions where the label set has them.
 
     Returns:
@@ -29,22 +32,23 @@ def views(run: RunFile, sample: str, count: int, out: str, say: Say) -> dict[str
     Raises:
         UserError: if there are no shards or no such sample, or the picture cannot be written.
     """
-    split = Split.open(run.workspace, "train", run.cache)
+    file = local_path(out, "--out")
+    split = Split.open(config.workspace, "train", config.cache)
     address = find_sample(split, sample)
-    labels, missing = _labels(run, split)
+    labels, missing = _labels(config, split)
     if missing:
         say(f"without the teacher's decisions: {missing}")
-    shown, made = inspect_views(split, run.views, labels, address, count)
-    teacher = f"{run.teacher.title}, set {run.labels.name}" if labels else "none for these views"
-    picture = draw_sheet(shown, made, run.views, readable(split.classes), [("labels", teacher)])
-    _save(picture, out)
+    shown, made = inspect_views(split, config.views, labels, address, count)
+    teacher = f"{config.teacher.title}, set {config.labels.name}" if labels else "none for these views"
+    picture = draw_sheet(shown, made, config.views, readable(split.classes), [("labels", teacher)])
+    _save(picture, file)
     say(f"{count} views of sample {shown.number} → {out}")
-    return {"inspect": "views", "out": out, "labels": run.labels.name if labels else None} | as_json(
+    return {"inspect": "views", "out": out, "labels": config.labels.name if labels else None} | as_json(
         shown, made, split.classes
     )
 
 
-def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
+def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     """Print and draw how far decisions agree with the truth, class by class, and by what margins.
 
     Returns:
@@ -53,22 +57,25 @@ def labels(run: RunFile, out: str, say: Say) -> dict[str, Any]:
     Raises:
         UserError: if shards or labels are missing, or the picture cannot be written.
     """
-    split = Split.open(run.workspace, "train")
-    opened = LabelSet.open(run, split)
-    manifest = read_manifest(opened.store) or {}
-    by_class = class_agreement(opened, split, run.views)
+    file = local_path(out, "--out")
+    split = Split.open(config.workspace, "train")
+    opened = LabelSet.open(config, split)
+    manifest = read_manifest(opened.store, LabelManifest)
+    assert manifest is not None, "the set was opened by it"
+    by_class = class_agreement(opened, split, config.views)
     names = readable(split.classes)
-    title = f"labels {run.labels.name}: {run.teacher.title}"
-    _save(draw_agreement(title, by_class, names, manifest), out)
+    title = f"labels {config.labels.name}: {config.teacher.title}"
+    _save(draw_agreement(title, by_class, names, manifest), file)
     for line in agreement_lines(by_class, names, manifest):
         say(line)
     say(f"→ {out}")
-    summary = {key: manifest[key] for key in ("agreement", "mixed_agreement", "margins", "near_ties")}
+    keys = ("agreement", "mixed_agreement", "margins", "near_ties")
+    summary = {key: getattr(manifest, key) for key in keys}
     counts = [dict(zip(KINDS, row, strict=True)) for row in by_class.tolist()]
     return {"inspect": "labels", "out": out, **summary, "classes": dict(zip(split.classes, counts, strict=True))}
 
 
-def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
+def stability(config: RunFile, views: int, say: Say) -> dict[str, Any]:
     """Say how many decisions flip in other precisions and batch sizes.
 
     Returns:
@@ -77,10 +84,13 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
     Raises:
         UserError: if there are no shards, or the teacher cannot be had.
     """
-    run, split = compiled(settled(run)), Split.open(run.workspace, "train")
-    report = compare(run, split, torch.device(run_device(run)), views)
-    baseline = {"precision": "fp32", "batch_size": run.teacher.batch_size, "decisions": report[0]["decisions"]}
-    say(f"{run.teacher.title}, {baseline['decisions']} views, against fp32 in batches of {run.teacher.batch_size}:")
+    config, split = compiled(settled(config)), Split.open(config.workspace, "train")
+    report = compare(config, split, torch.device(run_device(config)), views)
+    baseline = {"precision": "fp32", "batch_size": config.teacher.batch_size, "decisions": report[0]["decisions"]}
+    say(
+        f"{config.teacher.title}, {baseline['decisions']} views, against fp32 in batches of "
+        f"{config.teacher.batch_size}:"
+    )
     say(
         f"{'precision':>10}{'batch':>7}{'flipped':>9}{'share':>8}{'median margin':>15}{'largest':>9}{'logit moved':>13}"
     )
@@ -93,16 +103,16 @@ def stability(run: RunFile, views: int, say: Say) -> dict[str, Any]:
     return {"inspect": "stability", "baseline": baseline, "ways": report}
 
 
-def _save(picture: Image.Image, out: str) -> None:
+def _save(picture: Image.Image, out: Path) -> None:
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"--out {out}: cannot be written ({error}); name a .png in a folder that exists") from None
 
 
-def _labels(run: RunFile, split: Split) -> tuple[LabelSet | None, str]:
+def _labels(config: RunFile, split: Split) -> tuple[LabelSet | None, str]:
     """The run file's label set if it is whole and of these views, else why not."""
     try:
-        return LabelSet.open(run, split), ""
+        return LabelSet.open(config, split), ""
     except UserError as error:
         return None, str(error)

@@ -17,15 +17,18 @@ from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stag
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.label_identity import LabelIdentity, TopK
+from schemas.manifests import LabelManifest
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
-from stages.label.label_set import LabelSpec
+from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import quantiles
 from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
+from stages.storage.manifest import CompleteStage
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -33,59 +36,67 @@ _SUMMARY = ("agreement", "mixed_agreement", "margins", "margin_counts", "near_ti
 _MIXED = {"own": "the view's own class", "partner": "its partner's", "neither": "neither"}
 
 
-def label(run: RunFile, say: Say) -> dict[str, Any]:
+def label(config: RunFile, say: Say) -> dict[str, Any]:
     """Store the teacher's decisions for the run file's views.
 
     Raises:
         UserError: if there are no shards, or the teacher cannot be had or does not fit.
         MismatchError: if the label set there is of another teacher, recipe or split.
     """
-    run, split = settled(run), Split.open(run.workspace, "train", run.cache)
+    config, split = settled(config), Split.open(config.workspace, "train", config.cache)
     if not split.pairs:
         raise UserError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
-    run = compiled(run, views=len(split) * run.labels.views)
-    for line in _outside(run):
+    config = compiled(config, views=len(split) * config.labels.views)
+    for line in _outside(config):
         say(line)
-    store = Store(run.workspace).at(f"labels/{run.labels.name}")
-    made_from = label_identity(run, split)
-    for line in _resized(run, made_from):
+    store = Store(config.workspace).child(f"labels/{config.labels.name}")
+    identity = label_identity(config, split)
+    for line in _resized(config, identity):
         say(line)
-    begun = open_stage(store, made_from, pixel_versions(), "use another labels.name, or restore the run file")
-    say(_devices(run))
-    manifest, new = completed_manifest(begun, views=run.labels.views), 0
-    if manifest is None:
-        manifest, new = _make(run, split, begun)
-    return _result(run, split, store, manifest, new, say)
+    stage_dir = open_stage(
+        store, identity.to_json(), pixel_versions(), "use another labels.name, or restore the run file"
+    )
+    say(_devices(config))
+    found, new = completed_manifest(stage_dir, LabelManifest, views=config.labels.views), 0
+    if found is None:
+        found, new = _make(config, split, stage_dir)
+    return _result(config, split, store, found, new, say)
 
 
-def _devices(run: RunFile) -> str:
-    teacher = run.teacher
+def _devices(config: RunFile) -> str:
+    teacher = config.teacher
     return device_line(
-        run,
+        config,
         f"teacher {teacher.title}",
         precision=teacher.precision,
         compiled=teacher.compile,
         batch=f"batches of {teacher.batch_size}",
-        workers=run.labels.workers,
+        workers=config.labels.workers,
     )
 
 
-def _result(run: RunFile, split: Split, store: Store, manifest: dict[str, Any], new: int, say: Say) -> dict[str, Any]:
+def _result(
+    config: RunFile, split: Split, store: Store, found: CompleteStage[LabelManifest], new: int, say: Say
+) -> dict[str, Any]:
     """What there is to say of a whole label set."""
-    decisions = sum(part["rows"] for part in manifest["parts"])
+    manifest, decisions = found.manifest, sum(found.parts.rows)
     stored = sum(length for folder in ("", "receipts") for length in store.files(folder).values())
     say(
-        f"labels {run.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → {store}"
+        f"labels {config.labels.name}: {decisions} decisions, {stored / decisions:.2f} bytes each with all files → "
+        f"{store}"
     )
-    say(f"the teacher agrees with the truth on {manifest['agreement']:.1%} of {len(split)} unmixed centre crops")
-    shares = manifest["mixed_agreement"]
+    say(f"the teacher agrees with the truth on {manifest.agreement:.1%} of {len(split)} unmixed centre crops")
+    shares = manifest.mixed_agreement
     say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
-    half, near = manifest["margins"]["p50"], manifest["near_ties"]
+    half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
+    labels = LabelSet(store, manifest, found.parts, split.rows, config.views.repeats)
+    if line := labels.warning_of_lost_mass(config.train.tau):
+        say(line)
     return {
-        "stage": "label-teacher", "decisions": decisions, "parts": len(manifest["parts"]), "new_parts": new,
-        "views": run.labels.views, "bytes_per_view": stored / decisions,
-    } | {name: manifest[name] for name in _SUMMARY}  # fmt: skip
+        "stage": "label-teacher", "decisions": decisions, "parts": len(found.parts), "new_parts": new,
+        "views": config.labels.views, "bytes_per_view": stored / decisions,
+    } | {name: value for name, value in manifest.fields().items() if name in _SUMMARY}  # fmt: skip
 
 
 def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
@@ -108,9 +119,9 @@ def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_p
     return sorted(wanted, key=lambda spec: (spec.first_pass, spec.shard, spec.end_pass))
 
 
-def _outside(run: RunFile) -> Iterator[str]:
+def _outside(config: RunFile) -> Iterator[str]:
     """A warning for each of timm's pretrained teachers that was chosen without its tag and saw other data."""
-    for member in run.teacher.members:
+    for member in config.teacher.members:
         tag = "" if member.checkpoint else outside_data(member.model)
         if tag:
             yield (
@@ -119,62 +130,64 @@ def _outside(run: RunFile) -> Iterator[str]:
             )
 
 
-def _resized(run: RunFile, made_from: dict[str, Any]) -> Iterator[str]:
+def _resized(config: RunFile, identity: LabelIdentity) -> Iterator[str]:
     """Says of every network that takes another side than the views' that it does."""
-    sides = made_from["teacher"]["side"]
-    for member, side in zip(run.teacher.members, sides if isinstance(sides, list) else [sides], strict=True):
-        if side != run.views.image_size:
-            yield f"{member.model} sees the views of {run.views.image_size} pixels resized to {side}"
+    for member, side in zip(config.teacher.members, identity.sides, strict=True):
+        if side != config.views.image_size:
+            yield f"{member.model} sees the views of {config.views.image_size} pixels resized to {side}"
 
 
-def label_identity(run: RunFile, split: Split) -> dict[str, Any]:
+def label_identity(config: RunFile, split: Split) -> LabelIdentity:
     """The identity of the label set."""
-    return {
-        "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
-        "teacher": _teacher_identity(run, split),
-        "store": _kept(run, len(split.classes)),
-    }
+    return LabelIdentity(
+        shards=split.content,
+        recipe=config.views.identity(),
+        teacher=_teacher_identity(config, split),
+        store=_kept(config, len(split.classes)),
+    )
 
 
-def _kept(run: RunFile, classes: int) -> str | dict[str, Any]:
+def _kept(config: RunFile, classes: int) -> Any:
     """What the store keeps of a decision."""
-    settings = run.labels
-    if settings.store in ("hard", "full"):
+    settings = config.labels
+    if settings.store == "hard" or settings.store == "full":
         return settings.store
     if settings.store == "sampled":
-        return {"kind": "sampled", "samples": settings.samples, "tau": run.train.tau}
+        return {"kind": "sampled", "samples": settings.samples, "tau": config.train.tau}
     if settings.topk >= classes:
         raise UserError(
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "
             'lower it, or set labels.store = "full"'
         )
-    return {"kind": settings.store, "k": settings.topk, "tau": run.train.tau}
+    return TopK(kind=settings.store, k=settings.topk, tau=config.train.tau)
 
 
-def _teacher_identity(run: RunFile, split: Split) -> dict[str, Any]:
+def _teacher_identity(config: RunFile, split: Split) -> dict[str, Any]:
     """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started."""
     teacher = Teacher(
-        run.teacher,
-        workspace=run.workspace,
+        config.teacher,
+        workspace=config.workspace,
         num_classes=len(split.classes),
-        image_size=run.views.image_size,
+        image_size=config.views.image_size,
         device=torch.device("cpu"),
     )
-    return teacher.identity() | {"device": run_device(run)}
+    return teacher.identity() | {"device": run_device(config)}
 
 
-def _make(run: RunFile, split: Split, begun: StageDir) -> tuple[dict[str, Any], int]:
+def _make(config: RunFile, split: Split, stage_dir: StageDir) -> tuple[CompleteStage[LabelManifest], int]:
     """Label what is missing; the manifest, and how many parts are new."""
-    passes = run.labels.views // run.views.repeats
-    done = {name: one for name, one in valid_receipts(begun.store).items() if one.made_by == begun.made_by}
-    specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
-    gpu = run_device(run) == "cuda"
-    seats = Resources(count=device_count(run), cpus=1 + run.labels.processes if gpu else 1, gpus=int(gpu))
-    job = Job(begun, partial(Labeller, run, split, run_device(run)), lanes=2 if gpu else 1)
+    passes = config.labels.views // config.views.repeats
+    done = {name: one for name, one in valid_receipts(stage_dir.store).items() if one.made_by == stage_dir.made_by}
+    specs = label_specs(done, len(split.rows), passes, config.labels.passes_per_part)
+    gpu = run_device(config) == "cuda"
+    resources = Resources(count=device_count(config), cpus=1 + config.labels.processes if gpu else 1, gpus=int(gpu))
+    job = Job(stage_dir, partial(Labeller, config, split, run_device(config)), lanes=2 if gpu else 1)
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
-        receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
-    return write_manifest(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new
+        receipts, new = make_missing(
+            job, specs, cluster=config.cluster, resources=resources, progress=progress, receipts=done
+        )
+    said: dict[str, Any] = {"stage": "label-teacher", "views": config.labels.views, **_summary(receipts)}
+    return write_manifest(stage_dir, LabelManifest, receipts, **said), new
 
 
 def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
@@ -187,6 +200,6 @@ def _summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
         "agreement": sum(one["correct"] for one in centre) / sum(one["images"] for one in centre),
         "mixed_agreement": {name: count / decisions for name, count in mixed.items()},
         "margins": quantiles(counts),
-        "margin_counts": counts,
+        "margin_counts": tuple(counts),
         "near_ties": sum(receipt.facts["near_ties"] for receipt in receipts) / decisions,
     }

@@ -18,16 +18,16 @@ from stages.train.plan import TAUGHT
 Say = Callable[[str], None]
 
 
-def everything(run: RunFile, say: Say) -> dict[str, Any]:
+def everything(config: RunFile, say: Say) -> dict[str, Any]:
     """All stages in order; each is recognised by its manifest where it is done, and sources are not listed again.
 
     Raises:
         UserError: as the stage raised it.
     """
-    results = [sharded(run, say) or shard(run, say)]
-    if run.train.distillation in TAUGHT:
-        results.append(label(run, say))
-    results.append(train(run, say))
-    if run.source.val:
-        results.append(evaluate(run, say))
+    results = [sharded(config, say) or shard(config, say)]
+    if config.train.distillation in TAUGHT:
+        results.append(label(config, say))
+    results.append(train(config, say))
+    if config.source.val:
+        results.append(evaluate(config, say))
     return {"stage": "run", "stages": results}

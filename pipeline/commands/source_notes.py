@@ -7,30 +7,30 @@ from stages.sources.listing import Listing
 _NAMED = 5
 
 
-def note_source(where: str, listing: Listing, given: str) -> None:
+def note_source(context: str, listing: Listing, given: str) -> None:
     """Say what a source is: its form, where its classes come from, what is left out, what may be other than it seems.
 
     Args:
-        where: the run file's key and value.
+        context: the run file's key and value.
         listing: of the source.
         given: where given class names come from.
     """
-    note(f"{where}: {listing.reading(given)}")
+    note(f"{context}: {listing.reading(given)}")
     for warning in listing.warnings:
-        note(f"{where}: warning: {warning}")
+        note(f"{context}: warning: {warning}")
     if listing.beside:
         first = ", ".join(listing.beside[:_NAMED]) + (", …" if len(listing.beside) > _NAMED else "")
-        note(f"{where}: {len(listing.beside)} folders or files beside that are left out: {first}")
+        note(f"{context}: {len(listing.beside)} folders or files beside that are left out: {first}")
     if listing.left_out:
         reasons = "; ".join(f"{one['count']} {one['reason']}, such as {one['first']}" for one in listing.left_out)
-        note(f"{where}: {listing.other_files} files are left out: {reasons}")
+        note(f"{context}: {listing.other_files} files are left out: {reasons}")
     if listing.refused:
         count, one = len(listing.refused), listing.refused[0]
-        note(f"{where}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
+        note(f"{context}: {count} that look like images are never read, such as {one['name']}: {one['reason']}")
 
 
-def noted(gallery: ImageSet, source: str) -> ImageSet:
+def noted(image_set: ImageSet, source: str) -> ImageSet:
     """The images that models are measured on; what `evaluate.source` is has been said, where that is set."""
-    if isinstance(gallery, SourceImageSet):
-        note_source(f"evaluate.source = {source}", gallery.listing, "the train split or source.classes")
-    return gallery
+    if isinstance(image_set, SourceImageSet):
+        note_source(f"evaluate.source = {source}", image_set.listing, "the train split or source.classes")
+    return image_set

@@ -5,7 +5,12 @@ from typing import Any
 from pipeline.execution.failures import Failures
 from pipeline.execution.lease import live_leases
 from pipeline.execution.progress import duration, rate
-from stages.storage.commit import PLAN, RECEIPTS, read_manifest
+from schemas.errors import IncompleteError, UserError
+from schemas.lease import LeaseRecord
+from schemas.manifests import MANIFESTS, Manifest, TrainManifest
+from schemas.plan import Plan
+from stages.storage.commit import read_plan, receipt_names
+from stages.storage.manifest import read_manifest
 from stages.storage.run_files import METRICS_FILE as METRICS
 from stages.storage.store import Store
 
@@ -15,9 +20,9 @@ STAGES = {"shard": "shards", "label-teacher": "labels", "train": "runs", "evalua
 def status(workspace: str) -> dict[str, Any]:
     """Every stage's folders with what is done, under way, failed and missing in each, from any machine, at any time."""
     return {
-        "workspace": Store(workspace).shown,
+        "workspace": Store(workspace).display_uri,
         "stages": [
-            {"stage": stage, "name": name} | _state(Store(workspace).at(f"{folder}/{name}"))
+            {"stage": stage, "name": name} | _state(Store(workspace).child(f"{folder}/{name}"), stage)
             for stage, folder in STAGES.items()
             for name in Store(workspace).folders(folder)
         ],
@@ -26,6 +31,8 @@ def status(workspace: str) -> dict[str, Any]:
 
 def about_stage(one: dict[str, Any]) -> str:
     """One stage of `status` in words: "12 of 1,000 parts done, 4 running, 984 missing; 2.0 parts/s, 8 min left"."""
+    if "problem" in one:
+        return str(one["problem"])
     unit = "steps" if "steps" in one else "parts"
     of = f" of {one['wanted']:,}" if "wanted" in one else ""
     words = [f"{one.get(unit, 0):,}{of} {unit} done"]
@@ -35,21 +42,30 @@ def about_stage(one: dict[str, Any]) -> str:
     return ", ".join(words) + pace
 
 
-def _state(store: Store) -> dict[str, Any]:
+def _state(store: Store, stage: str) -> dict[str, Any]:
+    """How far a stage's folder is; where its plan or manifest is damaged, what is wrong and how it is fixed."""
+    try:
+        return _progress(store, read_manifest(store, MANIFESTS[stage]), read_plan(store))
+    except IncompleteError:  # the store is away, and with it all stages
+        raise
+    except UserError as error:
+        return {"state": "damaged", "problem": str(error)}
+
+
+def _progress(store: Store, manifest: Manifest | None, plan: Plan | None) -> dict[str, Any]:
     """How far a stage's folder is, from its plan, receipts, failures and leases, or from its manifest where whole."""
-    manifest, plan = read_manifest(store), read_manifest(store, PLAN)
     leases = live_leases(store)
     if manifest and not leases and _covers(manifest, plan):
         return _whole(manifest)
-    receipts = {name.removesuffix(".json") for name in store.files(RECEIPTS) if name.endswith(".json")}
-    running = sorted({part for lease in leases for part in lease["running"]} - receipts)
+    receipts = set(receipt_names(store))
+    running = sorted({part for lease in leases for part in lease.running} - receipts)
     failed = sorted(Failures(store).read().keys() - receipts)
-    training = store.exists(METRICS) or (not running and bool(leases) and all(one["training"] for one in leases))
+    training = store.exists(METRICS) or (not running and bool(leases) and all(one.training for one in leases))
     done = _steps(receipts) if training else len(receipts)
-    wanted = int((plan or {}).get("wanted", 0)) or done
+    wanted = (plan.wanted if plan else 0) or done
     state: dict[str, Any] = {"state": "running" if leases else "begun" if plan or receipts else "empty"}
     if training:
-        done = max([done, *(lease["at"] for lease in leases)])
+        done = max([done, *(lease.at for lease in leases)])
         state |= {"steps": done, "wanted": wanted, "missing": max(wanted - done, 0)}
     else:
         missing = max(wanted - done - len(running) - len(failed), 0)
@@ -57,15 +73,15 @@ def _state(store: Store) -> dict[str, Any]:
     return state | _pace(leases, wanted - done - len(failed))
 
 
-def _covers(manifest: dict[str, Any], plan: dict[str, Any] | None) -> bool:
+def _covers(manifest: Manifest, plan: Plan | None) -> bool:
     """Whether a manifest is of all that is wanted by now: more views or steps may have been asked for since."""
-    return bool(manifest.get("steps", len(manifest["parts"])) >= (plan or {}).get("wanted", 0))
+    return manifest.wanted >= (plan.wanted if plan else 0)
 
 
-def _whole(manifest: dict[str, Any]) -> dict[str, Any]:
-    if "steps" in manifest:
-        return {"state": "done", "steps": manifest["steps"], "loss": manifest["loss"]}
-    return {"state": "done", "parts": len(manifest["parts"])}
+def _whole(manifest: Manifest) -> dict[str, Any]:
+    if isinstance(manifest, TrainManifest):
+        return {"state": "done", "steps": manifest.steps, "loss": manifest.loss}
+    return {"state": "done", "parts": manifest.wanted}
 
 
 def _steps(receipts: set[str]) -> int:
@@ -73,8 +89,8 @@ def _steps(receipts: set[str]) -> int:
     return int(max(receipts, default="step-0").rpartition("-")[2])
 
 
-def _pace(leases: list[dict[str, Any]], left: int) -> dict[str, Any]:
+def _pace(leases: list[LeaseRecord], left: int) -> dict[str, Any]:
     """Units a second of all commands at work, and the seconds left at that."""
-    spans = [(lease["new"], lease["refreshed"] - lease["started"]) for lease in leases]
+    spans = [(lease.new, lease.refreshed - lease.started) for lease in leases]
     rate = sum(new / seconds for new, seconds in spans if new and seconds > 0)
     return {"per_second": rate, "seconds_left": left / rate} if rate else {}

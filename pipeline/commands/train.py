@@ -5,12 +5,14 @@ from typing import Any
 
 from pipeline.execution.devices import compiled, device_count, device_line, settled
 from pipeline.execution.ray_train import launch_training
-from pipeline.execution.stage_dir import open_stage
+from pipeline.execution.stage_dir import StageDir, open_stage
 from schemas.config import RunFile
+from schemas.errors import UserError
+from schemas.manifests import TrainManifest
+from schemas.receipts import require_unchanged
 from stages.data.views import pixel_versions
 from stages.models.student import new_student
-from stages.models.weights import MODEL_FILE
-from stages.storage.commit import read_manifest
+from stages.storage.run_files import find_run, store_run_file
 from stages.storage.store import Store
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.metrics import show
@@ -19,46 +21,67 @@ from stages.train.plan import plan_training
 Say = Callable[[str], None]
 
 
-def train(run: RunFile, say: Say) -> dict[str, Any]:
+def train(config: RunFile, say: Say) -> dict[str, Any]:
     """Train the run file's student.
 
     Raises:
         UserError: if shards or labels are missing or too few, or the loss is not finite.
         MismatchError: if the run there was trained from something else.
     """
-    run = settled(run)
+    run = settled(config)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
-    new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
-    store = Store(run.workspace).at(f"runs/{run.train.name}")
-    mend = "use another train.name, or restore the run file"
-    begun = open_stage(store, plan.made_from, pixel_versions(), mend)
+    student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
+    lost = plan.labels.warning_of_lost_mass(run.train.tau) if plan.labels and run.train.distillation == "soft" else ""
+    for line in filter(None, (student.weights_note, lost)):
+        say(line)
+    store = Store(run.workspace).child(f"runs/{run.train.name}")
+    hint = "use another train.name, or restore the run file"
+    stage_dir = open_stage(store, plan.made_from, pixel_versions(), hint)
     say(_devices(run))
-    manifest = read_manifest(store)
-    if manifest and manifest["steps"] >= plan.steps and store.exists(MODEL_FILE):
-        show(store, tensorboard=run.train.tensorboard)
-        say(f"run {run.train.name}: {manifest['steps']} steps are done → {store}")
-        steps = manifest["steps"]
-        return {
-            "stage": "train",
-            "run": run.train.name,
-            "steps": steps,
-            "resumed_from_step": steps,
-            "loss": manifest["loss"],
-        }
-    found = newest_checkpoint(store, warn=lambda line: say(f"warning: {line}"))
-    result = launch_training(run, plan, begun, found.step if found else 0)
+    finished = _finished(run, stage_dir, plan.steps, say)
+    if finished is not None:
+        show(store, stage_dir.made_by, tensorboard=run.train.tensorboard)
+        say(f"run {run.train.name}: {finished.steps} steps are done → {store}")
+        done = {"steps": finished.steps, "resumed_from_step": finished.steps, "loss": finished.loss}
+        return {"stage": "train", "run": run.train.name} | done
+    found = newest_checkpoint(store, stage_dir.made_by, warn=lambda line: say(f"warning: {line}"))
+    result = launch_training(run, plan, stage_dir, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
     return {"stage": "train", "run": run.train.name} | result
 
 
-def _devices(run: RunFile) -> str:
-    train, world = run.train, device_count(run)
+def _finished(config: RunFile, stage_dir: StageDir, steps: int, say: Say) -> TrainManifest | None:
+    """The run's manifest, if it took the steps and every file it lists is sound; a lost run file is written again.
+
+    Raises:
+        MismatchError: if the manifest is of another training, naming every difference.
+    """
+    found = find_run(config.workspace, config.train.name)
+    if found is None or found.manifest.steps < steps:
+        return None
+    require_unchanged(str(stage_dir.store), found.manifest.made_from, stage_dir.made_from, stage_dir.hint)
+    if broken := found.broken():
+        say(
+            f"warning: {stage_dir.store}: {' and '.join(broken)}: missing or damaged; made again from the "
+            "last checkpoint"
+        )
+        return None
+    try:
+        found.config(config)
+    except UserError as error:
+        say(f"warning: {error}; it is written again")
+        store_run_file(stage_dir.store, config)
+    return found.manifest
+
+
+def _devices(config: RunFile) -> str:
+    train, world = config.train, device_count(config)
     share = train.batch_size // world
     pieces = f" in passes of {train.micro_batch}" if train.micro_batch and train.micro_batch < share else ""
     return device_line(
-        run,
-        f"student {run.student.model}",
+        config,
+        f"student {config.student.model}",
         precision=train.precision,
         compiled=train.compile,
         batch=f"batch {train.batch_size}" + (f", {share} each" if world > 1 else "") + pieces,

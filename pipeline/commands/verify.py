@@ -1,85 +1,179 @@
-"""Whether every stored byte is what its receipt says."""
+"""Whether every stored byte is what its receipt says, every receipt its own, and every plan and manifest sound."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.commands.status import STAGES
 from pipeline.execution.progress import Progress
-from schemas.errors import UserError
+from schemas.errors import IncompleteError, UserError
+from schemas.manifests import MANIFESTS, Manifest, PartsFile, PartsManifest, ShardManifest, TrainManifest
+from schemas.parts import ManifestPart
 from schemas.receipts import Receipt, StoredFile
-from stages.storage.commit import MANIFEST, RECEIPTS, broken_files, read_manifest, read_receipt
+from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, broken_files, read_plan, read_receipt, receipt_names
+from stages.storage.manifest import open_manifest, read_manifest
+from stages.storage.run_files import RUN_FILE, find_run
 from stages.storage.store import Store
 
 _READERS = 4
 
 
+class _Check(NamedTuple):
+    """Files that belong together, the folder they lie in, and what to do where one is damaged."""
+
+    store: Store
+    files: tuple[StoredFile, ...]
+    fix: str
+
+
 def verify(workspace: str) -> dict[str, Any]:
     """Read everything that is stored again and compare it with its receipt.
+
+    Returns:
+        `ok`, how many files were `checked`, and `problems`, each with `path`, `what` and `fix` ("" where `what` says
+        it).
 
     Raises:
         UserError: if the workspace holds nothing.
     """
-    stores = [
-        Store(workspace).at(f"{folder}/{name}")
-        for folder in STAGES.values()
+    folders = [
+        _Folder(workspace, folder, name, MANIFESTS[stage])
+        for stage, folder in STAGES.items()
         for name in Store(workspace).folders(folder)
     ]
-    if not stores:
-        raise UserError(f"workspace {Store(workspace).shown}: holds nothing; run `deit-pipeline shard` first")
+    if not folders:
+        raise UserError(f"workspace {Store(workspace).display_uri}: holds nothing; run `deit-pipeline shard` first")
     problems: list[dict[str, str]] = []
     checked = 0
-    for store in stores:
-        receipts = [(store, receipt) for receipt in _receipts(store, problems)] + list(_adopted(store))
+    for folder in folders:
+        checks = list(folder.checks())
+        problems += folder.problems
         with (
-            Progress(f"verify {store}", total=len(receipts), unit="parts") as progress,
+            Progress(f"verify {folder.store}", total=len(checks), unit="parts") as progress,
             ThreadPoolExecutor(_READERS) as threads,
         ):
-            for (_, receipt), faults in zip(receipts, threads.map(lambda one: _faults(*one), receipts), strict=True):
+            for check, faults in zip(checks, threads.map(_faults, checks), strict=True):
                 problems += faults
-                checked += len(receipt.files)
+                checked += len(check.files)
                 progress.advance()
     return {"ok": not problems, "checked": checked, "problems": problems}
 
 
-def _faults(store: Store, receipt: Receipt) -> list[dict[str, str]]:
-    return [{"path": store.name(path), "what": what} for path, what in broken_files(store, receipt)]
+def _faults(check: _Check) -> list[dict[str, str]]:
+    found = broken_files(check.store, check.files)
+    return [{"path": check.store.display_path(path), "what": what, "fix": check.fix} for path, what in found]
 
 
-def _adopted(store: Store) -> Iterator[tuple[Store, Receipt]]:
-    """The tars that a split uses where they lie, which no receipt holds."""
-    with suppress(UserError):  # a torn manifest is a problem already
-        adopted = (read_manifest(store) or {}).get("adopted", {"tars": []})
-        for tar in adopted["tars"]:
-            receipt = Receipt(part=tar["path"], files=(StoredFile(**tar),), rows=0, made_by="", facts={})
-            yield Store(adopted["root"]), receipt
+class _Folder:
+    """One stage's folder: its small files are read at once, and what they prove is handed out to be read.
 
+    Args:
+        workspace: it is in.
+        folder: of the workspace, for all of a stage's folders.
+        name: of this one.
+        kind: the type of its manifest.
 
-def _receipts(store: Store, problems: list[dict[str, str]]) -> Iterator[Receipt]:
-    """All receipts of a folder, and the manifest's parts; a torn receipt, or one that is missing, is a problem."""
-    found: dict[str, Receipt] = {}
-    for name in sorted(store.files(RECEIPTS)):
-        path = f"{RECEIPTS}/{name}"
+    Attributes:
+        store: the folder.
+        problems: of plan, manifest and receipts.
+    """
+
+    def __init__(self, workspace: str, folder: str, name: str, kind: type[Manifest]) -> None:
+        self._workspace, self._name, self.kind = workspace, name, kind
+        self.store = Store(workspace).child(f"{folder}/{name}")
+        self.problems: list[dict[str, str]] = []
+
+    def checks(self) -> Iterator[_Check]:
+        """All files of the folder that a receipt or the manifest proves."""
+        made_by = self._made_by()
+        receipts = {receipt.part: receipt for receipt in self._receipts(made_by)}
+        for receipt in receipts.values():
+            yield _Check(self.store, receipt.files, self._fix(receipt.part))
         try:
-            receipt = read_receipt(store, name.removesuffix(".json"))
+            yield from self._manifest(receipts)
+        except IncompleteError:
+            raise
         except UserError as error:
-            problems.append({"path": store.name(path), "what": str(error)})
-            continue
-        found[receipt.part] = receipt
-    yield from found.values()
-    try:
-        manifest = read_manifest(store) or {"parts": [], "made_by": ""}
-    except UserError as error:
-        problems.append({"path": store.name(MANIFEST), "what": str(error)})
-        return
-    for part in manifest["parts"]:
-        files = tuple(StoredFile(**file) for file in part["files"])
-        mine = found.get(part["part"])
+            self._refused(MANIFEST, error)
+
+    def _made_by(self) -> str:
+        """What the plan says that the folder's parts are made from; "" where it does not say."""
+        try:
+            plan = read_plan(self.store)
+        except IncompleteError:
+            raise
+        except UserError as error:
+            self._refused(PLAN, error)
+            plan = None
+        return plan.made_by if plan else ""
+
+    def _receipts(self, made_by: str) -> Iterator[Receipt]:
+        for part in receipt_names(self.store):
+            path = f"{RECEIPTS}/{part}.json"
+            try:
+                receipt = read_receipt(self.store, part)
+            except FileNotFoundError:
+                continue  # a training let go of it meanwhile
+            except IncompleteError:
+                raise
+            except UserError as error:
+                self._refused(path, error)
+                continue
+            if made_by and receipt.made_by != made_by:
+                self._problem(path, "is of something else than the plan (made_by)", self._fix(part))
+                continue
+            yield receipt
+
+    def _manifest(self, receipts: dict[str, Receipt]) -> Iterator[_Check]:
+        """What the manifest lists and no receipt proves, once both agree."""
+        if issubclass(self.kind, TrainManifest):
+            yield from self._weights()
+        elif issubclass(self.kind, PartsManifest):
+            yield from self._listed(self.kind, receipts)
+
+    def _listed(self, kind: type[PartsManifest], receipts: dict[str, Receipt]) -> Iterator[_Check]:
+        manifest = read_manifest(self.store, kind)
+        if manifest is not None and isinstance(manifest.parts, PartsFile):
+            table = _Check(
+                self.store, (manifest.parts.file,), f"delete {self.store.display_path(MANIFEST)} and rerun {kind.VERB}"
+            )
+            yield table
+            if _faults(table):
+                return
+        found = open_manifest(self.store, kind)
+        for part in found.parts if found else ():
+            yield from self._part(part, receipts.get(part.part))
+        if found and isinstance(found.manifest, ShardManifest) and found.manifest.adopted:
+            adopted = found.manifest.adopted
+            for tar in adopted.tars:
+                yield _Check(Store(adopted.root), (tar,), "restore it; the split uses it where it lies")
+
+    def _weights(self) -> Iterator[_Check]:
+        run = find_run(self._workspace, self._name)
+        if run:
+            yield _Check(self.store, run.manifest.files, f"rerun {self.kind.VERB}")
+            try:
+                run.trained_with()
+            except IncompleteError:
+                raise
+            except UserError as error:
+                self._refused(RUN_FILE, error)
+
+    def _part(self, part: ManifestPart, mine: Receipt | None) -> Iterator[_Check]:
         if mine is None:
-            yield Receipt(part=part["part"], files=files, rows=part["rows"], made_by=manifest["made_by"], facts={})
-            path = f"{RECEIPTS}/{part['part']}.json"
-            if manifest["stage"] != "train" and not store.exists(path):  # a model has no receipt but the manifest
-                problems.append({"path": store.name(path), "what": "is missing"})
-        elif mine.files != files:
-            problems.append({"path": store.name(MANIFEST), "what": f"{part['part']} differs from its receipt"})
+            yield _Check(self.store, part.files, self._fix(part.part))
+            path = f"{RECEIPTS}/{part.part}.json"
+            if not self.store.exists(path):
+                self._problem(path, "is missing", f"rerun {self.kind.VERB}")
+        elif (mine.files, mine.rows) != (part.files, part.rows):
+            self._problem(MANIFEST, f"{part.part} differs from its receipt", self._fix(part.part))
+
+    def _fix(self, part: str) -> str:
+        return f"delete {self.store.display_path(f'{RECEIPTS}/{part}.json')} and rerun {self.kind.VERB}"
+
+    def _problem(self, path: str, what: str, fix: str) -> None:
+        self.problems.append({"path": self.store.display_path(path), "what": what, "fix": fix})
+
+    def _refused(self, path: str, error: UserError) -> None:
+        if all(str(error) != one["what"] for one in self.problems):  # a damaged plan is met again with the manifest
+            self._problem(path, str(error), "")

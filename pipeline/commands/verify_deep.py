@@ -21,7 +21,7 @@ from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import flips
 from stages.replay.signature import differs
-from stages.storage.commit import PLAN, read_checked, read_manifest, valid_receipts
+from stages.storage.commit import read_checked, read_plan, valid_receipts
 from stages.storage.store import Store
 
 
@@ -35,11 +35,11 @@ class _Compared(NamedTuple):
     signatures: np.ndarray
 
 
-def verify_deep(run: RunFile, parts: int, say: Callable[[str], None]) -> dict[str, Any]:
+def verify_deep(config: RunFile, parts: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Label a few of the run file's parts again and compare with what is stored.
 
     Args:
-        run: the run file.
+        config: the run file.
         parts: how many, spread over the label set.
         say: gets a line.
 
@@ -51,15 +51,17 @@ def verify_deep(run: RunFile, parts: int, say: Callable[[str], None]) -> dict[st
         UserError: if nothing is labelled yet, or the teacher cannot be had.
         MismatchError: if the label set is of another teacher, recipe or split.
     """
-    run, split = compiled(settled(run)), Split.open(run.workspace, "train")
-    store = Store(run.workspace).at(f"labels/{run.labels.name}")
+    config, split = compiled(settled(config)), Split.open(config.workspace, "train")
+    store = Store(config.workspace).child(f"labels/{config.labels.name}")
     receipts = list(valid_receipts(store).values())
     if not receipts:
         raise UserError(f"{store}: nothing is labelled yet; run `deit-pipeline label-teacher`")
-    made_from = (read_manifest(store, PLAN) or {}).get("made_from")
-    require_unchanged(str(store), made_from, label_identity(run, split), "restore the run file")
+    plan = read_plan(store)
+    require_unchanged(
+        str(store), plan and plan.made_from, label_identity(config, split).to_json(), "restore the run file"
+    )
     chosen = [receipts[nth] for nth in sorted({round(at) for at in np.linspace(0, len(receipts) - 1, parts)})]
-    labeller = Labeller(run, split, run_device(run))
+    labeller = Labeller(config, split, run_device(config))
     compared = []
     with Progress("verify --deep", total=len(chosen), unit="parts") as progress:
         for receipt in chosen:
@@ -69,7 +71,7 @@ def verify_deep(run: RunFile, parts: int, say: Callable[[str], None]) -> dict[st
     found = flips(whole.now, whole.stored, whole.margins)
     signed, other = len(whole.signatures), int(whole.signatures.sum())
     say(
-        f"labels {run.labels.name}: {len(chosen)} of {len(receipts)} parts again: {found['flipped']} of "
+        f"labels {config.labels.name}: {len(chosen)} of {len(receipts)} parts again: {found['flipped']} of "
         f"{found['decisions']} decisions differ, {other} of {signed} signatures"
     )
     ok = not other and bool(whole.near_ties[whole.stored != whole.now].all())

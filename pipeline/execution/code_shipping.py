@@ -120,7 +120,7 @@ def _asker() -> Callable[[], tuple[str, str, bool]]:
     look = _looker()
 
     def ask() -> tuple[str, str, bool]:
-        from ray._private.authentication.authentication_utils import is_token_auth_enabled
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled  # as in ray_compat
 
         return (*look(), bool(is_token_auth_enabled()))
 

@@ -18,7 +18,7 @@ from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
 from stages.models.precision import chosen_precision
-from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, read_manifest
+from stages.storage.manifest import binding_plan, read_any_manifest
 from stages.storage.store import Store
 
 _ON_CPU = 2
@@ -29,27 +29,27 @@ _COMPILING_PAYS = {"steps": 1_000, "views": 1_000_000}
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def run_device(run: RunFile) -> str:
+def run_device(config: RunFile) -> str:
     """Either "cuda" or "cpu", as the run file and this machine have it.
 
     Raises:
         UserError: if the run file asks for a GPU and there is none.
     """
-    wanted, there = run.cluster.device, torch.cuda.is_available()
-    if wanted == "cuda" and not there and run.cluster.address in (INLINE, LOCAL):
+    wanted, there = config.cluster.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there and config.cluster.address in (INLINE, LOCAL):
         raise UserError('cluster.device = "cuda": this machine has no CUDA device; set it to "cpu" or "auto"')
     return wanted if wanted != AUTO else "cuda" if there else "cpu"
 
 
-def device_count(run: RunFile) -> int:
+def device_count(config: RunFile) -> int:
     """Training workers or teachers at once.
 
     Raises:
         UserError: if the run file leaves it to GPUs of which this machine has none.
     """
-    if run.cluster.address == INLINE:
+    if config.cluster.address == INLINE:
         return 1
-    count = run.cluster.devices or (torch.cuda.device_count() if run_device(run) == "cuda" else 1)
+    count = config.cluster.devices or (torch.cuda.device_count() if run_device(config) == "cuda" else 1)
     if not count:
         raise UserError(
             "cluster.devices = 0: counts this machine's GPUs, which has none; say how many of the cluster's to use"
@@ -57,49 +57,49 @@ def device_count(run: RunFile) -> int:
     return count
 
 
-def settled(run: RunFile) -> RunFile:
+def settled(config: RunFile) -> RunFile:
     """The run file with what suits the devices, or what was begun with, in place of every "auto" but `compile`.
 
     Raises:
         UserError: as `run_device` and `device_count`, or the cluster cannot be asked.
     """
-    device = run_device(run)
-    teacher = _precision_of(run.teacher.precision, run, f"labels/{run.labels.name}", "teacher")
-    student = _precision_of(run.train.precision, run, f"runs/{run.train.name}", "train")
+    device = run_device(config)
+    teacher = _precision_of(config.teacher.precision, config, f"labels/{config.labels.name}", "teacher")
+    student = _precision_of(config.train.precision, config, f"runs/{config.train.name}", "train")
     changes: dict[str, dict[str, Any]] = {
         "teacher": {"precision": chosen_precision(teacher, "teacher", device)},
         "train": {"precision": chosen_precision(student, "student", device)},
     }
-    if AUTO in (run.labels.workers, run.train.workers):
-        workers = data_processes(run)
-        changes["labels"] = {"workers": workers if run.labels.workers == AUTO else run.labels.workers}
-        changes["train"] |= {"workers": workers if run.train.workers == AUTO else run.train.workers}
-    return changed(run, changes)
+    if AUTO in (config.labels.workers, config.train.workers):
+        workers = data_processes(config)
+        changes["labels"] = {"workers": workers if config.labels.workers == AUTO else config.labels.workers}
+        changes["train"] |= {"workers": workers if config.train.workers == AUTO else config.train.workers}
+    return changed(config, changes)
 
 
-def compiled(run: RunFile, *, steps: int = 0, views: int = 0) -> RunFile:
+def compiled(config: RunFile, *, steps: int = 0, views: int = 0) -> RunFile:
     """The run file with true or false in place of compile = "auto": of a student's steps, or of a teacher's views.
 
     A label set keeps what it was begun with. Where nothing can be compiled, since torch's compiler needs Triton and a
     C compiler, that is false.
     """
-    able = run_device(run) == "cuda" and _can_compile()
+    able = run_device(config) == "cuda" and _can_compile()
     changes: dict[str, dict[str, Any]] = {}
-    if run.train.compile == AUTO:
+    if config.train.compile == AUTO:
         changes["train"] = {"compile": able and steps >= _COMPILING_PAYS["steps"]}
-    if run.teacher.compile == AUTO:
-        begun = _begun_with(run, f"labels/{run.labels.name}", "teacher").get("compile")
-        changes["teacher"] = {"compile": able and views >= _COMPILING_PAYS["views"] if begun is None else begun}
-    return changed(run, changes)
+    if config.teacher.compile == AUTO:
+        kept = _planned(config, f"labels/{config.labels.name}", "teacher").get("compile")
+        changes["teacher"] = {"compile": able and views >= _COMPILING_PAYS["views"] if kept is None else kept}
+    return changed(config, changes)
 
 
-def changed(run: RunFile, changes: dict[str, dict[str, Any]]) -> RunFile:
+def changed(config: RunFile, changes: dict[str, dict[str, Any]]) -> RunFile:
     """A run file with other values for some keys, table by table; nothing is checked again."""
-    tables = {name: getattr(run, name).model_copy(update=keys) for name, keys in changes.items()}
-    return run.model_copy(update=tables)
+    tables = {name: getattr(config, name).model_copy(update=keys) for name, keys in changes.items()}
+    return config.model_copy(update=tables)
 
 
-def data_processes(run: RunFile) -> int:
+def data_processes(config: RunFile) -> int:
     """Data processes of each device, where the run file leaves it to the machine.
 
     A GPU's share of its machine's cores less one, for the process that drives it; 2 beside a network on a CPU, which
@@ -108,12 +108,12 @@ def data_processes(run: RunFile) -> int:
     Raises:
         UserError: if there is no cluster at the address.
     """
-    if run_device(run) == "cpu":
-        return min(_ON_CPU, max(1, cores() // device_count(run)))
-    if run.cluster.address in (INLINE, LOCAL):
-        share = cores() // device_count(run)
+    if run_device(config) == "cpu":
+        return min(_ON_CPU, max(1, cores() // device_count(config)))
+    if config.cluster.address in (INLINE, LOCAL):
+        share = cores() // device_count(config)
     else:
-        with ray_session(run.cluster) as ray:
+        with ray_session(config.cluster) as ray:
             share = _smallest_share([node["Resources"] for node in ray.nodes() if node["Alive"]])
     return min(_MOST, max(1, share - 1))
 
@@ -133,27 +133,25 @@ def cores() -> int:
         return allowed
 
 
-def device_line(run: RunFile, what: str, *, precision: str, compiled: bool | str, batch: str, workers: Any) -> str:
+def device_line(config: RunFile, what: str, *, precision: str, compiled: bool | str, batch: str, workers: Any) -> str:
     """One line for the start of a command: device, precision, compiled or not, batch, workers."""
-    device = run_device(run)
+    device = run_device(config)
     name = f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" and torch.cuda.is_available() else device
-    count = f"{device_count(run)} x " if device_count(run) > 1 else ""
+    count = f"{device_count(config)} x " if device_count(config) > 1 else ""
     way = f"{precision}, {'compiled' if compiled is True else 'not compiled'}"
     return f"{what} on {count}{name}: {way}, {batch}, {workers} data processes each"
 
 
-def _precision_of(wanted: str, run: RunFile, folder: str, table: str) -> str:
-    return wanted if wanted != AUTO else str(_begun_with(run, folder, table).get("precision", AUTO))
+def _precision_of(wanted: str, config: RunFile, folder: str, table: str) -> str:
+    return wanted if wanted != AUTO else str(_planned(config, folder, table).get("precision", AUTO))
 
 
-def _begun_with(run: RunFile, folder: str, table: str) -> dict[str, Any]:
+def _planned(config: RunFile, folder: str, table: str) -> dict[str, Any]:
     """What a folder's plan says of teacher or training, from its first part on; nothing before."""
-    store = Store(run.workspace).at(folder)
-    plan = read_manifest(store, PLAN)
-    if plan is None or not (store.files(RECEIPTS) or store.exists(MANIFEST)):
-        return {}
-    found: dict[str, Any] = plan["made_from"].get(table, {})
-    return found
+    store = Store(config.workspace).child(folder)
+    plan = binding_plan(store) or read_any_manifest(store)
+    found = plan.made_from.get(table) if plan else None
+    return found if isinstance(found, dict) else {}
 
 
 def _can_compile() -> bool:

@@ -8,9 +8,10 @@ import platform
 import time
 from dataclasses import dataclass
 
-from schemas.errors import UserError
-from schemas.receipts import canonical_json, read_json
+from schemas.errors import IncompleteError, UserError
+from schemas.lease import FailureRecord
 from schemas.secrets import hide_secrets
+from stages.storage.commit import read_state
 from stages.storage.store import Store
 
 FAILURES = "failures"
@@ -32,34 +33,35 @@ class Failures:
         self._store = store
 
     def __str__(self) -> str:
-        return self._store.name(FAILURES)
+        return self._store.display_path(FAILURES)
 
     def read(self) -> dict[str, str]:
         """Part → why it failed."""
         found = {}
-        for name in sorted(self._store.files(FAILURES)):
+        for name in sorted(name for name in self._store.files(FAILURES) if name.endswith(".json")):
             path = f"{FAILURES}/{name}"
             try:
-                found[name.removesuffix(".json")] = str(
-                    read_json(self._store.read(path), self._store.name(path)).get("cause", "")
-                )
-            except FileNotFoundError:
-                continue  # another driver has made the part meanwhile
-            except UserError:
-                found[name.removesuffix(".json")] = "its record is torn"
+                record = read_state(self._store, path, FailureRecord.from_json)
+            except IncompleteError:
+                raise
+            except UserError as error:
+                found[name.removesuffix(".json")] = str(error)
+                continue
+            if record is not None:  # else another driver has made the part meanwhile
+                found[record.part] = record.cause
         return found
 
     def put(self, part: str, fault: PartFailure, attempts: int) -> None:
         """Record that a part failed in all its attempts."""
-        record = {
-            "part": part,
-            "cause": hide_secrets(fault.cause),
-            "traceback": hide_secrets(fault.traceback).splitlines(),
-            "attempts": attempts,
-            "host": fault.host,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        self._store.put(f"{FAILURES}/{part}.json", canonical_json(record))
+        record = FailureRecord(
+            part=part,
+            cause=hide_secrets(fault.cause),
+            traceback=tuple(hide_secrets(fault.traceback).splitlines()),
+            attempts=attempts,
+            host=fault.host,
+            time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        self._store.put(f"{FAILURES}/{part}.json", record.to_json())
 
     def remove(self, part: str) -> None:
         """Forget a part that is done after all."""

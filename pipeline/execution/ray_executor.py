@@ -13,10 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.execution.failures import PartFailure
+from pipeline.execution.ray_compat import died_alone, embedded_folder, failed_to_start
 from pipeline.execution.ray_session import Resources, check_fits
 from pipeline.execution.scheduler import Outcome, WorkerLost
 from pipeline.execution.worker import Spec, Worker
-from schemas.errors import IncompleteError, UserError
+from schemas.errors import IncompleteError, UserError, last_line
 from schemas.receipts import Receipt
 from stages.storage.commit import valid_receipt
 
@@ -32,24 +33,24 @@ class RayExecutor:
     Args:
         ray: the module, in a session.
         worker: what each of them is.
-        seats: how many workers, and what each needs.
+        resources: how many workers, and what each needs.
         parts: how many there are to make.
     """
 
-    def __init__(self, ray: Any, worker: Worker, seats: Resources, parts: int) -> None:
-        check_fits(ray, seats)
-        self._ray, self._worker, self._seats = ray, worker, seats
+    def __init__(self, ray: Any, worker: Worker, resources: Resources, parts: int) -> None:
+        check_fits(ray, resources)
+        self._ray, self._worker, self._resources = ray, worker, resources
         self._lanes = worker.job.lanes
-        self._actor = ray.remote(num_cpus=seats.cpus, num_gpus=seats.gpus, max_restarts=0, max_concurrency=self._lanes)(
-            Worker
-        )
+        self._actor = ray.remote(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, max_concurrency=self._lanes
+        )(Worker)
         self._starting: dict[Any, Any] = {}
         self._held: dict[Any, deque[Any]] = {}
         self._begun: dict[Any, tuple[Spec, Any]] = {}
         self._again_at: list[float] = []
         self._start_losses = 0
         self._warn_at = time.monotonic() + _NO_WORKER_SECONDS
-        self._count = min(seats.count or int(ray.cluster_resources()["CPU"] // seats.cpus), parts)
+        self._count = min(resources.count or int(ray.cluster_resources()["CPU"] // resources.cpus), parts)
         for _ in range(self._count):
             self._start()
 
@@ -57,24 +58,24 @@ class RayExecutor:
         """See `Executor`."""
         return any(len(held) <= self._lanes for held in self._held.values())  # those it works on, and one that waits
 
-    def take(self, spec: Spec) -> None:
+    def submit(self, spec: Spec) -> None:
         """See `Executor`."""
         actor = min(self._held, key=lambda one: len(self._held[one]))
         reference = actor.run.remote(spec)
         self._held[actor].append(reference)
         self._begun[reference] = spec, actor
 
-    def held(self) -> list[str]:
+    def in_flight(self) -> list[str]:
         """See `Executor`."""
         return [spec.name for spec, _ in self._begun.values()]
 
-    def drop_waiting(self) -> None:
+    def cancel_queued(self) -> None:
         """See `Executor`."""
         for held in self._held.values():
             while len(held) > self._lanes:
                 del self._begun[held.pop()]
 
-    def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+    def poll(self, seconds: float) -> list[tuple[Spec, Outcome]]:
         """See `Executor`.
 
         Raises:
@@ -96,13 +97,14 @@ class RayExecutor:
         return [self._outcome(reference) for reference in ready if reference in self._begun]
 
     def close(self) -> None:
-        """Give the seats back: actors keep them for as long as anything refers to them."""
+        """Give the resources back: actors keep them for as long as anything refers to them."""
         for actor in [*self._held, *self._starting.values()]:
             self._ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._actor.remote(self._worker.job, self._worker.proof, self._worker.folder)
-        self._starting[actor.settle.remote()] = actor
+        worker = self._worker
+        actor = self._actor.remote(worker.job, worker.lease_path, worker.folder, embedded_folder(self._ray))
+        self._starting[actor.check_storage.remote()] = actor
 
     def _start_again(self) -> None:
         now = time.monotonic()
@@ -116,10 +118,10 @@ class RayExecutor:
         try:
             error = self._ray.get(reference)
         except self._ray.exceptions.RayError as lost:
-            if not isinstance(lost, self._ray.exceptions.RayTaskError) and not getattr(lost, "actor_init_failed", 0):
-                self._lost_at_start(_last_line(lost))
+            if not failed_to_start(self._ray, lost):
+                self._lost_at_start(last_line(lost))
                 return
-            error = UserError(f"no worker can start: {_last_line(lost)}")
+            error = UserError(f"no worker can start: {last_line(lost)}")
         if error:
             self._ray.kill(actor)
             self._do_without(error)
@@ -154,20 +156,20 @@ class RayExecutor:
         try:
             return spec, self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # not of the part's making, which comes as a value
-            return spec, PartFailure(_last_line(error), str(error))
+            return spec, PartFailure(last_line(error), str(error))
         except self._ray.exceptions.RayError as error:
             if self._held.pop(actor, None) is not None:
                 self._ray.kill(actor)  # it may only be out of reach
                 self._start()
             done = self._committed(spec)  # and lost only the word of it
-            return spec, done or WorkerLost(_last_line(error), own=worked_on and _died_alone(self._ray, error))
+            return spec, done or WorkerLost(last_line(error), own=worked_on and died_alone(self._ray, error))
 
     def _committed(self, spec: Spec) -> Receipt | None:
         """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""
-        begun = self._worker.job.begun
+        stage_dir = self._worker.job.stage_dir
         with suppress(UserError):
-            receipt = valid_receipt(begun.store, spec.name)
-            return receipt if receipt and receipt.made_by == begun.made_by else None
+            receipt = valid_receipt(stage_dir.store, spec.name)
+            return receipt if receipt and receipt.made_by == stage_dir.made_by else None
         return None
 
     def _warn_without_workers(self) -> None:
@@ -178,19 +180,10 @@ class RayExecutor:
             self._warn_at = now + 10 * _NO_WORKER_SECONDS
             has = self._ray.cluster_resources()
             print(
-                f"warning: no worker could be started for {_NO_WORKER_SECONDS:g} s; one needs {self._seats.cpus} CPU "
-                f"and {self._seats.gpus} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; waiting",
+                f"warning: no worker could be started for {_NO_WORKER_SECONDS:g} s; one needs {self._resources.cpus} "
+                "CPU "
+                f"and {self._resources.gpus} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; "
+                "waiting",
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def _died_alone(ray: Any, error: Exception) -> bool:
-    """Whether a process died on a node that lives, as one does that the kernel kills for its memory."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError):
-        return True
-    return isinstance(error, ray.exceptions.ActorDiedError) and "node has died" not in str(error)
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

@@ -10,6 +10,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -18,9 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.code_shipping import PACKAGES, Node, lacking_nodes, look_at_nodes
-from pipeline.execution.shutdown import keep_signal_handlers
+from pipeline.execution.ray_compat import (
+    LOOPBACK,
+    QUIET,
+    ask_gcs,
+    asks_for_token,
+    embedded_node,
+    ended_daemon,
+    lacks_token,
+)
+from pipeline.execution.shutdown import GracefulShutdown, interrupt_main, keep_signal_handlers
 from schemas.config import ClusterConfig
-from schemas.errors import UserError
+from schemas.errors import IncompleteError, UserError
 from stages.storage.locks import scratch_folder
 
 INLINE = "inline"
@@ -33,7 +43,8 @@ _TOKEN_WANTED = (
     "this Ray asks for a token that the command does not have; set RAY_AUTH_MODE=token, and put the cluster's token "
     "into RAY_AUTH_TOKEN or ~/.ray/auth_token"
 )
-_QUIET = {"logging_level": "ERROR", "log_to_driver": False}  # what a worker has to say comes back as a value
+_LOOK_SECONDS = 1.0
+"""Between two looks whether the daemons of an embedded Ray live."""
 
 
 @dataclass(frozen=True)
@@ -46,49 +57,109 @@ class Resources:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig) -> Iterator[Any]:
+def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) -> Iterator[Any]:
     """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
+
+    Args:
+        cluster: says which.
+        stop: listens to the command's signals, if anything does.
 
     Raises:
         UserError: if there is no cluster at the address, or it cannot run this package.
+        IncompleteError: if the embedded one loses a daemon.
     """
-    before = dict(os.environ)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = cluster.address == LOCAL
+    if not local:
+        _check_port(cluster.address)
+    with environment(_variables(local)):
+        import ray  # only now: it reads the token when it is loaded
+
+        if ray.is_initialized():
+            yield ray
+            return
+        with (
+            scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder,
+            redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object
+        ):
+            try:
+                with keep_signal_handlers():
+                    _start_local(ray, folder) if folder else _attach(ray, cluster.address)
+                with _while_it_lives(ray, stop) if local else nullcontext():
+                    yield ray
+            finally:
+                ray.shutdown()
+
+
+def _variables(local: bool) -> dict[str, str | None]:
+    """The environment of Ray's processes; what the user has set stands, but for an embedded one's guards."""
+    usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    variables: dict[str, str | None] = {name: os.environ.get(name, value) for name, value in usual.items()}
     if local:
         # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_token())
-        os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-    else:
-        _check_port(cluster.address)
-    import ray  # only now: it reads the token when it is loaded
-
-    if ray.is_initialized():
-        yield ray
-        return
-    with (
-        scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder,
-        redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object
-    ):
-        try:
-            with keep_signal_handlers():
-                _start_local(ray, folder) if folder else _attach(ray, cluster.address)
-            yield ray
-        finally:
-            ray.shutdown()
-            os.environ.clear()
-            os.environ.update(before)
+        variables |= LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token(), "RAY_AUTH_TOKEN_PATH": None}
+    return variables
 
 
-def check_fits(ray: Any, seats: Resources, who: str = "a worker") -> None:
+@contextmanager
+def environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """Environment variables of this process for a time; None = not set. Each is put back, and no other is touched."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _while_it_lives(ray: Any, stop: GracefulShutdown | None) -> Iterator[None]:
+    """Interrupt what runs within once a daemon of the embedded Ray has ended.
+
+    Ray itself would end this process a minute after its GCS, and wait for ever for another raylet.
+
+    Raises:
+        IncompleteError: in place of whatever that interrupts.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if ended_daemon(ray):
+                stop.abort() if stop else interrupt_main()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException as error:
+        own = isinstance(error, UserError) and not isinstance(error, IncompleteError)
+        if own or not (daemon := ended_daemon(ray)):
+            raise
+        raise IncompleteError(
+            f"the embedded Ray lost its {daemon} process, as when memory runs out; the same command goes on"
+        ) from None
+    finally:
+        over.set()
+        thread.join()
+
+
+def check_fits(ray: Any, resources: Resources, who: str = "a worker") -> None:
     """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
 
     Raises:
         UserError: if no worker could ever start.
     """
     has = ray.cluster_resources()
-    for resource, needed in (("CPU", seats.cpus), ("GPU", seats.gpus)):
+    for resource, needed in (("CPU", resources.cpus), ("GPU", resources.gpus)):
         if has.get(resource, 0) < needed:
             raise UserError(
                 f"{who} needs {needed} {resource}, the cluster has {has.get(resource, 0):g}; "
@@ -97,8 +168,13 @@ def check_fits(ray: Any, seats: Resources, who: str = "a worker") -> None:
 
 
 def _start_local(ray: Any, folder: Path) -> None:
+    inner = folder / "r"  # Ray lets everybody write into the one that it is given; into the one above, nobody
+    inner.mkdir()
     try:
-        ray.init(address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(folder), **_QUIET)
+        with embedded_node():
+            ray.init(
+                address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(inner), **QUIET
+            )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(
             f"cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without"
@@ -131,10 +207,10 @@ def _check_gcs(ray: Any, address: str) -> None:
     address = _host_and_port(address)
     if not address:
         return
-    if _lacks_token():
+    if lacks_token():
         raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}")
     try:
-        ray._raylet.GcsClient(address=address)
+        ask_gcs(ray, address)
     except ray.exceptions.AuthenticationError:
         raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
@@ -142,11 +218,11 @@ def _check_gcs(ray: Any, address: str) -> None:
 
 
 def _connect(ray: Any, address: str, *, ship: bool) -> None:
-    environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it here
+    runtime: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}  # as the command line sets it here
     if ship:
-        environment["py_modules"] = [str(package) for package in PACKAGES]
+        runtime["py_modules"] = [str(package) for package in PACKAGES]
     try:
-        ray.init(address=address, runtime_env=environment, **_QUIET)
+        ray.init(address=address, runtime_env=runtime, **QUIET)
     except ray.exceptions.AuthenticationError:
         raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -157,31 +233,13 @@ def _connect(ray: Any, address: str, *, ship: bool) -> None:
 def _compare_tokens(address: str, nodes: list[Node]) -> None:
     """Warn of a cluster that asks for no token; one whose workers would refuse this process's is an error."""
     careless = [node.name for node in nodes if not node.asks]
-    if careless and _authenticated() and "://" not in address:
+    if careless and asks_for_token() and "://" not in address:
         raise UserError(
             f"cluster.address = {address}: node {careless[0]} asks for no token, and its workers refuse a command that "
             "has one; set RAY_AUTH_MODE=token where `ray start` is typed, or RAY_AUTH_MODE=disabled for this command"
         )
     if careless:
         _warn(f"{address}: this Ray asks for no token, so whoever reaches it can run code there; see docs/cluster.md")
-
-
-def _lacks_token() -> bool:
-    """Whether this process is to use a token and has none, upon which Ray's client would end it."""
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray.exceptions import AuthenticationError
-
-    try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)
-    except AuthenticationError:
-        return True
-    return False
-
-
-def _authenticated() -> bool:
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    return bool(is_token_auth_enabled())
 
 
 def _check_port(address: str) -> None:
@@ -212,7 +270,7 @@ def _token() -> str:
 def _root() -> Path:
     """Where an embedded Ray's sockets and logs go."""
     usual = Path(tempfile.gettempdir())
-    return usual if len(str(usual)) <= _LONGEST_FOLDER - len(_FOLDER) - 8 else Path("/tmp")
+    return usual if len(str(usual)) <= _LONGEST_FOLDER - len(_FOLDER) - 10 else Path("/tmp")
 
 
 def _one_line(error: Exception) -> str:

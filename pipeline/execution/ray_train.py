@@ -10,22 +10,25 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.execution.devices import device_count, run_device
 from pipeline.execution.lease import Lease
+from pipeline.execution.process_group import process_group
 from pipeline.execution.progress import Progress
-from pipeline.execution.ray_session import INLINE, Resources, check_fits, ray_session
+from pipeline.execution.ray_compat import embedded_folder, own_group_config
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources, check_fits, ray_session
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from pipeline.execution.stage_dir import StageDir
 from pipeline.execution.worker import STAGING, check_shared_storage
 from schemas.config import RunFile
 from schemas.errors import IncompleteError, UserError, last_line
-from schemas.secrets import hide_secrets
-from schemas.toml_text import toml_text
+from stages.data.servers import keep_sockets_in
 from stages.storage.locks import scratch_folder
+from stages.storage.run_files import store_run_file
 from stages.train.plan import Plan
 from stages.train.trainer import train
 
@@ -33,31 +36,31 @@ _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 
 
-def launch_training(run: RunFile, plan: Plan, begun: StageDir, started: int) -> dict[str, Any]:
+def launch_training(config: RunFile, plan: Plan, stage_dir: StageDir, started: int) -> dict[str, Any]:
     """Train on all devices to the plan's last step; see `stages.train.trainer.train` for what comes back.
 
     Raises:
         UserError: as the training raised it.
         IncompleteError: if workers were lost in all attempts without a step forward, or the user stopped the command.
     """
-    bar = Progress(f"train {run.train.name}", total=plan.steps, unit="steps", done=started)
+    bar = Progress(f"train {config.train.name}", total=plan.steps, unit="steps", done=started)
     try:
         with (
             bar as progress,
-            GracefulShutdown(run.cluster.grace_seconds) as stop,
-            begun.at_work(plan.steps, step=started) as lease,
+            GracefulShutdown(config.cluster.grace_seconds) as stop,
+            stage_dir.hold_lease(plan.steps, step=started) as lease,
         ):
-            begun.store.put("run.toml", hide_secrets(toml_text(run)).encode())
-            return _train(run, begun, _Reporter(progress, lease, started, stop))
+            store_run_file(stage_dir.store, config)
+            return _train(config, stage_dir, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
         raise IncompleteError("stopped; the same command goes on from the newest checkpoint") from None
 
 
-def _train(run: RunFile, begun: StageDir, report: "_Reporter") -> dict[str, Any]:
-    if run.cluster.address == INLINE:
-        return train(run, rank=0, world=1, device=torch.device(run_device(run)), report=report)
-    with ray_session(run.cluster) as ray:
-        return _attempts(ray, run, begun, report)
+def _train(config: RunFile, stage_dir: StageDir, report: "_Reporter") -> dict[str, Any]:
+    if config.cluster.address == INLINE:
+        return train(config, rank=0, world=1, device=torch.device(run_device(config)), report=report)
+    with ray_session(config.cluster, report.stop) as ray:
+        return _attempts(ray, config, stage_dir, report)
 
 
 class _Reporter:
@@ -73,7 +76,7 @@ class _Reporter:
         self._progress.update(step)
         if "loss" in metrics:
             self._progress.note(_note(metrics))
-        return self.stop.asked
+        return self.stop.requested
 
 
 def _note(metrics: dict[str, Any]) -> str:
@@ -85,30 +88,36 @@ def _note(metrics: dict[str, Any]) -> str:
     return f"loss {metrics['loss']:.3f}{rate}{used}"
 
 
-def _attempts(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dict[str, Any]:
+def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter) -> dict[str, Any]:
     """Try until the training ends; attempts are counted anew whenever one got further than the last.
 
     Raises:
+        IncompleteError: if an embedded Ray has lost the training's controller.
         KeyboardInterrupt: if the user wants an end and no attempt is under way.
     """
     from ray.train import TrainingFailedError
 
-    left, furthest = run.cluster.attempts, 0
-    while not report.stop.asked:
+    left, furthest = config.cluster.attempts, 0
+    while not report.stop.requested:
         try:
-            return _fit(ray, run, begun, report)
-        except TrainingFailedError as error:
+            return _fit(ray, config, stage_dir, report)
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            if config.cluster.address == LOCAL and not isinstance(error, TrainingFailedError):
+                raise IncompleteError(
+                    "the embedded Ray lost the process that controls the training, as when memory runs out; the same "
+                    "command goes on from the newest checkpoint"
+                ) from None
             cause = _cause(error)
             if isinstance(cause, UserError) and not isinstance(cause, IncompleteError):
                 raise cause from None
-            if report.stop.asked:
+            if report.stop.requested:
                 break
-            left = run.cluster.attempts if report.step > furthest else left
+            left = config.cluster.attempts if report.step > furthest else left
             furthest, left = max(report.step, furthest), left - 1
             line = last_line(cause)
             if not left:
                 raise IncompleteError(
-                    f"training failed {run.cluster.attempts} times at step {furthest} ({line}); the same command "
+                    f"training failed {config.cluster.attempts} times at step {furthest} ({line}); the same command "
                     "goes on from the newest checkpoint"
                 ) from error
             print(
@@ -117,27 +126,28 @@ def _attempts(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dic
     raise KeyboardInterrupt
 
 
-def _fit(ray: Any, run: RunFile, begun: StageDir, report: _Reporter) -> dict[str, Any]:
+def _fit(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpu, world = run_device(run) == "cuda", device_count(run)
-    cpus = 1 + run.train.processes if gpu else 1
+    gpu, world = run_device(config) == "cuda", device_count(config)
+    cpus = 1 + config.train.processes if gpu else 1
     check_fits(ray, Resources(count=1, cpus=cpus * world, gpus=world if gpu else 0), f"training with {world} workers")
-    board = ray.remote(num_cpus=0)(_ProgressActor).remote()
-    stage = {"folder": os.getcwd(), "stage": begun.store.absolute, "proof": report.lease.path}
-    with scratch_folder(STAGING) as scratch, _poll_progress(ray, board, report), keep_signal_handlers():
+    actor = ray.remote(num_cpus=0)(_ProgressActor).remote()
+    stage = {"folder": os.getcwd(), "stage": stage_dir.store.absolute, "lease_path": report.lease.path}
+    with scratch_folder(STAGING) as scratch, _poll_progress(ray, actor, report), keep_signal_handlers():
         TorchTrainer(
             _in_worker,
-            train_loop_config={"run": run, "board": board, "settle": stage},
+            train_loop_config={"run": config, "actor": actor, "shared_storage": stage, "sockets": embedded_folder(ray)},
+            torch_config=own_group_config(),
             scaling_config=ScalingConfig(num_workers=world, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
-                name=f"{run.train.name}-{uuid.uuid4().hex[:8]}",
+                name=f"{config.train.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             ),
         ).fit()
-    result: dict[str, Any] = ray.get(board.result.remote())
+    result: dict[str, Any] = ray.get(actor.result.remote())
     return result
 
 
@@ -146,40 +156,46 @@ def _in_worker(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    context, board = ray.train.get_context(), config["board"]
+    context, actor = ray.train.get_context(), config["actor"]
     run: RunFile = config["run"]
-    if error := check_shared_storage(**config["settle"]):
+    if config["sockets"]:
+        keep_sockets_in(config["sockets"])
+    if error := check_shared_storage(**config["shared_storage"]):
         raise error  # Ray Train works elsewhere; relative paths of the run file are the command's
-    rank = context.get_world_rank()
-    result = train(
-        run,
+    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    with process_group(
         rank=rank,
-        world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        report=_RankZeroReporter(ray, board),
-    )
+        world=world,
+        device=device,
+        alone=context.get_local_world_size() == world,
+        root=Path(config["sockets"]) if config["sockets"] else None,
+        host=ray.util.get_node_ip_address(),
+        announce=lambda place: ray.get(actor.announce.remote(place)),
+        meeting=lambda: str(ray.get(actor.meeting.remote())),
+    ):
+        result = train(run, rank=rank, world=world, device=device, report=_RankZeroReporter(ray, actor))
     if rank == 0:
-        ray.get(board.finish.remote(result))
+        ray.get(actor.finish.remote(result))
 
 
 class _RankZeroReporter:
-    """Tells the board from rank 0 how far it is, and hears whether the user wants an end.
+    """Tells the actor from rank 0 how far it is, and hears whether the user wants an end.
 
     No step waits for an answer: while one is on its way, nothing is sent. Before the first step it is waited for.
     """
 
-    def __init__(self, ray: Any, board: Any) -> None:
-        self._ray, self._board, self._answer = ray, board, None
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self._ray, self._actor, self._answer = ray, actor, None
         self._ends = False
 
     def __call__(self, step: int, metrics: dict[str, Any]) -> bool:
         first = self._answer is None
         if first:
-            self._answer = self._board.put.remote(step, metrics)
+            self._answer = self._actor.put.remote(step, metrics)
         if self._ray.wait([self._answer], timeout=_ANSWER_SECONDS if first else 0)[0]:
-            with contextlib.suppress(self._ray.exceptions.RayError):  # a board that is lost ends nothing under way
+            with contextlib.suppress(self._ray.exceptions.RayError):  # a actor that is lost ends nothing under way
                 self._ends = self._ray.get(self._answer)
-            self._answer = self._board.put.remote(step, metrics)
+            self._answer = self._actor.put.remote(step, metrics)
         return self._ends
 
 
@@ -189,6 +205,7 @@ class _ProgressActor:
     def __init__(self) -> None:
         self._news: tuple[int, dict[str, Any]] = (0, {})
         self._ends = False
+        self._meeting = ""
         self._result: dict[str, Any] = {}
 
     def put(self, step: int, metrics: dict[str, Any]) -> bool:
@@ -199,6 +216,12 @@ class _ProgressActor:
         self._ends = ends
         return self._news
 
+    def announce(self, place: str) -> None:
+        self._meeting = place
+
+    def meeting(self) -> str:
+        return self._meeting
+
     def finish(self, result: dict[str, Any]) -> None:
         self._result = result
 
@@ -207,14 +230,14 @@ class _ProgressActor:
 
 
 @contextlib.contextmanager
-def _poll_progress(ray: Any, board: Any, report: _Reporter) -> Iterator[None]:
-    """Read the board now and then while the caller blocks, and write there what the user wants."""
+def _poll_progress(ray: Any, actor: Any, report: _Reporter) -> Iterator[None]:
+    """Read the actor now and then while the caller blocks, and write there what the user wants."""
     over = threading.Event()
 
     def read() -> None:
         while not over.wait(_POLL_SECONDS):
             with contextlib.suppress(ray.exceptions.RayError):
-                step, metrics = ray.get(board.news.remote(report.stop.asked), timeout=_ANSWER_SECONDS)
+                step, metrics = ray.get(actor.news.remote(report.stop.requested), timeout=_ANSWER_SECONDS)
                 if step:
                     report(step, metrics)
 

@@ -28,7 +28,7 @@ def make_missing(
     specs: Sequence[Spec],
     *,
     cluster: ClusterConfig,
-    seats: Resources,
+    resources: Resources,
     progress: Progress,
     receipts: dict[str, Receipt] | None = None,
 ) -> tuple[list[Receipt], int]:
@@ -40,8 +40,8 @@ def make_missing(
         UserError: as `make_parts`.
     """
     if receipts is None:
-        receipts = valid_receipts(job.begun.store)
-    done = {name: one for name, one in receipts.items() if one.made_by == job.begun.made_by}
+        receipts = valid_receipts(job.stage_dir.store)
+    done = {name: one for name, one in receipts.items() if one.made_by == job.stage_dir.made_by}
     todo = left_to_do(specs, done)
     progress.update(len(specs) - len(todo))
 
@@ -49,7 +49,7 @@ def make_missing(
         done[receipt.part] = receipt
         progress.advance(1, work=receipt.rows)
 
-    make_parts(job, todo, wanted=len(specs), cluster=cluster, seats=seats, done=take)
+    make_parts(job, todo, wanted=len(specs), cluster=cluster, resources=resources, done=take)
     return [done[spec.name] for spec in specs], len(todo)
 
 
@@ -59,7 +59,7 @@ def make_parts(
     *,
     wanted: int,
     cluster: ClusterConfig,
-    seats: Resources,
+    resources: Resources,
     done: Callable[[Receipt], None],
 ) -> None:
     """Make and commit parts, of `wanted` that there are to be; `done` is called with each receipt as it comes.
@@ -74,7 +74,7 @@ def make_parts(
     """
     if not specs:
         return
-    failures = Failures(job.begun.store)
+    failures = Failures(job.stage_dir.store)
     known = failures.read()
     aside = {} if cluster.retry_failed else {spec.name: known[spec.name] for spec in specs if spec.name in known}
     if aside:
@@ -85,7 +85,7 @@ def make_parts(
         failures.put(part, fault, cluster.attempts)
         aside[part] = fault.cause
 
-    with job.begun.at_work(wanted) as lease:
+    with job.stage_dir.hold_lease(wanted) as lease:
 
         def take(receipt: Receipt) -> None:
             if receipt.part in known:
@@ -93,7 +93,7 @@ def make_parts(
             lease.count()
             done(receipt)
 
-        _make(Worker(job, lease.path), specs, cluster, seats, take, give_up, lease)
+        _make(Worker(job, lease.path), specs, cluster, resources, take, give_up, lease)
     if aside:
         raise IncompleteError(
             f"{len(aside)} parts failed ({_quote(aside)}), all others are done; their tracebacks are in {failures}; "
@@ -105,7 +105,7 @@ def _make(
     worker: Worker,
     specs: Sequence[Spec],
     cluster: ClusterConfig,
-    seats: Resources,
+    resources: Resources,
     done: Callable[[Receipt], None],
     failed: Callable[[str, PartFailure], None],
     lease: Lease,
@@ -120,8 +120,8 @@ def _make(
                     InlineExecutor(worker) if worker.job.lanes == 1 else ThreadExecutor(worker), specs, **more
                 ).run(stop)
                 return
-            with ray_session(cluster) as ray:
-                actors = RayExecutor(ray, worker, seats, len(specs))
+            with ray_session(cluster, stop) as ray:
+                actors = RayExecutor(ray, worker, resources, len(specs))
                 try:
                     Scheduler(actors, specs, **more).run(stop)
                 finally:

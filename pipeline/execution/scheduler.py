@@ -1,4 +1,4 @@
-"""The bounded loop: hand out missing parts, take outcomes back, try again what may be tried again.
+"""The bounded loop: hand out missing parts, take poll back, try again what may be tried again.
 
 It knows neither Ray nor the stages: hands make parts, be they of this process (`InlineExecutor`, `ThreadExecutor`) or a
 cluster's (`pipeline.execution.ray_executor.RayExecutor`). An error while a part was made costs it one of its attempts,
@@ -46,16 +46,16 @@ class Executor(Protocol):
     def free(self) -> bool:
         """Whether another part may be handed out."""
 
-    def take(self, spec: Spec) -> None:
+    def submit(self, spec: Spec) -> None:
         """Begin a part."""
 
-    def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+    def poll(self, seconds: float) -> list[tuple[Spec, Outcome]]:
         """What has become of parts that were begun, waiting for any at most so long."""
 
-    def held(self) -> list[str]:
+    def in_flight(self) -> list[str]:
         """The parts that were begun and have no outcome yet."""
 
-    def drop_waiting(self) -> None:
+    def cancel_queued(self) -> None:
         """Forget the parts that are handed out and that nobody works on yet."""
 
 
@@ -70,11 +70,11 @@ class InlineExecutor:
         """See `Executor`."""
         return self._spec is None
 
-    def take(self, spec: Spec) -> None:
+    def submit(self, spec: Spec) -> None:
         """See `Executor`."""
         self._spec = spec
 
-    def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+    def poll(self, seconds: float) -> list[tuple[Spec, Outcome]]:
         """See `Executor`."""
         if self._spec is None:
             time.sleep(seconds)
@@ -83,11 +83,11 @@ class InlineExecutor:
         self._spec = None
         return [(spec, outcome)]
 
-    def held(self) -> list[str]:
+    def in_flight(self) -> list[str]:
         """See `Executor`."""
         return [self._spec.name] if self._spec else []
 
-    def drop_waiting(self) -> None:
+    def cancel_queued(self) -> None:
         """See `Executor`; there are none."""
 
 
@@ -103,12 +103,12 @@ class ThreadExecutor:
         """See `Executor`."""
         return len(self._begun) < self._worker.job.lanes
 
-    def take(self, spec: Spec) -> None:
+    def submit(self, spec: Spec) -> None:
         """See `Executor`."""
         self._begun[spec.name] = spec
         threading.Thread(target=self._make, args=(spec,), daemon=True).start()  # a command that ends waits for none
 
-    def outcomes(self, seconds: float) -> list[tuple[Spec, Outcome]]:
+    def poll(self, seconds: float) -> list[tuple[Spec, Outcome]]:
         """See `Executor`."""
         try:
             spec, outcome = self._made.get(timeout=seconds)
@@ -117,11 +117,11 @@ class ThreadExecutor:
         del self._begun[spec.name]
         return [(spec, outcome)]
 
-    def held(self) -> list[str]:
+    def in_flight(self) -> list[str]:
         """See `Executor`."""
         return list(self._begun)
 
-    def drop_waiting(self) -> None:
+    def cancel_queued(self) -> None:
         """See `Executor`; there are none."""
 
     def _make(self, spec: Spec) -> None:
@@ -132,7 +132,7 @@ class Scheduler:
     """One stage's parts on their way.
 
     Args:
-        hands: who makes them.
+        executor: makes them.
         specs: what is to be made, in order.
         attempts: tries of a part before it is given up.
         done: called with each receipt.
@@ -142,7 +142,7 @@ class Scheduler:
 
     def __init__(
         self,
-        hands: Executor,
+        executor: Executor,
         specs: Sequence[Spec],
         *,
         attempts: int,
@@ -150,7 +150,7 @@ class Scheduler:
         failed: Callable[[str, PartFailure], None],
         watch: Callable[[list[str]], None] = lambda names: None,
     ) -> None:
-        self._hands, self._attempts, self._done, self._failed, self._watch = hands, attempts, done, failed, watch
+        self._executor, self._attempts, self._done, self._failed, self._watch = executor, attempts, done, failed, watch
         self._waiting = deque(specs)
         self._later: list[tuple[float, int, Spec]] = []
         self._tries: Counter[str] = Counter()
@@ -166,20 +166,20 @@ class Scheduler:
             IncompleteError: if the user stopped the command, or the store or the cluster failed in all attempts.
         """
         while True:
-            if stop.asked or self._refused:
-                self._hands.drop_waiting()
+            if stop.requested or self._refused:
+                self._executor.cancel_queued()
                 self._waiting.clear()
                 self._later.clear()
             self._hand_out()
-            held = self._hands.held()
+            held = self._executor.in_flight()
             self._watch(held)
             if not (held or self._waiting or self._later):
                 break
-            for spec, outcome in self._hands.outcomes(self._patience()):
+            for spec, outcome in self._executor.poll(self._patience()):
                 self._take(spec, outcome)
         if self._refused:
             raise merge_errors(self._refused)
-        if stop.asked:
+        if stop.requested:
             raise KeyboardInterrupt
         if self._unmade:
             part, cause = next(iter(self._unmade.items()))
@@ -192,8 +192,8 @@ class Scheduler:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self._waiting.append(heapq.heappop(self._later)[2])
-        while self._waiting and self._hands.free():
-            self._hands.take(self._waiting.popleft())
+        while self._waiting and self._executor.free():
+            self._executor.submit(self._waiting.popleft())
 
     def _patience(self) -> float:
         due = self._later[0][0] - time.monotonic() if self._later else _POLL_SECONDS

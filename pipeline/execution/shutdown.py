@@ -24,7 +24,7 @@ class GracefulShutdown:
     """
 
     def __init__(self, grace_seconds: float) -> None:
-        self.asked = False
+        self.requested = self._aborted = False
         self._grace = grace_seconds
         self._timer: threading.Timer | None = None
 
@@ -42,14 +42,19 @@ class GracefulShutdown:
         if self._listening:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-        if self.asked and not kind:
+        if self.requested and not kind:
             raise KeyboardInterrupt
 
+    def abort(self) -> None:
+        """Raise KeyboardInterrupt in the main thread now: there is nothing left that could be finished."""
+        self._aborted = True
+        interrupt_main()
+
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested or self._aborted:
             raise KeyboardInterrupt
-        self.asked = True
-        self._timer = threading.Timer(self._grace, _wake_main)
+        self.requested = True
+        self._timer = threading.Timer(self._grace, interrupt_main)
         self._timer.daemon = True
         self._timer.start()
         print(
@@ -60,7 +65,7 @@ class GracefulShutdown:
         )
 
 
-def _wake_main() -> None:
+def interrupt_main() -> None:
     """Send the main thread a real signal, which also ends its waiting inside C."""
     if ident := threading.main_thread().ident:
         signal.pthread_kill(ident, signal.SIGINT)
@@ -68,7 +73,12 @@ def _wake_main() -> None:
 
 @contextmanager
 def keep_signal_handlers() -> Iterator[None]:
-    """Keep the handlers of SIGINT and SIGTERM: Ray's own know no exit code 3, and end it, or its workers, midway."""
+    """Keep the handlers of SIGINT and SIGTERM: Ray's own know no exit code 3, and end it, or its workers, midway.
+
+    `signal.signal` itself is replaced for the time, as there is no other way: Ray sets its handlers within `ray.init`
+    and `fit`, has no option against it, and a signal may come before they could be put back. Everybody else's signals
+    pass through.
+    """
     set_handler = signal.signal
 
     def keep(number: int, handler: Any) -> Any:

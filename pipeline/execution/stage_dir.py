@@ -10,13 +10,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.execution.lease import Lease, sweep_leases
-from schemas.errors import UserError
+from pipeline.execution.lease import Lease, remove_stale_leases
+from schemas.errors import MismatchError, UserError
+from schemas.manifests import PartsManifest
+from schemas.parts import Parts
+from schemas.plan import Plan
 from schemas.receipts import Receipt, fingerprint, require_unchanged
-from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, put_json, read_manifest
+from stages.storage.commit import PLAN, RECEIPTS, put_state, read_plan
+from stages.storage.manifest import (
+    CompleteStage,
+    binding_plan,
+    first_made_by,
+    open_manifest,
+    put_manifest,
+    read_any_manifest,
+)
 from stages.storage.store import Store
+
+M = TypeVar("M", bound=PartsManifest)
 
 _RAY_WORKING_DIR = "/runtime_resources/working_dir_files/"
 """In the path of what Ray lends a job: a copy of the folder of `ray job submit --working-dir`, deleted after it."""
@@ -30,46 +43,68 @@ class StageDir:
         store: the folder.
         made_from: all that determines the content.
         versions: of libraries; recorded and not compared.
-        mend: what to do where the folder was made from something else.
+        hint: what to do where the folder was made from something else.
     """
 
     store: Store
     made_from: dict[str, Any]
     versions: dict[str, str]
-    mend: str
+    hint: str
 
     @cached_property
     def made_by(self) -> str:
         """The fingerprint that receipts carry."""
         return fingerprint(self.made_from)
 
-    def plan(self) -> dict[str, Any] | None:
-        """The plan that binds: from its first part on, so that what was refused holds nobody who mended the run file.
+    def plan(self) -> Plan | None:
+        """The plan that binds: from its first part on, so that what was refused holds nobody who corrects the run file.
 
         Raises:
-            MismatchError: if it is of something else, naming every difference.
+            MismatchError: if the folder is of something else, naming every difference.
         """
-        plan = read_manifest(self.store, PLAN)
-        if plan is None or not (self.store.files(RECEIPTS) or self.store.exists(MANIFEST)):
-            return None
-        require_unchanged(str(self.store), plan["made_from"], self.made_from, self.mend)
+        plan = binding_plan(self.store)
+        if plan is None:
+            self._without_plan()
+        elif plan.made_by != self.made_by:
+            if first_made_by(self.store) == self.made_by:
+                raise MismatchError(
+                    f"{self.store.display_path(PLAN)}: is of something else than this folder's parts; {Plan.FIX}"
+                )
+            require_unchanged(str(self.store), plan.made_from, self.made_from, self.hint)
         return plan
 
+    def _without_plan(self) -> None:
+        """Where the plan is lost, what is there tells what it was made from; a complete folder gets its plan again."""
+        manifest = read_any_manifest(self.store)
+        if manifest is not None:
+            require_unchanged(str(self.store), manifest.made_from, self.made_from, self.hint)
+            self.put_plan(manifest.wanted, getattr(manifest, "versions", self.versions))
+        elif (other := first_made_by(self.store)) not in ("", self.made_by):
+            raise MismatchError(
+                f"{self.store} was made differently ({PLAN} is missing; made_by: {other[:12]} -> {self.made_by[:12]}); "
+                f"{self.hint}"
+            )
+
     @contextmanager
-    def at_work(self, wanted: int, step: int | None = None) -> Iterator[Lease]:
+    def hold_lease(self, wanted: int, step: int | None = None) -> Iterator[Lease]:
         """Hold a lease, under which the plan is put: `wanted` is how many parts (or steps) there are to be.
 
         Raises:
             MismatchError: if the folder was begun from something else, or another command is about to.
         """
         with Lease(self.store, self.made_by, step=step) as lease:
-            plan = self.plan() or {"made_from": self.made_from, "versions": self.versions}
-            if read_manifest(self.store, PLAN) != plan | {"wanted": wanted}:
-                put_json(self.store, PLAN, plan | {"wanted": wanted})
+            plan = self.plan()
+            self.put_plan(wanted, plan.versions if plan else self.versions)
             yield lease
 
+    def put_plan(self, wanted: int, versions: dict[str, str]) -> Plan:
+        """Put the plan, unless it is there already."""
+        plan = Plan(made_from=self.made_from, versions=versions, wanted=wanted)
+        put_state(self.store, PLAN, plan)
+        return plan
 
-def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], mend: str) -> StageDir:
+
+def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], hint: str) -> StageDir:
     """Come to a stage's folder: sweep it, and see that what is there was made from the same.
 
     Raises:
@@ -81,43 +116,42 @@ def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str]
             f"{store}: lies in the copy of --working-dir that Ray deletes after the job; name a workspace that all "
             "nodes share: an absolute path on a shared disk, or a URI"
         )
-    store.sweep()
-    sweep_leases(store)
-    begun = StageDir(store, made_from, versions, mend)
-    begun.plan()
-    return begun
+    store.remove_stale_temp_files()
+    stage_dir = StageDir(store, made_from, versions, hint)
+    remove_stale_leases(store, stage_dir.made_by)
+    stage_dir.plan()
+    return stage_dir
 
 
-def completed_manifest(begun: StageDir, beside: Sequence[str] = (), **said: Any) -> dict[str, Any] | None:
+def completed_manifest(
+    stage_dir: StageDir, kind: type[M], beside: Sequence[str] = (), **said: Any
+) -> CompleteStage[M] | None:
     """The manifest of a stage that is done and still there, by what lists of its folder tell; else None.
 
     Args:
-        begun: the stage's folder.
+        stage_dir: the stage's folder.
+        kind: the manifest's type.
         beside: further files that have to be there.
         said: further values that the manifest has to have.
+
+    Raises:
+        UserError: if the manifest is damaged.
     """
-    manifest = read_manifest(begun.store)
-    if manifest is None or (manifest["made_by"], *map(manifest.get, said)) != (begun.made_by, *said.values()):
+    found = open_manifest(stage_dir.store, kind)
+    if found is None or found.manifest.made_by != stage_dir.made_by:
         return None
-    files, receipts = begun.store.files(), begun.store.files(RECEIPTS)
-    lengths = {file["path"]: file["bytes"] for part in manifest["parts"] for file in part["files"]}
-    there = lengths.items() <= files.items() and set(beside) <= files.keys()
-    return manifest if there and {f"{part['part']}.json" for part in manifest["parts"]} <= receipts.keys() else None
+    if any(getattr(found.manifest, key) != value for key, value in said.items()):
+        return None
+    files, receipts = stage_dir.store.files(), stage_dir.store.files(RECEIPTS)
+    there = found.parts.lengths().items() <= files.items() and set(beside) <= files.keys()
+    return found if there and {f"{part}.json" for part in found.parts.names} <= receipts.keys() else None
 
 
-def write_manifest(begun: StageDir, receipts: Iterable[Receipt], **more: Any) -> dict[str, Any]:
-    """Put the manifest that makes a stage whole, unless it is there already, and return it."""
-    parts = [{"part": one.part, "rows": one.rows, "files": [vars(file) for file in one.files]} for one in receipts]
-    versions = (read_manifest(begun.store, PLAN) or {}).get("versions", {})
-    manifest = {
-        "made_from": begun.made_from,
-        "made_by": begun.made_by,
-        "versions": versions,
-        "content": fingerprint(parts),
-        "parts": parts,
-        **more,
-    }
-    if read_manifest(begun.store) != manifest:
-        put_json(begun.store, MANIFEST, manifest)
-    begun.store.sweep()
-    return manifest
+def write_manifest(stage_dir: StageDir, kind: type[M], receipts: Iterable[Receipt], **more: Any) -> CompleteStage[M]:
+    """Put the manifest that makes a stage complete, unless it is there already, and return it."""
+    parts = Parts.of(receipts)
+    plan = read_plan(stage_dir.store) or stage_dir.put_plan(len(parts), stage_dir.versions)
+    identity = {"made_from": stage_dir.made_from, "made_by": stage_dir.made_by, "versions": plan.versions}
+    found = put_manifest(stage_dir.store, kind, parts, **identity, **more)
+    stage_dir.store.remove_stale_temp_files()
+    return found

@@ -15,6 +15,7 @@ from pipeline.execution.failures import PartFailure
 from pipeline.execution.stage_dir import StageDir
 from schemas.errors import UserError
 from schemas.receipts import PartOutput, Receipt
+from stages.data.servers import keep_sockets_in
 from stages.storage.commit import commit
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store
@@ -42,12 +43,12 @@ class Job:
     """One stage's work on one folder.
 
     Attributes:
-        begun: the folder.
+        stage_dir: the folder.
         maker: builds what makes the parts, once a process; picklable.
         lanes: parts that a process makes at once, each in a thread of its own, where the maker allows it.
     """
 
-    begun: StageDir
+    stage_dir: StageDir
     maker: Callable[[], Maker]
     lanes: int = 1
 
@@ -58,19 +59,23 @@ class Worker:
 
     Attributes:
         job: what is made.
-        proof: a file that only the command's own storage has: its lease.
+        lease_path: a file that only the command's own storage has: its lease.
         folder: that of the command; relative paths of the run file are meant from there.
+        sockets: folder for those of data processes, which is removed when this process is killed; "" = there is none.
     """
 
     job: Job
-    proof: str
+    lease_path: str
     folder: str = field(default_factory=os.getcwd)
+    sockets: str = ""
     _maker: Maker | None = field(default=None, init=False)
     _building: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def settle(self) -> UserError | None:
+    def check_storage(self) -> UserError | None:
         """Go to the command's folder, in a process elsewhere; the error if it does not see the command's storage."""
-        return check_shared_storage(self.folder, self.job.begun.store.absolute, self.proof)
+        if self.sockets:
+            keep_sockets_in(self.sockets)
+        return check_shared_storage(self.folder, self.job.stage_dir.store.absolute, self.lease_path)
 
     def run(self, spec: Spec) -> Receipt | UserError | PartFailure:
         """Make one part and commit it."""
@@ -79,7 +84,7 @@ class Worker:
                 maker = self._maker = self._maker or self.job.maker()
             with scratch_folder(STAGING) as staging:
                 made = maker(spec, staging)
-                return commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
+                return commit(self.job.stage_dir.store, spec.name, made, self.job.stage_dir.made_by)
         except UserError as error:  # IncompleteError among them: a data process or the store was lost
             return error
         except OSError as error:
@@ -93,13 +98,13 @@ class Worker:
         return PartFailure(cause=lines[-1], traceback="".join(traceback.format_exception(error)))
 
 
-def check_shared_storage(folder: str, stage: str, proof: str) -> UserError | None:
+def check_shared_storage(folder: str, stage: str, lease_path: str) -> UserError | None:
     """Make relative paths mean on another node what they mean for the command.
 
     Args:
         folder: the command's working folder.
         stage: path or URI of a stage's folder.
-        proof: a file in it that only the command's own storage has.
+        lease_path: a file in it that only the command's own storage has.
 
     Returns:
         The error, if this node does not see that file.
@@ -107,11 +112,11 @@ def check_shared_storage(folder: str, stage: str, proof: str) -> UserError | Non
     if os.path.isdir(folder):
         os.chdir(folder)
     store = Store(stage)
-    if store.exists(proof):
+    if store.exists(lease_path):
         return None
     return UserError(
-        f"{store.name(proof)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a workspace that "
-        "all nodes share: an absolute path on a shared disk, or a URI"
+        f"{store.display_path(lease_path)}: node {platform.node()} does not see it, working in {os.getcwd()}; name a "
+        "workspace that all nodes share: an absolute path on a shared disk, or a URI"
     )
 
 

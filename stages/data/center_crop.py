@@ -34,12 +34,12 @@ class Crops(NamedTuple):
 
 
 def centre_crops(
-    gallery: ImageSet, block: int, *, image_size: int, crop_pct: float, batch: int, threads: int
+    image_set: ImageSet, block: int, *, image_size: int, crop_pct: float, batch: int, threads: int
 ) -> Iterator[Crops]:
     """A block's centre crops in batches, the last one smaller; threads make the next while one is used.
 
     Args:
-        gallery: the images.
+        image_set: the images.
         block: which of its blocks.
         image_size: S.
         crop_pct: the crop's share of the resized short side.
@@ -52,12 +52,12 @@ def centre_crops(
     transform = create_transform(
         image_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct, use_prefetcher=True
     )
-    count = gallery.rows[block]
+    count = image_set.rows[block]
     ranges = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         before: list[tuple[EncodedImage, Future[np.ndarray]]] = []
         for rows in ranges:
-            now = [(one, pool.submit(_crop, transform, one)) for one in gallery.read(block, rows)]
+            now = [(one, pool.submit(_crop, transform, one)) for one in image_set.read(block, rows)]
             if before:
                 yield _stacked(before)
             before = now

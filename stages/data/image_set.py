@@ -4,20 +4,21 @@ A block is a unit of work: a shard, or a thousand images of a source that was ne
 who works on them, so every image is in exactly one, whatever the number of workers, and nothing is padded.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from schemas import config
-from schemas.config import RunFile
+from schemas.config import EvaluateConfig, RunFile
 from schemas.errors import MismatchError, UserError
+from schemas.manifests import ShardManifest
 from stages.data.split import Split
 from stages.sources.class_labels import read_classes, read_labels
 from stages.sources.class_names import Classes
 from stages.sources.discover import list_source
 from stages.sources.listing import Listing
 from stages.sources.reader import Reader
-from stages.storage.commit import read_manifest
+from stages.storage.manifest import read_manifest
 from stages.storage.store import Store
 
 _BLOCK = 1000
@@ -69,16 +70,21 @@ class ShardedImageSet:
 
 
 class SourceImageSet:
-    """A source's images as they lie, which nothing has checked yet."""
+    """A source's images as they lie, which nothing has checked yet.
+
+    All of its bytes are read once to name it: names and lengths stay the same where pixels of plain formats change.
+    """
 
     def __init__(self, listing: Listing, classes: tuple[str, ...], title: str) -> None:
         if listing.refused:
             one = listing.refused[0]
             raise UserError(f"evaluate.source: {one['name']} {one['reason']}; remove it, every image counts")
-        self.listing, self.classes, self.content, self.title = listing, classes, listing.fingerprint(), title
+        self.listing, self.classes = listing, classes
         count = len(listing.images)
         self.rows = tuple(min(_BLOCK, count - start) for start in range(0, count, _BLOCK))
         self._reader = Reader(listing.source)
+        self.content = self._digest()
+        self.title = f"{title}-{self.content[:8]}"
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_reader": None}
@@ -86,6 +92,15 @@ class SourceImageSet:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._reader = Reader(self.listing.source)
+
+    def _digest(self) -> str:
+        """Hex sha256 over every image's name, class and bytes."""
+        digest = hashlib.sha256()
+        for block, count in enumerate(self.rows):
+            for image in self.read(block, range(count)):
+                digest.update(f"{image.name}\0{image.label}\0{len(image.data)}\0".encode())
+                digest.update(image.data)
+        return digest.hexdigest()
 
     def read(self, block: int, rows: range) -> Iterator[EncodedImage]:
         """Images of a block; raises UserError if one cannot be read."""
@@ -96,18 +111,18 @@ class SourceImageSet:
             yield EncodedImage(found.name, found.class_index, found.data)
 
 
-def open_image_set(run: RunFile) -> ImageSet:
+def open_image_set(config: RunFile) -> ImageSet:
     """The images that the run file's `[evaluate]` names.
 
     Raises:
         UserError: if there is no val split and no source, or the source cannot be listed.
         MismatchError: if their classes are not those of the train split.
     """
-    settings, known = run.evaluate, known_classes(run)
+    settings, known = config.evaluate, known_classes(config)
     if not settings.source:
-        if not Store(run.workspace).exists("shards/val/manifest.json") and not run.source.val:
+        if not Store(config.workspace).exists("shards/val/manifest.json") and not config.source.val:
             raise UserError("evaluate: there is no val split; set source.val and shard it, or set evaluate.source")
-        split = Split.open(run.workspace, "val", run.cache)
+        split = Split.open(config.workspace, "val", config.cache)
         if known and split.classes != known:
             raise MismatchError(
                 f"{split.store}: has {len(split.classes)} classes, the train split {len(known)} or others; delete the "
@@ -121,23 +136,23 @@ def open_image_set(run: RunFile) -> ImageSet:
             '"imagenet-1k"'
         )
     numbers = tuple(map(str, range(len(known or ()))))
-    given = known if known else read_classes(run.source.classes)
+    given = known if known else read_classes(config.source.classes)
     listing = _list(settings, numbers if by_index else given)
     title = re.sub(r"[^A-Za-z0-9._-]+", "-", settings.source.partition("?")[0].rstrip("/").rpartition("/")[2])
     classes = known if by_index and known else listing.classes
-    return SourceImageSet(listing, classes, f"{title}-{listing.fingerprint()[:8]}")
+    return SourceImageSet(listing, classes, title)
 
 
-def known_classes(run: RunFile) -> tuple[str, ...] | None:
+def known_classes(config: RunFile) -> tuple[str, ...] | None:
     """Class names by index, as the train split has them, else as the run file says; None = a source's own."""
-    manifest = read_manifest(Store(run.workspace).at("shards/train"))
+    manifest = read_manifest(Store(config.workspace).child("shards/train"), ShardManifest)
     if manifest:
-        return tuple(manifest["classes"])
-    given = read_classes(run.source.classes)
+        return manifest.classes
+    given = read_classes(config.source.classes)
     return given if isinstance(given, tuple) else None
 
 
-def _list(settings: config.EvaluateConfig, classes: Classes) -> Listing:
+def _list(settings: EvaluateConfig, classes: Classes) -> Listing:
     try:
         labels = read_labels(settings.source_labels) if settings.source_labels else None
         return list_source(settings.source, "val", classes, labels)

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schemas.errors import IncompleteError, UserError
+from stages.data.servers import start_servers
+from stages.models.torch_compat import lost_data_process
 
 _AHEAD = 2
 """Items of a worker that are finished or being built."""
@@ -179,7 +181,7 @@ def _unless_lost(items: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            if not lost_data_process(error):
                 raise
             raise IncompleteError(
                 f"a data process was lost ({type(error).__name__}: {str(error).strip()}), as when memory runs out; "
@@ -197,6 +199,7 @@ def _workshop(preload: tuple[str, ...]) -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    start_servers()
     return context
 
 

@@ -3,7 +3,7 @@
 A model's answers are kept image by image; accuracy, ImageNet-Real's accuracy and disagreement between models are all
 counted from them. Rejected: summing hits as the batches come, which leaves nothing that a figure could be traced to.
 
-Legend: B images of a batch, N of a gallery, K classes, S side of a crop, T = min(5, K) ranks kept.
+Legend: B images of a batch, N of a image_set, K classes, S side of a crop, T = min(5, K) ranks kept.
 """
 
 import io
@@ -26,13 +26,13 @@ from schemas.tables import PREDICTIONS
 from stages.data.center_crop import Crops, centre_crops
 from stages.data.image_set import ImageSet
 from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
+from stages.evaluate.reports import HEADS
 from stages.models.classifier import Heads
 from stages.storage.commit import read_checked
 from stages.storage.store import Store
 
-HEADS = {"class": "top", "distillation": "top_distillation", "fused": "top_fused", "fused_softmax": "top_softmax"}
-"""Heads by their name in results, and their column: `fused` is the mean of both heads' logits (the authors' code),
-`fused_softmax` the sum of their softmaxes (the paper)."""
+_COLUMNS = dict(zip(HEADS, ("top", "top_distillation", "top_fused", "top_softmax"), strict=True))
+"""Columns of the table by their heads."""
 _RANKS = 5
 
 
@@ -49,13 +49,13 @@ class BlockSpec:
 
 
 class Predictor:
-    """Asks one model about blocks of one gallery, on one device; see `__call__`."""
+    """Asks one model about blocks of one image_set, on one device; see `__call__`."""
 
-    def __init__(self, run: RunFile, who: ModelRef, gallery: ImageSet, device: str) -> None:
+    def __init__(self, config: RunFile, ref: ModelRef, image_set: ImageSet, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
-        self.gallery, self.settings, self.threads = gallery, run.evaluate, run.train.processes
-        self.subject = open_evaluated_model(run, who, gallery, torch.device(device))
+        self.image_set, self.settings, self.threads = image_set, config.evaluate, config.train.processes
+        self.evaluated = open_evaluated_model(config, ref, image_set, torch.device(device))
 
     def __call__(self, spec: BlockSpec, staging: Path) -> PartOutput:
         """Answers for one block.
@@ -65,39 +65,45 @@ class Predictor:
         """
         settings = self.settings
         crops = centre_crops(
-            self.gallery,
+            self.image_set,
             spec.block,
-            image_size=self.subject.image_size,
+            image_size=self.evaluated.image_size,
             crop_pct=settings.crop_pct,
             batch=settings.batch_size,
             threads=self.threads,
         )
-        table = predict(self.subject.heads, crops)
+        table = predict(self.evaluated.heads, crops, self.evaluated.untrained)
         path = staging / f"{spec.name}.parquet"
         pq.write_table(table, path, compression="zstd")
         return PartOutput(files={path.name: path}, rows=len(table), facts={})
 
 
-def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops]) -> pa.Table:
+def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops], untrained: Collection[str] = ()) -> pa.Table:
     """What a model says of batches, as `schemas.tables.PREDICTIONS`.
 
     Args:
         heads: logits of uint8 views [B, S, S, 3].
         crops: at least one batch.
+        untrained: heads that were never trained, whose columns stay null.
     """
     batches = []
     for views, classes, names in crops:
-        ranked = {HEADS[head]: _ranked(logits) for head, logits in rankings(heads(views)).items()}
+        ranked = {_COLUMNS[head]: _ranked(logits) for head, logits in rankings(heads(views), untrained).items()}
         columns = {"name": names, "class": classes.numpy()} | ranked
         filled = [pa.array(columns.get(field.name, [None] * len(names)), field.type) for field in PREDICTIONS]
         batches.append(pa.record_batch(filled, schema=PREDICTIONS))
     return pa.Table.from_batches(batches).combine_chunks()
 
 
-def rankings(heads: Heads) -> dict[str, Tensor]:
-    """Scores [B, K] by which each head ranks the classes, and both ways to fuse them; one for a single head."""
+def rankings(heads: Heads, untrained: Collection[str] = ()) -> dict[str, Tensor]:
+    """Scores [B, K] by which each head ranks the classes, and both ways to fuse them; one for a single head.
+
+    A head that was never trained says nothing, and nothing is fused with it.
+    """
     if heads.distillation is None:
         return {"class": heads.classes}
+    if untrained:
+        return {"distillation": heads.distillation} if "class" in untrained else {"class": heads.classes}
     softmaxes = heads.classes.float().softmax(1) + heads.distillation.float().softmax(1)
     return {
         "class": heads.classes,
@@ -113,12 +119,13 @@ def _ranked(scores_BK: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers over a whole gallery, in its order.
+    """A model's answers over a whole image_set, in its order.
 
     Attributes:
         names: of the images.
         classes: their own, int64 [N].
-        top: by head, the likeliest classes, int64 [N, T]; heads that a model has not are absent.
+        top: by head, the likeliest classes, int64 [N, T]; heads that a model has not, or that were never trained, are
+            absent.
     """
 
     names: list[str]
@@ -138,13 +145,13 @@ class Predictions:
     @classmethod
     def of(cls, table: pa.Table) -> "Predictions":
         """What a table holds."""
-        there = {head: table[column] for head, column in HEADS.items() if not table[column].null_count}
+        there = {head: table[column] for head, column in _COLUMNS.items() if not table[column].null_count}
         top = {head: np.array(column.to_pylist(), np.int64) for head, column in there.items()}
         return cls(table["name"].to_pylist(), table["class"].to_numpy().astype(np.int64), top)
 
 
 def score(found: Predictions, truth: Sequence[Collection[int]]) -> dict[str, Any]:
-    """Top-1 and top-5 of every head as fractions; None for heads that the model has not.
+    """Top-1 and top-5 of every head as fractions; None for heads that it has not, or that were never trained.
 
     Args:
         found: a model's answers.

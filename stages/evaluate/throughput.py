@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
@@ -17,13 +18,20 @@ from schemas.config import Member
 from schemas.errors import UserError
 from stages.models.classifier import build, usual_size
 from stages.models.precision import Precision
-from stages.models.teacher import out_of_memory
+from stages.models.torch_compat import out_of_memory
 
 _WARM_UP = 3
 
 
 def throughput(
-    member: Member, *, image_size: int, device: torch.device, max_batch: int, runs: int, precision: str
+    member: Member,
+    *,
+    image_size: int,
+    device: torch.device,
+    max_batch: int,
+    runs: int,
+    precision: str,
+    num_classes: int = 1000,
 ) -> dict[str, Any]:
     """Images a second of a model.
 
@@ -34,16 +42,20 @@ def throughput(
         max_batch: largest batch to try; 0 = until memory ends.
         runs: timed forward passes, after a few that are not.
         precision: fp32, tf32, bf16 or fp16.
+        num_classes: of its head.
 
     Returns:
         `batch_size`, `limited_by` (memory, or max_batch), `images_per_second` over all runs, their `seconds`,
-        `parameters`, `image_size`, `device`, `precision`, `threads`, `torch`.
+        `parameters`, and what it was measured with: `model`, `extra`, `classes`, `image_size`, `device`, `precision`,
+        `threads`, `max_batch`, `torch`, `timm`.
 
     Raises:
         UserError: if the model cannot be built or not even one image fits memory.
     """
     size = image_size or usual_size(member.model)
-    model = build(member.model, num_classes=1000, img_size=size, drop_path=0.0, extra=member.extra).eval().to(device)
+    model = (
+        build(member.model, num_classes=num_classes, img_size=size, drop_path=0.0, extra=member.extra).eval().to(device)
+    )
     computing = Precision(precision, device, "evaluate.precision")
     with computing.switches(search=True), computing.autocast():
         batch, limited_by = largest_batch(model, size, device, max_batch)
@@ -54,12 +66,15 @@ def throughput(
     return {
         "model": member.model,
         "extra": member.extra,
+        "classes": num_classes,
         "image_size": size,
         "parameters": sum(one.numel() for one in model.parameters()),
         "device": device_name(device),
         "precision": precision,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": torch.__version__,
+        "timm": timm.__version__,
+        "max_batch": max_batch,
         "batch_size": batch,
         "limited_by": limited_by,
         "runs": runs,

@@ -20,11 +20,11 @@ from stages.plotting.charts import Series, chart, markdown
 
 
 @torch.inference_mode()
-def token_cosines(subject: EvaluatedModel, crops: Iterable[Crops]) -> dict[str, Any]:
+def token_cosines(evaluated: EvaluatedModel, crops: Iterable[Crops]) -> dict[str, Any]:
     """Cosine between a distilled student's class token and its distillation token.
 
     Args:
-        subject: a model with a distillation token.
+        evaluated: a model with a distillation token.
         crops: batches, each image once.
 
     Returns:
@@ -35,10 +35,10 @@ def token_cosines(subject: EvaluatedModel, crops: Iterable[Crops]) -> dict[str, 
     Raises:
         UserError: if the model has no distillation token, or there is no image.
     """
-    network = subject.network
+    network = evaluated.network
     if not isinstance(network, Classifier) or not network.distilled:
         raise UserError(
-            f"evaluate --tokens: {subject.model} has no distillation token; name a run of a distilled student by "
+            f"evaluate --tokens: {evaluated.model} has no distillation token; name a run of a distilled student by "
             "train.name"
         )
     model = network.model
@@ -50,7 +50,7 @@ def token_cosines(subject: EvaluatedModel, crops: Iterable[Crops]) -> dict[str, 
     try:
         for batch in crops:
             seen.clear()
-            subject.heads(batch.views)
+            evaluated.heads(batch.views)
             found.append(torch.stack(seen, 1).double().cpu())
     finally:
         for hook in hooks:

@@ -4,11 +4,11 @@ Everything is read from what is stored; no teacher is needed. The picture is dra
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from schemas.manifests import LabelManifest
 from schemas.recipe import Recipe
 from stages.data.split import Split
 from stages.inspect.captions import VERDICTS
@@ -46,14 +46,14 @@ def class_agreement(labels: LabelSet, split: Split, recipe: Recipe) -> np.ndarra
     return counts
 
 
-def agreement_lines(counts: np.ndarray, names: Sequence[str], manifest: dict[str, Any]) -> Iterator[str]:
+def agreement_lines(counts: np.ndarray, names: Sequence[str], manifest: LabelManifest) -> Iterator[str]:
     """What a terminal shows: the whole set, then the classes that are named least and most often."""
-    yield f"unmixed centre crops: {manifest['agreement']:.1%} named right"
+    yield f"unmixed centre crops: {manifest.agreement:.1%} named right"
     shares = counts.sum(0) / counts.sum()
     named = [f"{VERDICTS[kind][1]} {share:.1%}" for kind, share in zip(KINDS, shares, strict=True)]
     yield "mixed views: " + ", ".join(named)
-    yield "margins: " + ", ".join(f"{name} {value:.3f}" for name, value in manifest["margins"].items())
-    yield f"within rounding of a tie: {manifest['near_ties']:.3%}"
+    yield "margins: " + ", ".join(f"{name} {value:.3f}" for name, value in manifest.margins.items())
+    yield f"within rounding of a tie: {manifest.near_ties:.3%}"
     yield f"{'class':>32}{'own':>8}{'partner':>9}{'neither':>9}{'views':>8}"
     order = _by_own(counts)
     for number in order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]:
@@ -61,7 +61,7 @@ def agreement_lines(counts: np.ndarray, names: Sequence[str], manifest: dict[str
         yield f"{names[number][:31]:>32}{own:>8.1%}{partner:>9.1%}{neither:>9.1%}{counts[number].sum():>8}"
 
 
-def draw_agreement(title: str, counts: np.ndarray, names: Sequence[str], manifest: dict[str, Any]) -> Image.Image:
+def draw_agreement(title: str, counts: np.ndarray, names: Sequence[str], manifest: LabelManifest) -> Image.Image:
     """The set at a glance: all classes in the order of agreement, those at both ends by name, and the margins."""
     order = _by_own(counts)
     ends = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
@@ -69,7 +69,7 @@ def draw_agreement(title: str, counts: np.ndarray, names: Sequence[str], manifes
         _heading(title, counts, manifest),
         _labelled("every class with labels, from least to most agreement", _columns(counts[order])),
         _labelled("the classes at both ends" if len(ends) < len(order) else "the classes", _rows(counts, names, ends)),
-        _labelled("margins: the largest logit less the second", _margins(manifest["margin_counts"])),
+        _labelled("margins: the largest logit less the second", _margins(manifest.margin_counts)),
     ]
     height = sum(block.height + 28 for block in blocks)
     picture = Image.new("RGB", (_WIDTH + 2 * _MARGIN, height + 2 * _MARGIN - 28), PAPER)
@@ -87,15 +87,15 @@ def _by_own(counts: np.ndarray) -> list[int]:
     return there[np.argsort(shares, kind="stable")].tolist()
 
 
-def _heading(title: str, counts: np.ndarray, manifest: dict[str, Any]) -> Image.Image:
+def _heading(title: str, counts: np.ndarray, manifest: LabelManifest) -> Image.Image:
     lines = wrap(in_ascii(title), _WIDTH, 26)
     block = Image.new("RGB", (_WIDTH, 36 * len(lines) + 2 * _LINE + 30), PAPER)
     pen = ImageDraw.Draw(block)
     for nth, line in enumerate(lines):
         write(pen, (0, 36 * nth), line, 26, bold=True)
     top = 36 * len(lines) + 8
-    about = f"{counts.sum():,} mixed views; {manifest['agreement']:.1%} of unmixed centre crops are named right; "
-    write(pen, (0, top), about + f"{manifest['near_ties']:.3%} are within rounding of a tie", _BODY, MUTED)
+    about = f"{counts.sum():,} mixed views; {manifest.agreement:.1%} of unmixed centre crops are named right; "
+    write(pen, (0, top), about + f"{manifest.near_ties:.3%} are within rounding of a tie", _BODY, MUTED)
     left = 0.0
     for kind, share in zip(KINDS, counts.sum(0) / counts.sum(), strict=True):
         pen.rectangle((left, top + _LINE + 12, left + 11, top + _LINE + 23), fill=VERDICTS[kind][0])

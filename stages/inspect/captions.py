@@ -106,15 +106,15 @@ def _erase_words(decided: DecidedView, recipe: Recipe) -> str:
     return f"{box.height * box.width / recipe.image_size**2:.0%} of the view, with {fill}"
 
 
-def mix_words(how: DecidedMix | None) -> str:
+def mix_words(mix: DecidedMix | None) -> str:
     """How two views are mixed."""
-    if how is None:
+    if mix is None:
         return "sits out: its shard is odd in number"
-    if how.lam == 1:
+    if mix.lam == 1:
         return "not mixed"
-    if how.box is None:
-        return f"mixup, lambda {how.lam:.2f}"
-    return f"CutMix, lambda {how.lam:.2f}, box {how.box.width} x {how.box.height}"
+    if mix.box is None:
+        return f"mixup, lambda {mix.lam:.2f}"
+    return f"CutMix, lambda {mix.lam:.2f}, box {mix.box.width} x {mix.box.height}"
 
 
 def _truth_words(own: str, view: SeenView, names: Sequence[str]) -> str:

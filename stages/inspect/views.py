@@ -206,23 +206,23 @@ def _view(maker: ViewRenderer, labels: LabelSet | None, shard: int, row: int, nu
     pair, member = places[0].tolist()
     partner = int(pairs[pair, 1 - member])
     maker.view(shard, partner, number, pair_views[1])
-    how = maker.decider.mix(shard, pair, number)
+    decided_mix = maker.decider.mix(shard, pair, number)
     labelled = labels is not None and pass_ < labels.passes
     return SeenView(
         number=number,
         decided=decided,
         alone=pair_views[0],
         partner=Partner(partner, int(index.classes[partner]), pair_views[1]),
-        mix=how,
-        seen=_seen(pair_views, how),
+        mix=decided_mix,
+        seen=_seen(pair_views, decided_mix),
         decision=labels.decision(shard, row, number) if labels and labelled else None,
     )
 
 
-def _seen(pair_views: np.ndarray, how: DecidedMix) -> np.ndarray:
+def _seen(pair_views: np.ndarray, decided: DecidedMix) -> np.ndarray:
     """The first of two views, uint8 [2, S, S, 3], mixed with the second: mixing commutes with normalising."""
     images = normalise(torch.from_numpy(pair_views), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    mixed = mix(images, stack_mixes([how]))[0].permute(1, 2, 0)
+    mixed = mix(images, stack_mixes([decided]))[0].permute(1, 2, 0)
     return np.asarray((mixed * 255).round().clamp(0, 255).to(torch.uint8))
 
 

@@ -4,44 +4,30 @@ A part is a shard's block of passes; its file is proven against its receipt befo
 split, which knows images and no teacher.
 """
 
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
-from schemas.receipts import StoredFile, fingerprint, require_unchanged
+from schemas.label_identity import LabelIdentity, TopK
+from schemas.manifests import LabelManifest
+from schemas.parts import ManifestPart
+from schemas.plan import Plan
+from schemas.receipts import StoredFile, require_unchanged
 from stages.data.split import Split
 from stages.label.encoding import probabilities
 from stages.label.label_file import read_labels
+from stages.label.soft_labels import SoftLabels
+from stages.label.waiting import Waiting
 from stages.shard.plan import shard_name
-from stages.storage.commit import PLAN, RECEIPTS, read_checked, read_manifest, read_receipt
+from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, read_checked, read_plan, read_receipt, receipt_names
+from stages.storage.manifest import open_manifest
 from stages.storage.store import Store
-
-
-class SoftLabels(NamedTuple):
-    """A teacher's distributions, as a label set keeps them.
-
-    Attributes:
-        logits: of all K classes in their order, shape (B, K), or of k of them, shape (B, k).
-        classes: which k, int64 of shape (B, k); None = all.
-        log_sum_exp: over all K classes, of logits / tau, float32 of shape (B,); None = all logits are there.
-    """
-
-    logits: Tensor
-    classes: Tensor | None
-    log_sum_exp: Tensor | None
-
-    def map(self, do: Callable[[Tensor], Tensor]) -> "SoftLabels":
-        """The same with something done to each tensor."""
-        return SoftLabels(do(self.logits), *(one if one is None else do(one) for one in self[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,48 +74,57 @@ class LabelSet:
     Args:
         store: of the label set's folder.
         about: the manifest of its label stage, or its plan for who follows.
+        parts: those that the manifest lists.
         rows: samples in each shard.
         repeats: views in a pass.
         follow: passes that will be labelled; 0 = what the manifest lists is all.
 
     Attributes:
         versions: of the libraries that touched the labelled pixels, for messages.
-        made_by: the set's identity.
+        identity: what the set is made from.
+        made_by: its fingerprint.
     """
 
     def __init__(
-        self, store: Store, about: dict[str, Any], rows: tuple[int, ...], repeats: int, follow: int = 0
+        self,
+        store: Store,
+        about: LabelManifest | Plan,
+        parts: Iterable[ManifestPart],
+        rows: tuple[int, ...],
+        repeats: int,
+        follow: int = 0,
     ) -> None:
         self.store, self.rows, self.repeats, self._follow = store, rows, repeats, follow
-        self.versions: dict[str, str] = about["versions"]
-        self.made_by = fingerprint(about["made_from"])
-        self.store_of: Any = about["made_from"]["store"]
+        self.versions, self.made_by = about.versions, about.made_by
+        self.identity = LabelIdentity.of(about.made_from, str(store))
         self._files: dict[tuple[int, int], tuple[LabelSpec, StoredFile]] = {}
         self._seen: set[str] = set()
-        for part in about.get("parts", []):
-            self._add(part["part"], StoredFile(**part["files"][0]))
+        for part in parts:
+            self._add(part.part, part.files)
         self._remember()
 
     @classmethod
-    def open(cls, run: RunFile, split: Split) -> "LabelSet":
+    def open(cls, config: RunFile, split: Split) -> "LabelSet":
         """Open the run file's label set, if it is whole and belongs to this split, recipe and teacher.
 
         Raises:
             UserError: if it is not whole.
             MismatchError: if it was made for others, naming every difference.
         """
-        store = Store(run.workspace).at(f"labels/{run.labels.name}")
-        manifest = read_manifest(store)
-        if manifest is None:
+        store = Store(config.workspace).child(f"labels/{config.labels.name}")
+        found = open_manifest(store, LabelManifest)
+        if found is None:
             raise UserError(
-                f"{store}: label set {run.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or train "
-                f"with --follow while that runs{_others(run)}"
+                f"{store}: label set {config.labels.name} is not whole yet; run `deit-pipeline label-teacher`, or "
+                f"train with --follow while that runs{_others(config)}"
             )
-        _refuse_others(store, manifest["made_from"], run, split)
-        return cls(store, manifest, split.rows, run.views.repeats)
+        labels = cls(store, found.manifest, found.parts, split.rows, config.views.repeats)
+        _refuse_others(store, labels.identity, config, split)
+        labels.refuse_gaps(found.manifest.views)
+        return labels
 
     @classmethod
-    def follow(cls, run: RunFile, split: Split) -> "LabelSet":
+    def follow(cls, config: RunFile, split: Split) -> "LabelSet":
         """Open the run file's label set while it is being made; waits for its first part.
 
         Every pass of the run file's `labels.views` counts as there; who asks for one that is not waits for its receipt.
@@ -137,15 +132,16 @@ class LabelSet:
         Raises:
             MismatchError: if it is being made for another split, recipe or teacher, naming every difference.
         """
-        store = Store(run.workspace).at(f"labels/{run.labels.name}")
-        waiting = _Waiting(f"{store}: its first part")
-        while not store.files(RECEIPTS):  # until then the plan binds nobody
+        store = Store(config.workspace).child(f"labels/{config.labels.name}")
+        waiting = Waiting(f"{store}: its first part")
+        while not receipt_names(store):  # until then the plan binds nobody
             waiting.sleep()
-        plan = read_manifest(store, PLAN)
+        plan = read_plan(store)
         if plan is None:
-            raise UserError(f"{store.name(PLAN)}: is missing; run `deit-pipeline label-teacher`")
-        _refuse_others(store, plan["made_from"], run, split)
-        return cls(store, plan, split.rows, run.views.repeats, run.labels.views // run.views.repeats)
+            raise UserError(f"{store.display_path(PLAN)}: is missing; run `deit-pipeline label-teacher`")
+        labels = cls(store, plan, (), split.rows, config.views.repeats, config.labels.views // config.views.repeats)
+        _refuse_others(store, labels.identity, config, split)
+        return labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_part"}
@@ -155,7 +151,7 @@ class LabelSet:
         self._remember()
 
     def _remember(self) -> None:
-        self._part = lru_cache(256 if self.store_of == "hard" else 32)(self._read_part)
+        self._part = lru_cache(256 if self.identity.kind == "hard" else 32)(self._read_part)
 
     @property
     def passes(self) -> int:
@@ -197,20 +193,41 @@ class LabelSet:
         Raises:
             UserError: if it does not.
         """
-        if self.store_of == "hard":
+        store = self.identity.store
+        if store == "hard":
             raise UserError(
                 f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "compact", '
                 '"topk" or "full" under another labels.name, or set train.distillation = "hard"'
             )
-        if self.store_of == "full":
+        if not isinstance(store, TopK):
             return
-        own = self.store_of["tau"]
-        kept = [own] if self.store_of["kind"] == "sampled" or own == 1 else [own, 1.0]
+        kept = [store.tau] if store.kind == "sampled" or store.tau == 1 else [store.tau, 1.0]
         if tau not in kept:
             raise UserError(
                 f"train.tau = {tau:g}: {self.store} is normalised for {' and '.join(f'{one:g}' for one in kept)}; set "
                 "train.tau to that, or label again under another labels.name"
             )
+
+    def lost_mass(self, tau: float) -> float:
+        """The mean share of the teacher's probability at a temperature that lies outside the logits kept, in a part."""
+        store = self.identity.store
+        if not isinstance(store, TopK) or store.kind == "sampled" or not self._files:
+            return 0.0
+        columns = self._part(*next(iter(self._files.values()))).columns
+        log_sums = columns["lse_tau" if tau == store.tau else "lse_1"][:, None]
+        kept = np.exp(columns["logits"].astype(np.float32) / tau - log_sums).sum(1)
+        return float(1 - kept.mean())
+
+    def warning_of_lost_mass(self, tau: float) -> str:
+        """A line where more than a tenth of the probability lies outside the logits kept; else ""."""
+        store = self.identity.store
+        if not isinstance(store, TopK) or (lost := self.lost_mass(tau)) <= 0.1:
+            return ""
+        return (
+            f"warning: {lost:.0%} of the teacher's probability at train.tau = {tau:g} lies outside the "
+            f'{store.k} logits that {self.store} keeps; label with labels.store = "full" under another '
+            "labels.name, or raise labels.topk there"
+        )
 
     def soft(self, addresses: Sequence[tuple[int, int, int]], tau: float) -> SoftLabels:
         """The teacher's distributions for the mixed views of samples (shard, row, view).
@@ -220,9 +237,10 @@ class LabelSet:
         """
         found = [self._find(*address) for address in addresses]
         logits = self._stacked("logits", found)
-        if self.store_of == "full":
+        store = self.identity.store
+        if not isinstance(store, TopK):
             return SoftLabels(logits, None, None)
-        normaliser = self._stacked("lse_tau" if tau == self.store_of["tau"] else "lse_1", found)
+        normaliser = self._stacked("lse_tau" if tau == store.tau else "lse_1", found)
         return SoftLabels(logits, self._stacked("classes", found).long(), normaliser)
 
     def refuse_margins(self, least: float) -> None:
@@ -231,15 +249,15 @@ class LabelSet:
         Raises:
             UserError: if it does not.
         """
-        kind = self.store_of if isinstance(self.store_of, str) else self.store_of["kind"]
-        if kind in ("hard", "sampled") or (kind != "full" and self.store_of["k"] < 2):
+        store = self.identity.store
+        if store == "hard" or (isinstance(store, TopK) and (store.kind == "sampled" or store.k < 2)):
             raise UserError(
                 f"train.min_margin = {least:g}: {self.store} keeps no margins; label with labels.store = "
                 '"compact", "topk" or "full", and labels.topk of 2 or more, under another labels.name, or set '
                 "train.min_margin = 0"
             )
 
-    def margins(self, addresses: Sequence[tuple[int, int, int]]) -> Tensor:
+    def margins(self, addresses: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         """The largest logit less the second for the mixed views of samples (shard, row, view), float32 [B].
 
         Raises:
@@ -249,11 +267,11 @@ class LabelSet:
         top_B2 = logits_BK.float().topk(2, dim=1).values
         return top_B2[:, 0] - top_B2[:, 1]
 
-    def _stacked(self, name: str, found: Sequence[tuple[PartLabels, int]]) -> Tensor:
+    def _stacked(self, name: str, found: Sequence[tuple[PartLabels, int]]) -> torch.Tensor:
         return torch.from_numpy(np.stack([part.columns[name][place] for part, place in found]))
 
     def _wait_for(self, address: tuple[int, int]) -> None:
-        waiting = _Waiting(f"{self.store}: pass {address[1]} of shard {address[0]}")
+        waiting = Waiting(f"{self.store}: pass {address[1]} of shard {address[0]}")
         while address not in self._files:
             self._look()
             if address not in self._files:
@@ -261,14 +279,34 @@ class LabelSet:
 
     def _look(self) -> None:
         """Take up the parts whose receipts have come since; those of another identity are not of this set."""
-        for name in sorted(self.store.files(RECEIPTS).keys() - self._seen):
-            self._seen.add(name)
-            receipt = read_receipt(self.store, name.removesuffix(".json"))
+        for part in sorted(set(receipt_names(self.store)) - self._seen):
+            self._seen.add(part)
+            receipt = read_receipt(self.store, part)
             if receipt.made_by == self.made_by:
-                self._add(receipt.part, receipt.files[0])
+                self._add(receipt.part, receipt.files)
 
-    def _add(self, part: str, file: StoredFile) -> None:
-        spec = LabelSpec.parse(part)
+    def refuse_gaps(self, views: int) -> None:
+        """Check that each shard has all passes of so many views.
+
+        Raises:
+            UserError: naming the first that is missing.
+        """
+        for shard in range(len(self.rows)):
+            for pass_ in range(views // self.repeats):
+                if (shard, pass_) not in self._files:
+                    raise UserError(
+                        f"{self.store.display_path(MANIFEST)}: is damaged (pass {pass_} of shard {shard} is missing); "
+                        f"{LabelManifest.FIX}"
+                    )
+
+    def _add(self, part: str, files: Sequence[StoredFile]) -> None:
+        try:
+            spec, (file,) = LabelSpec.parse(part), files
+        except ValueError:
+            raise UserError(
+                f"{self.store.display_path(MANIFEST)}: is damaged ({part!r} is no part of a label set); "
+                f"{LabelManifest.FIX}"
+            ) from None
         for pass_ in range(spec.first_pass, spec.end_pass):
             self._files[spec.shard, pass_] = spec, file
 
@@ -280,9 +318,10 @@ class LabelSet:
         return part, place
 
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
-        columns, signatures = read_labels(read_checked(self.store, file))
-        if isinstance(self.store_of, dict) and self.store_of["kind"] != "topk":
-            columns = probabilities(columns, self.store_of["kind"], self.store_of["tau"])
+        columns, signatures = read_labels(read_checked(self.store, file, fix=_fix(self.store, spec)))
+        store = self.identity.store
+        if isinstance(store, TopK) and store.kind != "topk":
+            columns = probabilities(columns, store.kind, store.tau)
         first = spec.first_pass * self.repeats
         place = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)
         place[columns["row"], columns["view"].astype(np.int64) - first] = np.arange(len(columns["row"]))
@@ -290,27 +329,20 @@ class LabelSet:
         return PartLabels(first, place, kept, {at: np.frombuffer(one, np.uint8) for at, one in signatures.items()})
 
 
-class _Waiting:
-    """Sleeps, longer each time, and says once for what."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._seconds = what, 0.25
-
-    def sleep(self) -> None:
-        if self._seconds == 1.0:
-            print(f"waiting for {self._what}; `deit-pipeline label-teacher` makes it", file=sys.stderr, flush=True)
-        time.sleep(self._seconds)
-        self._seconds = min(2 * self._seconds, 10.0)
-
-
-def _others(run: RunFile) -> str:
+def _others(config: RunFile) -> str:
     """The label sets that are there instead of the run file's."""
-    names = [name for name in Store(run.workspace).at("labels").folders() if name != run.labels.name]
+    names = [name for name in Store(config.workspace).child("labels").folders() if name != config.labels.name]
     return f"; or name one that is there: labels.name = {' or '.join(names)}" if names else ""
 
 
-def _refuse_others(store: Store, made_from: dict[str, Any], run: RunFile, split: Split) -> None:
-    wanted = made_from | {"shards": split.content, "recipe": run.views.model_dump(mode="json")}
-    settled = {key: value for key, value in run.teacher.identity().items() if value != AUTO}
-    wanted["teacher"] = made_from["teacher"] | settled
+def _refuse_others(store: Store, identity: LabelIdentity, config: RunFile, split: Split) -> None:
+    made_from = identity.to_json()
+    wanted = made_from | {"shards": split.content, "recipe": config.views.identity()}
+    settled = {key: value for key, value in config.teacher.identity().items() if value != AUTO}
+    wanted["teacher"] = identity.teacher | settled
     require_unchanged(str(store), made_from, wanted, "label again under another labels.name, or restore the run file")
+
+
+def _fix(store: Store, spec: LabelSpec) -> str:
+    """What to do about a damaged part."""
+    return f"delete {store.display_path(f'{RECEIPTS}/{spec.name}.json')} and rerun `deit-pipeline label-teacher`"

@@ -69,21 +69,21 @@ class PartBatch(NamedTuple):
 class Labeller:
     """Labels parts of one split with one teacher on one device; see `__call__`."""
 
-    def __init__(self, run: RunFile, split: Split, device: str) -> None:
+    def __init__(self, config: RunFile, split: Split, device: str) -> None:
         if device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # not what the launcher left: bits may depend on it
-        self.recipe, self.split, self.settings = run.views, split, run.labels
-        self.classes, self.tau, self.crop_pct = len(split.classes), run.train.tau, run.evaluate.crop_pct
+        self.recipe, self.split, self.settings = config.views, split, config.labels
+        self.classes, self.tau, self.crop_pct = len(split.classes), config.train.tau, config.evaluate.crop_pct
         self.teacher = Teacher(
-            run.teacher,
-            workspace=run.workspace,
+            config.teacher,
+            workspace=config.workspace,
             num_classes=self.classes,
-            image_size=run.views.image_size,
+            image_size=config.views.image_size,
             device=torch.device(device),
         )
-        self.decider = Decider(run.views)
-        self._sampling = Draws(run.views.seed, Purpose.SAMPLE)
-        self._views = LabelDataset(split, run.views, self.teacher.settings.batch_size)
+        self.decider = Decider(config.views)
+        self._sampling = Draws(config.views.seed, Purpose.SAMPLE)
+        self._views = LabelDataset(split, config.views, self.teacher.settings.batch_size)
         self._idle: list[Loader] = []
         """Data processes that no part has at present."""
         self._asking = threading.Lock()

@@ -7,18 +7,27 @@ accuracy is wanted for each head and for two ways of fusing them.
 """
 
 import difflib
+import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from schemas.errors import UserError
+from stages.models.distilled import keep_both_tokens, refuse_ignored
+from stages.models.tensors import to_bytes
 
-_OURS = ("num_classes", "img_size", "drop_path_rate", "pretrained", "pretrained_cfg", "checkpoint_path")
+_OURS = (
+    "num_classes", "img_size", "drop_path_rate", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "pretrained_strict", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
+)  # fmt: skip
+"""Arguments of timm.create_model that the run file's own keys stand for, or that are none of the network's."""
 
 
 class Heads(NamedTuple):
@@ -32,11 +41,24 @@ class Heads(NamedTuple):
         """The mean of both heads' logits, as the authors' code fuses them; a single head's own. Shape (B, K)."""
         return self.classes if self.distillation is None else (self.classes + self.distillation) / 2
 
+    def supported(self, untrained: Sequence[str]) -> Tensor:
+        """Logits of the heads that were trained, fused where both were. Shape (B, K).
+
+        Args:
+            untrained: "class" or "distillation", where the model has two heads of which one was never trained.
+        """
+        if not untrained or self.distillation is None:
+            return self.fused
+        return self.distillation if "class" in untrained else self.classes
+
 
 class Classifier(nn.Module):
     """Any timm classifier, returning `Heads` in train and eval mode alike.
 
     Models with a distillation token give both heads; all others are run as they are and give one.
+
+    Attributes:
+        weights_note: which of several tables of a file its weights were taken from; "" where there was one.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,6 +69,7 @@ class Classifier(nn.Module):
         about: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         self.mean: tuple[float, ...] = tuple(about["mean"])
         self.std: tuple[float, ...] = tuple(about["std"])
+        self.weights_note = ""
 
     def forward(self, images_BCHW: Tensor) -> Heads:
         """Logits of a normalised float batch of shape (B, 3, H, W)."""
@@ -73,7 +96,7 @@ def build(
 
     Raises:
         UserError: the name is unknown, the model has no stochastic depth, its patches do not divide the
-            image, or timm refuses `extra`.
+            image, timm refuses `extra`, or it does not give [1, K] logits for one image.
     """
     fixed_size = _known(model).fixed_input_size
     if ours := [key for key in extra if key in _OURS]:
@@ -94,9 +117,14 @@ def build(
         raise UserError(
             f"extra = {extra}: timm cannot build {model} with it ({short_cause(error)}); mend or remove it"
         ) from error
+    if isinstance(network, VisionTransformerDistilled):
+        refuse_ignored(model, extra)
+        keep_both_tokens(network)
     _refuse_cut_patches(model, network, img_size)
     _initialise_as_authors(network)
-    return Classifier(network)
+    classifier = Classifier(network)
+    _try_out(model, classifier, num_classes, img_size)
+    return classifier
 
 
 def own_size(model: str) -> int:
@@ -135,12 +163,49 @@ def _known(model: str) -> Any:
 
 def _refuse_cut_patches(model: str, network: nn.Module, img_size: int) -> None:
     """Raise UserError if patches leave a rim of the image unseen, which timm builds without a word."""
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))[0]
-    if img_size % patch:
-        near = max(img_size // patch, 1) * patch
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+    sides = tuple(patch) if isinstance(patch, tuple | list) else (patch,)
+    step = math.lcm(*sides)
+    if any(img_size % side for side in sides):
+        near = max(img_size // step, 1) * step
+        size = " x ".join(map(str, sides)) if len(set(sides)) > 1 else sides[0]
         raise UserError(
-            f"views.image_size or student.img_size = {img_size}: {model} cuts images into patches of {patch} pixels; "
-            f"give a multiple, such as {near} or {near + patch}"
+            f"views.image_size or student.img_size = {img_size}: {model} cuts images into patches of {size} pixels; "
+            f"give a multiple, such as {near} or {near + step}"
+        )
+
+
+def _try_out(model: str, classifier: Classifier, num_classes: int, img_size: int) -> None:
+    """Run one image through, and write the names, types and shapes of its weights as a checkpoint does.
+
+    Raises:
+        UserError: if either fails, or the logits are not of shape (1, K).
+    """
+    device = next((one.device for one in classifier.parameters()), None)
+    training = classifier.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            heads = classifier.eval()(torch.zeros(1, 3, img_size, img_size, device=device))
+        to_bytes(
+            {
+                name: torch.empty_like(one, device="cpu")[:0]
+                if one.ndim
+                else torch.zeros((), dtype=one.dtype, device="cpu")
+                for name, one in classifier.model.state_dict().items()
+            }
+        )
+    except Exception as error:  # networks raise whatever they trip over
+        raise UserError(
+            f"{model}: cannot be run on images of {img_size} pixels ({short_cause(error)}); choose another size, "
+            "other extra arguments, or another model"
+        ) from error
+    finally:
+        classifier.train(training)
+    shape = tuple(getattr(heads.classes, "shape", ())) or type(heads.classes).__name__
+    if shape != (1, num_classes):
+        raise UserError(
+            f"{model}: gives {shape} for one image, expected logits of shape {(1, num_classes)}; "
+            "choose a classifier, or remove the extra argument that changes its output"
         )
 
 

@@ -28,21 +28,21 @@ class FromViews(nn.Module):
         super().__init__()
         self.model, self.precision, self.side = model, precision, side
 
-    def given(self, views_BHWC: Tensor, how: Mix | None) -> tuple[Tensor | Mix | None, ...]:
+    def given(self, views_BHWC: Tensor, mixes: Mix | None) -> tuple[Tensor | Mix | None, ...]:
         """The arguments of `forward` for uint8 views [B, S, S, 3] on its device, and how they are mixed, if at all."""
         mean, std = self.model.mean, self.model.std
         if views_BHWC.device.type != "cpu":
-            return views_BHWC, how, *constants(mean, std, views_BHWC.shape[2], views_BHWC.device)
-        return (normalise(views_BHWC, mean, std) if how is None else normalised_mix(views_BHWC, mean, std, how),)
+            return views_BHWC, mixes, *constants(mean, std, views_BHWC.shape[2], views_BHWC.device)
+        return (normalise(views_BHWC, mean, std) if mixes is None else normalised_mix(views_BHWC, mean, std, mixes),)
 
     def forward(
-        self, given: Tensor, how: Mix | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+        self, given: Tensor, mixes: Mix | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Heads:
         """Heads for uint8 views [B, S, S, 3] with the constants to normalise them, or for ready images [B, 3, S, S]."""
         if scale is not None and shift is not None:
             given = normalise_by(given, scale, shift)
-        if how is not None:
-            given = mix(given, how)
+        if mixes is not None:
+            given = mix(given, mixes)
         with self.precision.autocast():
             heads: Heads = self.model(_resized(given, self.side))
         return heads

@@ -5,14 +5,19 @@ the authors did not.
 """
 
 import argparse
+import contextlib
+import inspect
 import math
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -20,41 +25,75 @@ from torch.nn.functional import interpolate
 from schemas.errors import UserError
 from stages.models.classifier import Classifier, short_cause
 
-_TORCH_FILES = (".pth", ".pt", ".bin")
+_TORCH_FILES = (".pth", ".pt", ".bin", ".pth.tar")
+_RAW, _EMA = ("model", "state_dict", "module"), ("state_dict_ema", "model_ema")
+_FILTERS = (
+    "checkpoint_filter_fn",
+    "checkpoint_filter_fn_classifier",
+    "pretrained_filter_fn",
+    "_filter_fn",
+    "_filter_torchvision_pretrained",
+)
+"""What timm's modules call the function that renames an old checkpoint's tensors."""
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a .safetensors file, or a .pth, .pt or .bin file of tensors; nothing else is ever unpickled.
+class Weights(dict[str, Tensor]):
+    """Tensors by name; `note` says which table they were where the file had a moving average."""
 
-    Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken. The authors' training leaves
+    note = ""
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a .safetensors file, or a .pth, .pth.tar, .pt or .bin file of tensors; nothing else is ever unpickled.
+
+    Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken, the moving average only where
+    there is no other; prefixes of DistributedDataParallel and torch.compile are removed. The authors' training leaves
     its arguments beside them as an argparse.Namespace, a bare record, which is let through and not looked at.
 
     Raises:
         UserError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", *_TORCH_FILES):
+    if not path.name.endswith((".safetensors", *_TORCH_FILES)):
         raise UserError(f"{path}: not a weights file; give .safetensors, {', '.join(_TORCH_FILES)}")
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; give the path of one that exists")
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            return Weights(clean_state_dict(load_file(path)))
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in many ways
         why = "pickled objects" if isinstance(error, pickle.UnpicklingError) else short_cause(error)
         raise UserError(f"{path}: damaged, or not of tensors alone ({why}); save the state_dict by itself") from error
-    for table in ("model", "state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(table), Mapping):
-            found = found[table]
+    found, note = _table(found)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: holds no table of tensors; save the model's state_dict by itself")
-    return dict(found)
+    weights = Weights(clean_state_dict(dict(found)))
+    weights.note = note
+    return weights
+
+
+def _table(found: Any) -> tuple[Any, str]:
+    """The table of weights in a checkpoint, and what there is to say of the choice."""
+    raw: list[str] = []
+    average: list[str] = []
+    while isinstance(found, Mapping):
+        average += [name for name in _EMA if isinstance(found.get(name), Mapping)]
+        name = next((name for name in _RAW if isinstance(found.get(name), Mapping)), None)
+        if name is None:
+            break
+        raw, found = [*raw, name], found[name]
+    if average and not raw:
+        return found[average[0]], f"{average[0]}, the moving average; the file has no raw weights"
+    return found, f"{raw[-1]}, the raw weights; the moving average {average[0]} was left out" if average else ""
 
 
 def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: str, new_head: bool = False) -> None:
-    """Load weights that fit exactly, apart from the positional embedding's resolution.
+    """Load weights that fit exactly, once timm's own filter of the architecture has renamed what is old.
+
+    Positional embeddings of another resolution are resampled; counts of batches that a file lacks begin at 0; buffers
+    that the network computes are left out of the comparison.
 
     Args:
         classifier: what `build` made.
@@ -67,13 +106,16 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
     """
     model = classifier.model
     expected: dict[str, Tensor] = model.state_dict()
+    note = getattr(weights, "note", "")
     weights = dict(weights)
-    if new_head:
-        _keep_new_heads(model, weights, expected)
     positions = weights.get("pos_embed")
     if positions is not None and positions.ndim == 3 and isinstance(model, VisionTransformer):
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         weights["pos_embed"] = resample_positions(positions, grid=model.patch_embed.grid_size, prefix=prefix)
+    if _misfits(weights, expected):
+        weights = _filtered(model, weights, expected)
+    if new_head:
+        _keep_new_heads(model, weights, expected)
     if problems := _misfits(weights, expected):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(
@@ -81,6 +123,29 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
             "name the model and the classes that these weights were trained for"
         )
     model.load_state_dict(weights)
+    classifier.weights_note = f"{source}: took {note}" if note else ""
+
+
+def _filtered(model: Any, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as timm's own filter of the architecture leaves them, for the strict check that follows.
+
+    Kernels that the filter would resample to another size stay as they are and are refused: that is another model.
+    """
+    module = sys.modules[timm.model_entrypoint(model.pretrained_cfg["architecture"]).__module__]
+    own = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
+    found = weights
+    if own is not None:
+        known = inspect.signature(own).parameters
+        options = {"adapt_layer_scale": True} if "adapt_layer_scale" in known else {}
+        with contextlib.suppress(Exception):  # filters trip over weights of other models, which the check names
+            found = dict(own(dict(weights), model, **options) if "model" in known else own(dict(weights)))
+    for name, kernel in weights.items():
+        if name in found and kernel.ndim == 4 and found[name].shape != kernel.shape:
+            found[name] = kernel
+    computed = dict(model.named_buffers()).keys() - expected.keys()
+    found = {name: one for name, one in found.items() if name not in computed}
+    counts = {name: one for name, one in expected.items() if name.endswith("num_batches_tracked")}
+    return counts | found
 
 
 def resample_positions(positions_1ND: Tensor, *, grid: tuple[int, int], prefix: int) -> Tensor:

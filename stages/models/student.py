@@ -18,21 +18,21 @@ class HasClassNames(Protocol):
     classes: tuple[str, ...]
 
 
-def new_student(run: RunFile, split: HasClassNames) -> Classifier:
+def new_student(config: RunFile, split: HasClassNames) -> Classifier:
     """The run file's student with its initial weights.
 
     Raises:
         UserError: if timm does not know it, or the initial checkpoint does not fit.
     """
-    student = run.student
-    torch.manual_seed(run.train.seed)
-    classifier = _built(run, split)
-    if run.train.distillation == "label" and not classifier.distilled:
+    student = config.student
+    torch.manual_seed(config.train.seed)
+    classifier = _built(config, split)
+    if config.train.distillation == "label" and not classifier.distilled:
         raise UserError(
             f'train.distillation = "label": {student.model} has no second class token; choose a distilled student'
         )
     if student.init_checkpoint:
-        weights = find_weights(student.init_checkpoint, run.workspace, "student.init_checkpoint")
+        weights = find_weights(student.init_checkpoint, config.workspace, "student.init_checkpoint")
         source = f"student.init_checkpoint = {student.init_checkpoint}"
         try:
             load_weights(classifier, weights, source=source, new_head=student.new_head)
@@ -42,24 +42,32 @@ def new_student(run: RunFile, split: HasClassNames) -> Classifier:
     return classifier
 
 
-def trained_student(run: RunFile, split: HasClassNames, file: str) -> Classifier:
+def trained_student(config: RunFile, split: HasClassNames, file: str, size: int = 0) -> Classifier:
     """The run file's student with the weights its run left, in `MODEL_FILE` or `EMA_FILE`.
+
+    Args:
+        config: the run file that was stored with the run.
+        split: has the classes.
+        file: which weights.
+        size: side of the images in pixels; 0 = at which it was trained.
 
     Raises:
         UserError: if there are none, or they are another student's.
     """
-    classifier = _built(run, split)
-    weights = find_weights(f"run:{run.train.name}", run.workspace, "train.name", file=file)
-    load_weights(classifier, weights, source=Store(run.workspace).at(f"runs/{run.train.name}").name(file))
+    classifier = _built(config, split, size)
+    weights = find_weights(f"run:{config.train.name}", config.workspace, "train.name", file=file)
+    load_weights(
+        classifier, weights, source=Store(config.workspace).child(f"runs/{config.train.name}").display_path(file)
+    )
     return classifier
 
 
-def _built(run: RunFile, split: HasClassNames) -> Classifier:
+def _built(config: RunFile, split: HasClassNames, size: int = 0) -> Classifier:
     return build(
-        run.student.model,
+        config.student.model,
         num_classes=len(split.classes),
-        img_size=run.student.img_size or run.views.image_size,
-        drop_path=run.student.drop_path,
-        drop_rate=run.student.drop_rate,
-        extra=run.student.extra,
+        img_size=size or config.image_size,
+        drop_path=config.student.drop_path,
+        drop_rate=config.student.drop_rate,
+        extra=config.student.extra,
     )

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from schemas import config
+from schemas.config import Member, TeacherConfig
 from schemas.errors import UserError
-from stages.models.classifier import Classifier, build, own_size
+from stages.models.classifier import Classifier, Heads, build, own_size
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision
 from stages.models.state_dict import load_weights
-from stages.models.weights import find_weights, pretrained_weights, weights_digest
+from stages.models.torch_compat import out_of_memory
+from stages.models.weights import find_weights, pretrained_weights, untrained_heads, weights_digest
 from stages.replay.mix import Mix
 
 
@@ -38,6 +39,7 @@ class Teacher:
 
     Attributes:
         sides: of the images that each network takes, in pixels.
+        untrained: heads of each network that its run never trained, which decide nothing.
         batch: views that went through in one forward pass, once a larger batch did not fit memory; None = all did.
 
     Raises:
@@ -45,7 +47,7 @@ class Teacher:
     """
 
     def __init__(
-        self, settings: config.TeacherConfig, *, workspace: str, num_classes: int, image_size: int, device: torch.device
+        self, settings: TeacherConfig, *, workspace: str, num_classes: int, image_size: int, device: torch.device
     ) -> None:
         precision = chosen_precision(settings.precision, "teacher", device.type)
         settings = settings.model_copy(update={"precision": precision, "compile": settings.compile is True})
@@ -53,6 +55,10 @@ class Teacher:
         self.precision = Precision(precision, device, "teacher.precision")
         members = [_member(one, workspace, num_classes, image_size) for one in settings.members]
         models, self.sides = [model for model, _ in members], [side for _, side in members]
+        self.untrained = [
+            untrained_heads(one.checkpoint, workspace) if model.distilled else ()
+            for one, model in zip(settings.members, models, strict=True)
+        ]
         self.weights_sha256 = [weights_digest(model.model.state_dict()) for model in models]
         self.models = [
             model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last) for model in models
@@ -74,9 +80,10 @@ class Teacher:
             "side": self.sides,
         }
         single = {name: values[0] for name, values in members.items()} if len(self.models) == 1 else members
-        return self.settings.identity() | single | {"device": self.device.type}
+        untrained = {"untrained_heads": [list(one) for one in self.untrained]} if any(self.untrained) else {}
+        return self.settings.identity() | single | untrained | {"device": self.device.type}
 
-    def logits(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
+    def logits(self, views_BHWC: Tensor, mixes: Mix | None) -> Tensor:
         """Logits of views, uint8 [B, S, S, 3] → float32 [B, K]; mixed where `how` is given.
 
         Those of a mixture are the logarithms of the mean probabilities. A batch that does not fit memory is halved
@@ -85,19 +92,19 @@ class Teacher:
         Raises:
             UserError: if a logit is not finite, their shape is wrong, or not even a pair fits memory.
         """
-        logits_BK = self.queued(views_BHWC, how)
+        logits_BK = self.queued(views_BHWC, mixes)
         self.refuse_not_finite(bool(torch.isfinite(logits_BK).all()))
         return logits_BK
 
     @torch.inference_mode()
-    def queued(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
+    def queued(self, views_BHWC: Tensor, mixes: Mix | None) -> Tensor:
         """`logits` that a GPU may still be computing; nobody has looked whether they are finite.
 
         Raises:
             UserError: if their shape is wrong, or not even a pair fits memory.
         """
         size = self.batch or len(views_BHWC)
-        found = [self._fitting(views_BHWC, how, start, size) for start in range(0, len(views_BHWC), size)]
+        found = [self._fitting(views_BHWC, mixes, start, size) for start in range(0, len(views_BHWC), size)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def refuse_not_finite(self, finite: bool) -> None:
@@ -108,10 +115,10 @@ class Teacher:
                 f'try teacher.precision = "fp32" (now {self.settings.precision}) or check its weights'
             )
 
-    def _fitting(self, views_BHWC: Tensor, how: Mix | None, start: int, size: int) -> Tensor:
+    def _fitting(self, views_BHWC: Tensor, mixes: Mix | None, start: int, size: int) -> Tensor:
         """Logits of `size` views from `start` on, in as many passes as memory demands."""
         try:
-            chosen = how and Mix(*(one[start // 2 : (start + size) // 2] for one in how))
+            chosen = mixes and Mix(*(one[start // 2 : (start + size) // 2] for one in mixes))
             return self._forward(views_BHWC[start : start + size], chosen)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error):
@@ -124,23 +131,24 @@ class Teacher:
             )
         self.batch = half
         end = min(start + size, len(views_BHWC))
-        return torch.cat([self._fitting(views_BHWC[:end], how, at, half) for at in range(start, end, half)])
+        return torch.cat([self._fitting(views_BHWC[:end], mixes, at, half) for at in range(start, end, half)])
 
-    def _forward(self, views_BHWC: Tensor, how: Mix | None) -> Tensor:
+    def _forward(self, views_BHWC: Tensor, mixes: Mix | None) -> Tensor:
         views_BHWC = views_BHWC.to(self.device, non_blocking=True)
-        how = how and Mix(*(one.to(self.device, non_blocking=True) for one in how))
+        mixes = mixes and Mix(*(one.to(self.device, non_blocking=True) for one in mixes))
         count = len(views_BHWC)
         if self._one_shape:
-            views_BHWC, how = _padded(views_BHWC, how, self.batch or self.settings.batch_size)
+            views_BHWC, mixes = _padded(views_BHWC, mixes, self.batch or self.settings.batch_size)
         with self.precision.switches(search=True):
-            found = [self._member_logits(nth, views_BHWC, how)[:count] for nth in range(len(self.models))]
+            found = [self._member_logits(nth, views_BHWC, mixes)[:count] for nth in range(len(self.models))]
         if len(found) == 1:
             return found[0]
         return torch.stack([logits.log_softmax(1) for logits in found]).logsumexp(0) - math.log(len(found))
 
-    def _member_logits(self, nth: int, views_BHWC: Tensor, how: Mix | None) -> Tensor:
-        given = self._networks[nth].given(views_BHWC, how)
-        logits: Tensor = self._run[nth](*given).fused.float()
+    def _member_logits(self, nth: int, views_BHWC: Tensor, mixes: Mix | None) -> Tensor:
+        given = self._networks[nth].given(views_BHWC, mixes)
+        heads: Heads = self._run[nth](*given)
+        logits = heads.supported(self.untrained[nth]).float()
         expected = len(views_BHWC), self.num_classes
         if logits.shape != expected:
             raise UserError(
@@ -150,16 +158,16 @@ class Teacher:
         return logits
 
 
-def _padded(views_BHWC: Tensor, how: Mix | None, size: int) -> tuple[Tensor, Mix | None]:
+def _padded(views_BHWC: Tensor, mixes: Mix | None, size: int) -> tuple[Tensor, Mix | None]:
     """A batch with black views at its end, so that it has `size` of them; as it is where it has as many."""
     missing = size - len(views_BHWC)
     if missing <= 0:
-        return views_BHWC, how
-    how = how and Mix(*(pad(one, (0, 0) * (one.ndim - 1) + (0, missing // 2)) for one in how))
-    return pad(views_BHWC, (0, 0) * 3 + (0, missing)), how
+        return views_BHWC, mixes
+    mixes = mixes and Mix(*(pad(one, (0, 0) * (one.ndim - 1) + (0, missing // 2)) for one in mixes))
+    return pad(views_BHWC, (0, 0) * 3 + (0, missing)), mixes
 
 
-def _member(member: config.Member, workspace: str, num_classes: int, image_size: int) -> tuple[Classifier, int]:
+def _member(member: Member, workspace: str, num_classes: int, image_size: int) -> tuple[Classifier, int]:
     """A network with its weights, and the side of the images that it takes.
 
     A network built for one size mostly takes others too: positions are resampled. Where its weights fit no other than
@@ -187,8 +195,3 @@ def _member(member: config.Member, workspace: str, num_classes: int, image_size:
         with contextlib.suppress(UserError):
             return built(own), own
         raise  # what is wrong at the views' side: it fits at neither
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the allocator of the CPU, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

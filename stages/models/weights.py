@@ -6,26 +6,18 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from schemas.errors import UserError
+from schemas.names import RUN_PREFIX
 from stages.models.state_dict import read_weights
-from stages.storage.store import Store
+from stages.storage.run_files import EMA_FILE as EMA_FILE
+from stages.storage.run_files import MODEL_FILE as MODEL_FILE
+from stages.storage.run_files import find_run, open_run, run_store
 
-
-def to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file of named tensors."""
-    return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-RUN_PREFIX = "run:"
-MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
-"""What a run leaves: its model, and the moving average of that."""
 _OUTSIDE = re.compile(
     "in12k|inw?21k|in22k|laion|_ig|ssl|wsl|swag|seer|lvd|jft|clip|openai|webli|datacomp|dfn|merged|m3[08]m|yfcc|cc12m|"
     "sa1b|sat493m|bamboo"
@@ -47,6 +39,17 @@ def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL
     """
     with _local_file(checkpoint, workspace, key, file) as path:
         return read_weights(path)
+
+
+def untrained_heads(checkpoint: str, workspace: str) -> tuple[str, ...]:
+    """Heads of a distilled model that were never trained, where its checkpoint is `run:NAME`; of a file none is known.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    if not checkpoint.startswith(RUN_PREFIX):
+        return ()
+    return open_run(workspace, checkpoint.removeprefix(RUN_PREFIX)).trained_with().train.untrained_heads
 
 
 def pretrained_weights(model: str, key: str = "teacher.checkpoint") -> dict[str, Tensor]:
@@ -86,22 +89,18 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def weights_sha256(manifest: dict[str, Any] | None, file: str) -> str | None:
-    """Of a run's weights file, as its manifest has it; None if the run is not whole."""
-    files = manifest["parts"][0]["files"] if manifest else []
-    return next((str(one["sha256"]) for one in files if one["path"] == file), None)
-
-
 @contextlib.contextmanager
 def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterator[Path]:
     if not checkpoint.startswith(RUN_PREFIX):
         yield Path(checkpoint)
         return
-    store = Store(workspace).at(f"runs/{checkpoint.removeprefix(RUN_PREFIX)}")
-    try:
-        data = store.read(file)
-    except FileNotFoundError:
-        raise UserError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
+    run = find_run(workspace, checkpoint.removeprefix(RUN_PREFIX), f"{key} = {checkpoint}")
+    if run is None:
+        store = run_store(workspace, checkpoint.removeprefix(RUN_PREFIX))
+        raise UserError(
+            f"{key} = {checkpoint}: {store} is not trained to its end; train that run first (`deit-pipeline train`)"
+        )
+    data = run.read(file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file)
         path.write_bytes(data)

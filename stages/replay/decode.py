@@ -48,7 +48,7 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
         raise ValueError(f"not a readable image ({' '.join(str(error).split())})") from None
 
 
-class _Frame(NamedTuple):
+class _JpegHeader(NamedTuple):
     """What a JPEG's headers say.
 
     Attributes:
@@ -62,7 +62,7 @@ class _Frame(NamedTuple):
     unit: int
 
 
-def _decoded_jpeg(data: bytes, frame: _Frame, rows: int | None) -> np.ndarray:
+def _decoded_jpeg(data: bytes, frame: _JpegHeader, rows: int | None) -> np.ndarray:
     """The image's first rows; the last unit that is decoded is not whole, since upsampling looks a row ahead."""
     wanted = frame.height if rows is None or not frame.unit else -(-rows // frame.unit) * frame.unit
     if wanted + frame.unit >= frame.height:
@@ -72,7 +72,7 @@ def _decoded_jpeg(data: bytes, frame: _Frame, rows: int | None) -> np.ndarray:
     return np.asarray(simplejpeg.decode_jpeg(lowered, "RGB", strict=False)[:wanted])
 
 
-def _plain_jpeg(data: bytes) -> _Frame | None:
+def _plain_jpeg(data: bytes) -> _JpegHeader | None:
     """The headers of a JPEG of one or three components, not CMYK, that ends where a JPEG ends."""
     if data[:3] != b"\xff\xd8\xff" or data[-2:] != b"\xff\xd9":
         return None
@@ -87,7 +87,7 @@ def _plain_jpeg(data: bytes) -> _Frame | None:
     return None
 
 
-def _frame(data: bytes, at: int, scan: int) -> _Frame | None:
+def _frame(data: bytes, at: int, scan: int) -> _JpegHeader | None:
     """What a frame's header says, and the first scan's, at their places."""
     height, width, components = (
         int.from_bytes(data[at + 5 : at + 7]),
@@ -98,4 +98,4 @@ def _frame(data: bytes, at: int, scan: int) -> _Frame | None:
         return None
     in_order = data[at + 1] in _SEQUENTIAL and data[scan + 4] == components
     down = max(factors & 15 for factors in data[at + 11 : at + 10 + 3 * components : 3])
-    return _Frame(at + 5, height, _BLOCK * down if in_order else 0)
+    return _JpegHeader(at + 5, height, _BLOCK * down if in_order else 0)

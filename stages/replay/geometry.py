@@ -1,9 +1,10 @@
 """Geometry: rotate, shear and translate uint8 RGB views, with the ImageNet mean where there is no source.
 
-Coordinates and edges are Pillow's: pixel centres end in .5, and a pixel whose source centre lies off the
-view gets the fill. Shears and translations move whole rows or columns, so they are 4-tap bicubic filters
-along one axis; a rotation is a bilinear warp of a sharpened view. Rejected: OpenCV's bicubic warp,
-three times slower; for shears it is also further from Pillow, whose cubic has another parameter.
+Coordinates and edges are Pillow's: pixel centres end in .5, a pixel whose source centre lies off the
+view gets the fill, and no other pixel has any of it. Shears and translations move whole rows or columns, so they are
+4-tap bicubic filters along one axis; a rotation is a bilinear warp of a sharpened view. Rejected: OpenCV's bicubic
+warp, three times slower; for shears it is also further from Pillow, whose cubic has another parameter. OpenCV's
+constant border, which blends the outermost pixels with the fill: networks see that rim (docs/replay.md).
 """
 
 import math
@@ -34,6 +35,7 @@ class Geometry:
         size = self._size = image_size
         self._fill = np.full((size, size, 3), FILL, np.uint8)
         self._turned = np.empty_like(self._fill)
+        self._inside, self._outside = np.zeros((size, size), np.uint8), np.empty((size, size), np.uint8)
         self._padded = np.zeros((size + 2 * _EDGE, size + 2 * _EDGE, 3), np.uint8)
         self._filtered = np.empty_like(self._padded)
         row, window = self._padded.strides[0], 3 * (size + 3)
@@ -50,8 +52,11 @@ class Geometry:
         matrix = np.array([[cos, -sin, centre * (1 - cos + sin)], [sin, cos, centre * (1 - sin - cos)]])
         cv2.blur(view, (3, 3), dst=out)
         cv2.addWeighted(view, 1 + _SHARPEN, out, -_SHARPEN, _TRUNCATE, dst=self._turned)
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(self._turned, matrix, view.shape[:2], dst=out, flags=flags, borderValue=FILL)
+        side, inverse = view.shape[:2], cv2.WARP_INVERSE_MAP
+        bilinear, nearest = cv2.INTER_LINEAR | inverse, cv2.INTER_NEAREST | inverse
+        cv2.warpAffine(self._turned, matrix, side, dst=out, flags=bilinear, borderMode=cv2.BORDER_REPLICATE)
+        cv2.warpAffine(self._inside, matrix, side, dst=self._outside, flags=nearest, borderValue=255)
+        cv2.copyTo(self._fill, self._outside, out)
 
     def shear_x(self, view: np.ndarray, out: np.ndarray, slope: float) -> None:
         """Take each row from `slope` pixels further right for each pixel of its height."""

@@ -53,12 +53,12 @@ def constants(
     return scale.repeat(width), shift.repeat(width)
 
 
-def mix(images_BCHW: Tensor, how: Mix) -> Tensor:
+def mix(images_BCHW: Tensor, mixes: Mix) -> Tensor:
     """Mix every image with its neighbour: λ·own + (1-λ)·partner, then the partner's box pasted over it."""
     pairs = images_BCHW.unflatten(0, (-1, 2))
     partners = pairs.flip(1)
-    blended = torch.lerp(partners, pairs, how.blend[:, None, None, None, None].to(pairs.dtype))
-    top, left, bottom, right = how.box[:, :, None].unbind(1)
+    blended = torch.lerp(partners, pairs, mixes.blend[:, None, None, None, None].to(pairs.dtype))
+    top, left, bottom, right = mixes.box[:, :, None].unbind(1)
     along_H = torch.arange(pairs.shape[3], device=pairs.device)
     along_W = torch.arange(pairs.shape[4], device=pairs.device)
     inside_UH, inside_UW = (along_H >= top) & (along_H < bottom), (along_W >= left) & (along_W < right)
@@ -66,7 +66,7 @@ def mix(images_BCHW: Tensor, how: Mix) -> Tensor:
     return torch.where(inside, partners, blended).flatten(0, 1)
 
 
-def normalised_mix(views_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...], how: Mix) -> Tensor:
+def normalised_mix(views_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...], mixes: Mix) -> Tensor:
     """`mix` of `normalise`, to the bit: float32 images [B, C, H, W], channels last in memory.
 
     On a CPU pair by pair, in the processor's cache, and with no arithmetic beyond what mixing changes: CutMix moves
@@ -74,11 +74,11 @@ def normalised_mix(views_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float
     than its arithmetic.
     """
     if views_BHWC.device.type != "cpu":
-        return mix(normalise(views_BHWC, mean, std), how)
+        return mix(normalise(views_BHWC, mean, std), mixes)
     scale, shift = constants(mean, std, views_BHWC.shape[2], views_BHWC.device)
     mixed_BHWC = torch.from_numpy(np.empty(tuple(views_BHWC.shape), np.float32))
     pair = torch.empty((2, *views_BHWC.shape[1:]))
-    blends, boxes = how.blend.tolist(), how.box.tolist()
+    blends, boxes = mixes.blend.tolist(), mixes.box.tolist()
     for views, mixed, blend, box in zip(views_BHWC.split(2), mixed_BHWC.split(2), blends, boxes, strict=True):
         images = mixed if blend == 1.0 else pair
         images.flatten(2).copy_(_swapped(views, box).flatten(2)).mul_(scale).sub_(shift)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.shard.plan import shard_name
-from stages.storage.commit import read_checked, read_receipt
+from schemas.manifests import ShardManifest
+from stages.storage.commit import read_checked
 from stages.storage.manifest import open_manifest
 from stages.storage.store import Store
 
@@ -50,9 +50,9 @@ def warn_of_shared_images(train: Store, val: Store, say: Callable[[str], None]) 
 
 def _indexes(store: Store) -> Iterator[pa.Table]:
     """The indexes of a finished split, shard by shard."""
-    found = open_manifest(store)
-    for shard in range(len(found[1]) if found else 0):
-        file = read_receipt(store, shard_name(shard)).file(".parquet")
+    found = open_manifest(store, ShardManifest)
+    for part in found.parts if found else ():
+        file = next(file for file in part.files if file.path.endswith(".parquet"))
         yield pq.read_table(io.BytesIO(read_checked(store, file)), columns=_COLUMNS)
 
 

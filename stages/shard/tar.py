@@ -16,7 +16,7 @@ _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class Sample(NamedTuple):
+class PackedSample(NamedTuple):
     """An image that decodes: what was found, its height and width in pixels, and the suffix it gets in a tar."""
 
     found: SourceImage
@@ -25,9 +25,9 @@ class Sample(NamedTuple):
     suffix: str
 
 
-def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: int) -> tuple[list[dict[str, Any]], str]:
+def write_tar(file: BinaryIO, samples: Iterable[PackedSample], shard: int) -> tuple[list[dict[str, Any]], str]:
     """Write samples into a tar; the rows of its index, `schemas.tables.INDEX`, and the tar's sha256."""
-    tar, rows = _Tar(file), []
+    tar, rows = _HashedTar(file), []
     for number, sample in enumerate(samples):
         key, found = f"{shard:06d}-{number:07d}", sample.found
         image = f"{key}.{'jpg' if sample.suffix == 'jpeg' else sample.suffix}"
@@ -47,7 +47,7 @@ def _padding(data: bytes) -> bytes:
     return bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-class _Tar:
+class _HashedTar:
     """A tar that is hashed as it is written, while its bytes are at hand; `length` is what it has of them."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -90,13 +90,13 @@ def _form() -> tuple[bytes, int]:
     return bytes(blank), sum(blank)
 
 
-def adopted_row(sample: Sample) -> dict[str, Any]:
+def adopted_row(sample: PackedSample) -> dict[str, Any]:
     """The row of the index for a sample of an adopted tar, `schemas.tables.INDEX`."""
     key = sample.found.name.partition("/")[2].removesuffix(os.path.splitext(sample.found.name)[1])
     return _row(sample, key, sample.found.offset)
 
 
-def _row(sample: Sample, key: str, offset: int) -> dict[str, Any]:
+def _row(sample: PackedSample, key: str, offset: int) -> dict[str, Any]:
     found = sample.found
     row = dict(key=key, offset=offset, size=len(found.data), height=sample.height, width=sample.width)
     return row | {"class": found.class_index, "crc32": zlib.crc32(found.data), "name": found.name}

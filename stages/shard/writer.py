@@ -28,7 +28,7 @@ from schemas.tables import INDEX
 from stages.replay.pixels import open_image, to_rgb
 from stages.shard.image_check import check_image
 from stages.shard.plan import ShardSpec
-from stages.shard.tar import Sample, adopted_row, write_tar
+from stages.shard.tar import PackedSample, adopted_row, write_tar
 from stages.sources.listing import Source
 from stages.sources.names import suffix_of
 from stages.sources.reader import Reader, SourceImage
@@ -73,10 +73,10 @@ class ShardMaker:
         facts |= {"samples": len(rows), "skipped": skipped, "found": len(spec.images)}
         return PartOutput(files=files, rows=len(rows), facts=facts, sha256=sha256)
 
-    def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[Sample]:
+    def _decoded(self, spec: ShardSpec, skipped: list[dict[str, str]]) -> Iterator[PackedSample]:
         for row, found in enumerate(self._reader.read(spec.images)):
             sample, fault = self._judged(found)
-            for _ in range(self._reader.askings - 1):
+            for _ in range(self._reader.read_attempts - 1):
                 if sample is None:
                     sample, fault = self._judged(next(self._reader.read(spec.images.slice(row, 1))))
             if sample:
@@ -84,7 +84,7 @@ class ShardMaker:
             else:
                 skipped.append({"name": found.name, "reason": fault})
 
-    def _judged(self, found: SourceImage) -> tuple[Sample | None, str]:
+    def _judged(self, found: SourceImage) -> tuple[PackedSample | None, str]:
         """The image, or why it is bad."""
         try:
             return (None, found.fault) if found.fault else (self._sample(found), "")
@@ -93,14 +93,14 @@ class ShardMaker:
         except Exception as error:  # re-encoding met what checking did not
             return None, last_line(error)
 
-    def _sample(self, found: SourceImage) -> Sample:
+    def _sample(self, found: SourceImage) -> PackedSample:
         height, width, kind = check_image(found.data)
         if 0 < self._config.max_side < max(height, width):
             data = shrink(found.data, self._config.max_side)
             height, width, _ = check_image(data)
-            return Sample(found._replace(data=data), height, width, "jpg")
+            return PackedSample(found._replace(data=data), height, width, "jpg")
         named = suffix_of(found.name)
-        return Sample(found, height, width, named if named in _KNOWN else _SUFFIXES.get(kind[1:], "png"))
+        return PackedSample(found, height, width, named if named in _KNOWN else _SUFFIXES.get(kind[1:], "png"))
 
     def _identity(self, path: str) -> dict[str, Any]:
         """An adopted tar's name, length and sha256, as in a receipt."""

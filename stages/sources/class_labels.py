@@ -34,8 +34,8 @@ _LARGEST_DEVKIT = 64 << 20
 class Labels:
     """Classes of flat images by file name without suffix; notes which were asked for."""
 
-    def __init__(self, classes: dict[str, str], where: str) -> None:
-        self.where = where
+    def __init__(self, classes: dict[str, str], context: str) -> None:
+        self.context = context
         check = LabelCheck()
         for name, text in classes.items():
             try:
@@ -52,15 +52,15 @@ class Labels:
         """
         stem = os.path.splitext(os.path.basename(name))[0]
         if stem not in self._classes:
-            raise UserError(f"{self.where}: names no class for image {name}; it does not belong to these images")
+            raise UserError(f"{self.context}: names no class for image {name}; it does not belong to these images")
         self._left.discard(stem)
         return self._classes[stem]
 
-    def check_all_seen(self, where: str) -> None:
+    def check_all_seen(self, context: str) -> None:
         """Raise UserError if labelled images were not there."""
         if self._left:
             lost = f"{len(self._left)} images, of which {min(self._left)} is the first"
-            raise UserError(f"{where}: lacks {lost}, that {self.where} names; copy or download it again")
+            raise UserError(f"{context}: lacks {lost}, that {self.context} names; copy or download it again")
 
 
 def read_labels(value: str) -> Labels:
@@ -69,17 +69,17 @@ def read_labels(value: str) -> Labels:
     Raises:
         UserError: if it is neither.
     """
-    where = f"source.val_labels = {value}"
+    context = f"source.val_labels = {value}"
     store, name = split_uri(value)
     try:
         data = store.read(name)
     except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{context}: cannot be read ({error.strerror or error})") from None
     try:
-        return Labels(_solution(data) if name.endswith(".csv") else _devkit(data), where)
+        return Labels(_solution(data) if name.endswith(".csv") else _devkit(data), context)
     except (ValueError, KeyError, OSError, UserError, EOFError, zlib.error, csv.Error) as error:
         raise UserError(
-            f"{where}: is neither ILSVRC2012_devkit_t12.tar.gz nor LOC_val_solution.csv ({error})"
+            f"{context}: is neither ILSVRC2012_devkit_t12.tar.gz nor LOC_val_solution.csv ({error})"
         ) from None
 
 

@@ -27,7 +27,7 @@ _KINDS = ("tar", "parquet")
 _FORMS = "give an image folder, a tar, Parquet or {0000..1023}.tar"
 
 
-class Place(NamedTuple):
+class SourceLocation(NamedTuple):
     """A source's folder, the archives in it, the folder inside them, and what is beside them and left out."""
 
     root: Store
@@ -78,57 +78,57 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
     Raises:
         UserError: naming the key, if there is no source, or not one whose images have classes.
     """
-    where = f"source.{split} = {uri_options(value)[0]}"
+    context = f"source.{split} = {uri_options(value)[0]}"
     if not value:
         raise UserError(f"source.{split} is not set; give an image folder, <root>/<class>/*.jpg, a tar or Parquet")
-    place = _find(value, split, classes, where)
-    if not place.files and (kaggle := place.root.at(_KAGGLE)).folders():
+    place = _find(value, split, classes, context)
+    if not place.files and (kaggle := place.root.child(_KAGGLE)).folders():
         if split == "val" and labels is None:
-            labels = read_labels(place.root.at(_KAGGLE_LABELS).uri)
-        return list_source(kaggle.at(split).uri, split, classes, labels)
+            labels = read_labels(place.root.child(_KAGGLE_LABELS).uri)
+        return list_source(kaggle.child(split).uri, split, classes, labels)
     if not place.files:
-        inner = find_split(DiskTree(place.root), split, classes if isinstance(classes, tuple) else (), where)
+        inner = find_split(DiskTree(place.root), split, classes if isinstance(classes, tuple) else (), context)
         if not inner.folder:
-            return list_folder(place.root, classes, labels, where)
-        listing = list_source(place.root.at(inner.folder).uri, split, classes, labels)
+            return list_folder(place.root, classes, labels, context)
+        listing = list_source(place.root.child(inner.folder).uri, split, classes, labels)
         flat = sorted(entry.name for entry in entries(place.root, "") if not entry.is_folder)
         beside = (*inner.beside, *(name for name in flat if not why_no_image(name)), *listing.beside)
         return replace(listing, what=f"in {inner.folder}/, {listing.what}", beside=beside)
     if suffix_of(place.files[0]) == "tar":
-        listing = list_tars(place.root, place.files, place.below, split, classes, labels, where)
+        listing = list_tars(place.root, place.files, place.below, split, classes, labels, context)
     elif labels is not None:
-        raise UserError(f"{where}: has classes of its own; unset source.val_labels")
+        raise UserError(f"{context}: has classes of its own; unset source.val_labels")
     else:
-        listing = list_parquet(place.root, place.files, classes, where)
+        listing = list_parquet(place.root, place.files, classes, context)
     return replace(listing, beside=(*listing.beside, *place.beside))
 
 
-def _find(value: str, split: str, classes: Classes, where: str) -> Place:
+def _find(value: str, split: str, classes: Classes, context: str) -> SourceLocation:
     """Where a source is; a folder that holds tars or Parquet stands for these."""
     path, options = uri_options(value)
     fixed, pattern = _fixed_part(path.rstrip("/"))
     known = classes if isinstance(classes, tuple) else ()
     if pattern:
         store = Store((fixed or ".") + options)
-        files = _expand(store, unquote(pattern) if "://" in value else pattern, where)
-        check_one_split(files, known, where)
-        return Place(store, files, "")
+        files = _expand(store, unquote(pattern) if "://" in value else pattern, context)
+        check_one_split(files, known, context)
+        return SourceLocation(store, files, "")
     if (match := _TAR.fullmatch(fixed)) and not Store(match[1] + options).is_folder():
-        return Place(*_file(match[1] + options, where), match[2] or "")
+        return SourceLocation(*_file(match[1] + options, context), match[2] or "")
     whole = Store(fixed + options)
     if not whole.is_folder():
-        return Place(*_file(fixed + options, where), "")
+        return SourceLocation(*_file(fixed + options, context), "")
     names = sorted(name for name in whole.files() if suffix_of(name) in _KINDS)
     if not names:
-        _refuse_packed(whole, where)
-        return Place(whole, [], "")
-    _alike(names, where)
-    beside = _beside(whole, names, where)
-    files = choose_files(names, split, known, where)
-    return Place(whole, files, "", (*(name for name in names if name not in files), *beside))
+        _refuse_packed(whole, context)
+        return SourceLocation(whole, [], "")
+    _alike(names, context)
+    beside = _beside(whole, names, context)
+    files = choose_files(names, split, known, context)
+    return SourceLocation(whole, files, "", (*(name for name in names if name not in files), *beside))
 
 
-def _beside(store: Store, names: list[str], where: str) -> list[str]:
+def _beside(store: Store, names: list[str], context: str) -> list[str]:
     """What a folder holds beside its tars or Parquet files.
 
     Raises:
@@ -139,40 +139,40 @@ def _beside(store: Store, names: list[str], where: str) -> list[str]:
         if entry.name in names:
             continue
         if entry.fault and suffix_of(entry.name) in _KINDS and not is_hidden(entry.name):
-            raise UserError(f"{where}: {entry.name} {entry.fault}; remove it or put the file there")
+            raise UserError(f"{context}: {entry.name} {entry.fault}; remove it or put the file there")
         packed = not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name)
         if packed and entry.name not in MD5:  # the devkit lies with the official archives
             raise UserError(
-                f"{where}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "
-                f"meant, such as {where.partition(' = ')[2]}/*.{suffix_of(names[0])}"
+                f"{context}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "
+                f"meant, such as {context.partition(' = ')[2]}/*.{suffix_of(names[0])}"
             )
         is_images = not is_hidden(entry.name) and (
             has_images_below(store, entry.name) if entry.is_folder else not why_no_image(entry.name)
         )
         if is_images:
             kind = f"the folder {entry.name} with images" if entry.is_folder else f"images such as {entry.name}"
-            base = where.partition(" = ")[2]
+            base = context.partition(" = ")[2]
             raise UserError(
-                f"{where}: holds {len(names)} files such as {names[0]} beside {kind}; name what is meant, such as "
+                f"{context}: holds {len(names)} files such as {names[0]} beside {kind}; name what is meant, such as "
                 f"{base}/*.{suffix_of(names[0])}" + (f" or {base}/{entry.name}" if entry.is_folder else "")
             )
         found.append(entry.name)
     return found
 
 
-def _refuse_packed(store: Store, where: str) -> None:
+def _refuse_packed(store: Store, context: str) -> None:
     """Raise UserError for a folder without images that holds archives nobody reads, or partitions of Parquet."""
     names = [entry.name for entry in sorted(entries(store, "")) if not is_hidden(entry.name)]
-    base = where.partition(" = ")[2]
+    base = context.partition(" = ")[2]
     if partition := next((name for name in names if "=" in name and _has_parquet(store, name)), None):
         raise UserError(
-            f"{where}: is partitioned Parquet ({partition}/…); write the column {partition.partition('=')[0]} into the "
-            "files, and no partitions"
+            f"{context}: is partitioned Parquet ({partition}/…); write the column {partition.partition('=')[0]} into "
+            "the files, and no partitions"
         )
     packed = [name for name in names if _PACKED.search(name)]
     if packed and not any(not why_no_image(name) for name in names) and not store.folders():
         raise UserError(
-            f"{where}: holds no images and no tar that can be read by offset, but {packed[0]} ({len(packed)} such); "
+            f"{context}: holds no images and no tar that can be read by offset, but {packed[0]} ({len(packed)} such); "
             f"unpack or decompress them, such as {base}/{packed[0].partition('.tar')[0].removesuffix('.zip')}.tar"
         )
 
@@ -181,16 +181,16 @@ def _has_parquet(store: Store, folder: str) -> bool:
     return any(suffix_of(name) == "parquet" for name in store.files(folder))
 
 
-def _file(path: str, where: str) -> tuple[Store, list[str]]:
+def _file(path: str, context: str) -> tuple[Store, list[str]]:
     """The folder and the name of a tar or a Parquet file."""
     store, name = split_uri(path)
     name = unquote(name) if "://" in path else name
     if not store.exists(name):
         suffix = suffix_of(name)
         kind = "file" if suffix in (*_KINDS, "gz", "tgz", "zip", "zst", "xz") else "folder"
-        raise UserError(f"{where}: no such {kind}; {_FORMS}")
+        raise UserError(f"{context}: no such {kind}; {_FORMS}")
     if suffix_of(name) not in _KINDS:
-        raise UserError(f"{where}: {_what_file(store, name)}; {_FORMS}")
+        raise UserError(f"{context}: {_what_file(store, name)}; {_FORMS}")
     return store, [name]
 
 
@@ -219,20 +219,20 @@ def _fixed_part(value: str) -> tuple[str, str]:
     return (value[:cut] or "/", value[cut + 1 :]) if cut >= 0 else ("", value)
 
 
-def _expand(store: Store, pattern: str, where: str) -> list[str]:
+def _expand(store: Store, pattern: str, context: str) -> list[str]:
     """The files that a pattern names; those that braces name must all be there."""
     names: list[str] = []
-    for one in _braces(pattern, where):
+    for one in _braces(pattern, context):
         folder, slash, last = one.rpartition("/")
         there = store.files(folder)
         found = sorted(f"{folder}{slash}{name}" for name in fnmatch.filter(there, last))
         if not found:
-            raise UserError(f"{where}: {one} is missing in {store}")
+            raise UserError(f"{context}: {one} is missing in {store}")
         names += found
-    return _alike(names, where)
+    return _alike(names, context)
 
 
-def _braces(pattern: str, where: str) -> list[str]:
+def _braces(pattern: str, context: str) -> list[str]:
     if not set("{}") & set(pattern):
         return [pattern]
     from webdataset.shardlists import expand_urls  # here: it loads torch, which other sources have no use for
@@ -240,11 +240,11 @@ def _braces(pattern: str, where: str) -> list[str]:
     try:
         return list(expand_urls(pattern))
     except ValueError as error:
-        raise UserError(f"{where}: {error}; braces come in pairs, such as {{0000..1023}}.tar") from None
+        raise UserError(f"{context}: {error}; braces come in pairs, such as {{0000..1023}}.tar") from None
 
 
-def _alike(names: list[str], where: str) -> list[str]:
+def _alike(names: list[str], context: str) -> list[str]:
     kinds = {suffix_of(name) or name for name in names}
     if len(kinds) != 1 or not kinds <= {*_KINDS}:
-        raise UserError(f"{where}: names files of several kinds ({', '.join(sorted(kinds))}); all .tar or .parquet")
+        raise UserError(f"{context}: names files of several kinds ({', '.join(sorted(kinds))}); all .tar or .parquet")
     return names

@@ -25,7 +25,7 @@ _FILES, _LINKS, _FOLDER, _NO_DATA = b"0\x007", b"12", b"5", b"123456"
 _SPARSE, _LONG_NAME, _LONG_LINK, _PAX, _GLOBAL = b"S", b"L", b"K", b"xX", b"g"
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a tar: its name, where its bytes are, and why it is never read, or ""."""
 
     name: str
@@ -43,12 +43,12 @@ def compression(data: bytes) -> str:
     return _COMPRESSED.get(data[:2], "")
 
 
-def members(file: Any, where: str, end: int | None = None) -> Iterator[Member]:
+def members(file: Any, context: str, end: int | None = None) -> Iterator[TarMember]:
     """The files of the tar that begins where `file` stands; folders are skipped.
 
     Args:
         file: open, seekable; whoever takes members may move it.
-        where: the tar's name, for messages.
+        context: the tar's name, for messages.
         end: the offset at which the tar's bytes end; None = where the file ends.
 
     Raises:
@@ -58,14 +58,14 @@ def members(file: Any, where: str, end: int | None = None) -> Iterator[Member]:
     length = file.seek(0, io.SEEK_END)
     file.seek(start)
     if kind := compression(file.read(2)):
-        raise UserError(f"{where}: is compressed ({kind}) and cannot be read by offset; decompress it first")
+        raise UserError(f"{context}: is compressed ({kind}) and cannot be read by offset; decompress it first")
     try:
         yield from _walk(file, start, length if end is None else min(end, length))
     except _Damaged as error:
-        raise UserError(f"{where}: not a whole tar ({error}); copy or download it again") from None
+        raise UserError(f"{context}: not a whole tar ({error}); copy or download it again") from None
 
 
-def _walk(file: Any, at: int, end: int) -> Iterator[Member]:
+def _walk(file: Any, at: int, end: int) -> Iterator[TarMember]:
     about: dict[str, str] = {}  # what headers before a member's own say of it
     always: dict[str, str] = {}
     in_a_row = 0
@@ -99,7 +99,7 @@ def _walk(file: Any, at: int, end: int) -> Iterator[Member]:
         if at + stored > end:
             raise _Damaged("reaches beyond its end")
         if not is_folder:
-            yield Member(name.removeprefix("./"), at, size, _fault(name, kind, sparse))
+            yield TarMember(name.removeprefix("./"), at, size, _fault(name, kind, sparse))
         at += _padded(stored)
         about = {}
 

@@ -48,16 +48,16 @@ class DiskTree:
         return Shape(images, folders)
 
 
-def list_folder(store: Store, classes: Classes, labels: Labels | None, where: str) -> Listing:
+def list_folder(store: Store, classes: Classes, labels: Labels | None, context: str) -> Listing:
     """List an image folder; a folder without class folders takes its classes from `labels`.
 
     Raises:
         UserError: if there is no image, a class has none, or a class is not in the list.
     """
     collector = Collector()
-    folders = _walk_classes(store, collector, labels is None, where)
+    folders = _walk_classes(store, collector, labels is None, context)
     if labels is not None and folders:
-        raise UserError(f"{where}: has class folders, such as {folders[0]}; unset source.val_labels")
+        raise UserError(f"{context}: has class folders, such as {folders[0]}; unset source.val_labels")
     for entry in entries(store, ""):
         reason = why_no_image(entry.name)
         if entry.is_folder:
@@ -70,14 +70,14 @@ def list_folder(store: Store, classes: Classes, labels: Labels | None, where: st
         elif labels is not None:
             _take(collector, labels.take(entry.name), entry.name, entry)
         elif not folders:
-            raise UserError(f"{where}: its images have no class folders; name their classes in source.val_labels")
+            raise UserError(f"{context}: its images have no class folders; name their classes in source.val_labels")
         else:
             collector.leave_out("image outside the class folders", entry.name)
     if labels is not None:
-        labels.check_all_seen(where)
+        labels.check_all_seen(context)
     what = "flat images, classes from source.val_labels" if labels is not None else "an image folder, a folder a class"
     source = Source(store.absolute, "files")
-    return collector.listing(source, classes, where, what=what, sort=True)
+    return collector.listing(source, classes, context, what=what, sort=True)
 
 
 def entries(store: Store, folder: str, *, follow: bool = True) -> Iterator[Entry]:
@@ -133,7 +133,7 @@ def _linked(entry: "os.DirEntry[str]", root: str, follow: bool) -> Entry:
     return Entry(entry.name, True, 0, "")
 
 
-def _walk_classes(store: Store, collector: Collector, are_classes: bool, where: str) -> list[str]:
+def _walk_classes(store: Store, collector: Collector, are_classes: bool, context: str) -> list[str]:
     """Take all images of the class folders; the names of these, sorted."""
     folders = sorted(one.name for one in entries(store, "") if one.is_folder and not is_hidden(one.name))
     inner, last = set[str](), ""
@@ -153,10 +153,10 @@ def _walk_classes(store: Store, collector: Collector, are_classes: bool, where: 
                 _take(collector, name, path, entry)
         if packed and collector.taken == before:
             raise UserError(
-                f"{where}: folder {name} holds no images, but {packed} files of tar or Parquet; name them as the "
-                f"source, such as {where.partition(' = ')[2]}/{name}"
+                f"{context}: folder {name} holds no images, but {packed} files of tar or Parquet; name them as the "
+                f"source, such as {context.partition(' = ')[2]}/{name}"
             )
-    check_no_splits_below(sorted(inner), where)
+    check_no_splits_below(sorted(inner), context)
     return folders
 
 

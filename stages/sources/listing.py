@@ -135,7 +135,7 @@ class Collector:
         self,
         source: Source,
         classes: Classes,
-        where: str,
+        context: str,
         *,
         what: str,
         order: tuple[str, ...] | None = None,
@@ -148,7 +148,7 @@ class Collector:
         Args:
             source: where the bytes are.
             classes: class names by index, or how the source's own are put in order.
-            where: the run file's key and value, for messages.
+            context: the run file's key and value, for messages.
             what: the source, and where its classes come from, for people.
             order: the names by index that the source brings itself.
             sort: by name; else in the order in which images were taken.
@@ -163,22 +163,22 @@ class Collector:
         self._batches = []  # never more than two copies of a table in memory
         if not len(images):
             raise UserError(
-                f"{where}: holds no images{_instead(self._left_out, self.refused)}; see docs/sources.md for the forms "
-                "a source can have"
+                f"{context}: holds no images{_instead(self._left_out, self.refused)}; see docs/sources.md for the "
+                "forms a source can have"
             )
         if samples:
-            self._tell_indices(classes, where)
-        names, how = self._class_names(classes, order, where, images)
+            self._tell_indices(classes, context)
+        names, naming = self._class_names(classes, order, context, images)
         index = {name: number for number, name in enumerate(names)}
         of_number = np.array([index[name] if isinstance(name, str) else name for name in self._classes], np.uint16)
         seen = np.bincount(images["class"].to_numpy(), minlength=len(of_number))
         if empty := [name for name, count in zip(self._classes, seen, strict=True) if not count]:
-            raise UserError(f"{where}: class {empty[0]} has no images; add some or remove the class")
+            raise UserError(f"{context}: class {empty[0]} has no images; add some or remove the class")
         images = images.set_column(1, LISTING.field(1), pa.array(of_number[images["class"].to_numpy()]))
         if sort:
             images = images.take(pc.sort_indices(images, [("name", "ascending"), ("offset", "ascending")]))
         if (twice := _named_twice(images["name"], sort)) is not None:
-            raise UserError(f"{where}: holds {twice} twice; remove one, since its name could mean either")
+            raise UserError(f"{context}: holds {twice} twice; remove one, since its name could mean either")
         warned = [*warnings, "" if classes and classes != NUMERIC else doubtful_order(names)]
         if order is None and not isinstance(classes, tuple) and len(names) > len(of_number):
             absent = min(set(range(len(names))) - set(of_number.tolist()))
@@ -188,46 +188,46 @@ class Collector:
         left_out = tuple(one for _, one in sorted(self._left_out.items()))
         refused = tuple(sorted(self.refused, key=lambda one: one["name"]) if sort else self.refused)
         warned = [warning for warning in warned if warning]
-        return Listing(source, images, names, left_out, refused, samples, what, how, tuple(warned))
+        return Listing(source, images, names, left_out, refused, samples, what, naming, tuple(warned))
 
-    def _tell_indices(self, classes: Classes, where: str) -> None:
+    def _tell_indices(self, classes: Classes, context: str) -> None:
         """Labels that are indices become numbers."""
         texts = [one for one in self._classes if isinstance(one, str)]
         try:
             indices = are_indices(texts, classes if isinstance(classes, tuple) else None)
         except ValueError as error:
-            raise UserError(f"{where}: {error}; list the classes' names in source.classes") from None
+            raise UserError(f"{context}: {error}; list the classes' names in source.classes") from None
         if indices:
             self._classes = {int(one): number for one, number in self._classes.items()}
 
     def _class_names(
-        self, classes: Classes, order: tuple[str, ...] | None, where: str, images: pa.Table
+        self, classes: Classes, order: tuple[str, ...] | None, context: str, images: pa.Table
     ) -> tuple[tuple[str, ...], str]:
         """Class names by index, and how they were found."""
         numbers = [one for one in self._classes if isinstance(one, int)]
         found = [one for one in self._classes if isinstance(one, str)]
         if numbers and found:
-            raise UserError(f"{where}: some classes are numbers and some are names, such as {found[0]}; use one")
-        given, how = (classes, "") if isinstance(classes, tuple) else (order, "names that its files give")
+            raise UserError(f"{context}: some classes are numbers and some are names, such as {found[0]}; use one")
+        given, naming = (classes, "") if isinstance(classes, tuple) else (order, "names that its files give")
         count = len(given) if given else max(numbers) + 1 if numbers else len(found)
         if count > MOST_CLASSES:
             example = _example(images, self._classes[max(numbers)]) if numbers and not given else ""
-            raise UserError(f"{where}: has {count} classes{example}; at most {MOST_CLASSES} can be told apart")
+            raise UserError(f"{context}: has {count} classes{example}; at most {MOST_CLASSES} can be told apart")
         if not given and numbers:
-            given, how = tuple(map(str, range(count))), "class indices"
+            given, naming = tuple(map(str, range(count))), "class indices"
         elif not given:
             if classes == NUMERIC and (wrong := [one for one in found if not (one.isascii() and one.isdecimal())]):
-                raise UserError(f'{where}: class {wrong[0]} is no number, as source.classes = "numeric" needs')
-            given, how = in_order(found, classes), f"names, {'by number' if classes else 'sorted'}"
+                raise UserError(f'{context}: class {wrong[0]} is no number, as source.classes = "numeric" needs')
+            given, naming = in_order(found, classes), f"names, {'by number' if classes else 'sorted'}"
         there = set(given)
         unknown: list[str | int] = [one for one in numbers if not 0 <= one < len(given)]
         unknown += sorted(one for one in found if one not in there)
         if unknown:
             raise UserError(
-                f"{where}: class {unknown[0]} is not among the {len(given)} of source.classes or of the train split "
+                f"{context}: class {unknown[0]} is not among the {len(given)} of source.classes or of the train split "
                 f"({len(unknown)} such{_example(images, self._classes[unknown[0]])}); rename it or add it to the list"
             )
-        return given, how
+        return given, naming
 
     def _flush(self) -> None:
         columns = [pa.array(self._names, pa.string())]

@@ -19,7 +19,7 @@ from stages.storage.store import Store
 _ROWS = 64
 
 
-def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: str) -> Listing:
+def list_parquet(store: Store, files: Sequence[str], classes: Classes, context: str) -> Listing:
     """List the images of Parquet files.
 
     Labels that are numbers are class indices; names in the files' own description come with them. Where `classes`
@@ -33,7 +33,7 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
     names: tuple[str, ...] | None = None
     warnings: list[str] = []
     for number, path in enumerate(files):
-        name = store.name(path)
+        name = store.display_path(path)
         try:
             with store.stream(path) as stream:
                 file = pq.ParquetFile(stream)
@@ -42,11 +42,11 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
                 form = (_is_text(file.schema_arrow.field("label").type), described)
                 if first is None:
                     first = form
-                    names, warnings = _names(described, classes, where)
+                    names, warnings = _names(described, classes, context)
                 elif form != first:
                     raise UserError(
-                        f"{where}: {path} has labels of another kind or other class names than {files[0]}; name files "
-                        "that are alike"
+                        f"{context}: {path} has labels of another kind or other class names than {files[0]}; name "
+                        "files that are alike"
                     )
                 _list_file(file, columns, number, path, names, check, name, collector)
         except (pa.ArrowException, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
@@ -55,7 +55,7 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, where: st
     source = Source(store.absolute, "rows", tuple(files))
     what = f"{len(files):,} Parquet file{'s' if len(files) != 1 else ''}, classes from the column label"
     order = first[1] if first else None
-    return collector.listing(source, classes, where, what=what, order=order, warnings=warnings)
+    return collector.listing(source, classes, context, what=what, order=order, warnings=warnings)
 
 
 def read_rows(file: Any, wanted: dict[int, set[int]]) -> Iterator[tuple[int, int, bytes]]:
@@ -77,7 +77,9 @@ def read_rows(file: Any, wanted: dict[int, set[int]]) -> Iterator[tuple[int, int
             first += len(data)
 
 
-def _names(described: tuple[str, ...] | None, classes: Classes, where: str) -> tuple[tuple[str, ...] | None, list[str]]:
+def _names(
+    described: tuple[str, ...] | None, classes: Classes, context: str
+) -> tuple[tuple[str, ...] | None, list[str]]:
     """What labels that are numbers are called, None = by number alone; and what to warn of.
 
     Raises:
@@ -93,8 +95,8 @@ def _names(described: tuple[str, ...] | None, classes: Classes, where: str) -> t
         same, number = set(ours) & set(theirs), min(len(ours), len(theirs))
         lacks = f"class {other if same or len(ours) > len(theirs) else number} is not among the {len(classes)}"
         raise UserError(
-            f"{where}: {lacks} of source.classes or of the train split (the files call their {len(described)} classes "
-            f"{described[0]}, …); rename it there, or unset source.classes to take the files' names"
+            f"{context}: {lacks} of source.classes or of the train split (the files call their {len(described)} "
+            f"classes {described[0]}, …); rename it there, or unset source.classes to take the files' names"
         )
     return None, [
         f"the files call their {len(described)} classes by other names than source.classes: their numbers are taken as "
@@ -109,7 +111,7 @@ def _list_file(
     path: str,
     names: tuple[str, ...] | None,
     check: LabelCheck,
-    where: str,
+    context: str,
     into: Collector,
 ) -> None:
     first = 0
@@ -123,12 +125,12 @@ def _list_file(
             if label is None:
                 into.refuse(name, "has no label")
             else:
-                class_name = _class(label, names, check, f"{where}, row {first + row}")
+                class_name = _class(label, names, check, f"{context}, row {first + row}")
                 into.add(class_name, name, file=number, block=block, offset=row, size=size)
         first += len(labels)
 
 
-def _class(label: str | int, names: tuple[str, ...] | None, check: LabelCheck, where: str) -> str | int:
+def _class(label: str | int, names: tuple[str, ...] | None, check: LabelCheck, context: str) -> str | int:
     """The class that a label says.
 
     Raises:
@@ -138,11 +140,11 @@ def _class(label: str | int, names: tuple[str, ...] | None, check: LabelCheck, w
         try:
             check(label)
         except ValueError as error:
-            raise UserError(f"{where}: the label {label[:40]!a} {error}") from None
+            raise UserError(f"{context}: the label {label[:40]!a} {error}") from None
         return label
     if label < 0 or (names and label >= len(names)):
         known = f"of which the files name {len(names)}" if names else "0, 1, 2 and so on"
-        raise UserError(f"{where}: the label {label} is no class index, {known}; remove unlabelled rows")
+        raise UserError(f"{context}: the label {label} is no class index, {known}; remove unlabelled rows")
     return names[label] if names else label
 
 
@@ -152,7 +154,7 @@ def _image_bytes(group: Any) -> int:
     return sum(one.total_compressed_size for one in columns if one.path_in_schema.split(".")[0] == "image")
 
 
-def _columns(schema: pa.Schema, where: str) -> list[str]:
+def _columns(schema: pa.Schema, context: str) -> list[str]:
     """The columns that a listing reads: all but the bytes."""
     kinds = {field.name: field.type for field in schema}
     image, label = kinds.get("image", pa.null()), kinds.get("label", pa.null())
@@ -162,8 +164,8 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
         image, has_path = fields.get("bytes", pa.null()), "path" in fields
     if not _is_bytes(image) or not (pa.types.is_integer(_plain(label)) or _is_text(label)):
         raise UserError(
-            f"{where}: needs a column image (bytes, or a struct with them) and a column label (whole number or string)"
-            f"{f', not {label},' if 'label' in kinds else ','} has {', '.join(kinds)}"
+            f"{context}: needs a column image (bytes, or a struct with them) and a column label (whole number or "
+            f"string){f', not {label},' if 'label' in kinds else ','} has {', '.join(kinds)}"
         )
     return ["label", "image.path"] if has_path else ["label"]
 

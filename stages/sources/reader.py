@@ -33,9 +33,9 @@ class Reader:
         self._open: Callable[[int], Any] = lru_cache(_OPEN_FILES)(self._open_file)
 
     @property
-    def askings(self) -> int:
+    def read_attempts(self) -> int:
         """How often an image is read before it is blamed: what came across a network may be garbled."""
-        return self._store.askings
+        return self._store.read_attempts
 
     def read(self, images: pa.Table) -> Iterator[SourceImage]:
         """The images of a part of a listing, in its order; those of Parquet are gathered first.
@@ -85,4 +85,4 @@ class Reader:
         try:
             return self._store.open(path)
         except FileNotFoundError:
-            raise UserError(f"{self._store.name(path)}: is missing; it was there when it was listed") from None
+            raise UserError(f"{self._store.display_path(path)}: is missing; it was there when it was listed") from None

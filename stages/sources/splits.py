@@ -28,7 +28,7 @@ class Tree(Protocol):
         """What a folder has directly in it."""
 
 
-class Place(NamedTuple):
+class SplitFolder(NamedTuple):
     """The folder of a tree that holds a split's class folders, and the folders beside it that are left out."""
 
     folder: str
@@ -59,14 +59,14 @@ class Folders:
         return Shape(path in self._with_images, path in self._below)
 
 
-def find_split(tree: Tree, split: str, known: Collection[str], where: str) -> Place:
+def find_split(tree: Tree, split: str, known: Collection[str], context: str) -> SplitFolder:
     """The folder with a split's class folders: the one called after the split, below folders that hold nothing else.
 
     Args:
         tree: the source's folders.
         split: train or val.
         known: names of classes, which are no splits.
-        where: the run file's key and value, for messages.
+        context: the run file's key and value, for messages.
 
     Raises:
         UserError: if folders are called after splits, but none or several are this one's.
@@ -74,18 +74,18 @@ def find_split(tree: Tree, split: str, known: Collection[str], where: str) -> Pl
     folder, beside = "", list[str]()
     while True:
         names = tree.folders(folder)
-        name = _named(tree, folder, names, split, known, where)
+        name = _named(tree, folder, names, split, known, context)
         if name:
             beside += [join(folder, other) for other in names if other != name]
         elif len(names) == 1 and names[0] not in known and not tree.shape(folder).images:
             inner = tree.shape(join(folder, names[0]))
             name = names[0] if inner.folders and not inner.images else ""
         if not name:
-            return Place(folder, tuple(beside))
+            return SplitFolder(folder, tuple(beside))
         folder = join(folder, name)
 
 
-def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Collection[str], where: str) -> str:
+def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Collection[str], context: str) -> str:
     """The folder that is called after the split, or "" where none is called after any."""
     alike = [name for name in names if name.lower() in GROUPS and name not in known]
     groups = {name: GROUPS[name.lower()] for name in alike} or _by_words(tree, folder, names, known)
@@ -98,9 +98,9 @@ def _named(tree: Tree, folder: str, names: Sequence[str], split: str, known: Col
     if len(found) != 1:
         there = ", ".join([*alike, *others][:8])
         raise UserError(
-            f"{where}: holds the folders {there}, "
+            f"{context}: holds the folders {there}, "
             + (f"of which {' and '.join(found)} could be {split}" if found else f"none of which is {split}")
-            + f"; name one, such as {where.partition(' = ')[2]}/{join(folder, alike[0])}, or list them in "
+            + f"; name one, such as {context.partition(' = ')[2]}/{join(folder, alike[0])}, or list them in "
             "source.classes, if they are classes"
         )
     return found[0]
@@ -120,7 +120,7 @@ def _are_classes(tree: Tree, folder: str, names: Sequence[str]) -> bool:
     return all(tree.shape(join(folder, name)) == Shape(images=True, folders=False) for name in names)
 
 
-def check_no_splits_below(folders: Iterable[str], where: str) -> None:
+def check_no_splits_below(folders: Iterable[str], context: str) -> None:
     """Raise UserError where class folders hold folders of several splits, <class>/train and <class>/val."""
     seen: dict[str, str] = {}
     for path in folders:
@@ -129,12 +129,12 @@ def check_no_splits_below(folders: Iterable[str], where: str) -> None:
                 seen.setdefault(GROUPS[name.lower()], path)
     if len(seen) > 1:
         raise UserError(
-            f"{where}: its class folders hold folders of several splits, such as {' and '.join(seen.values())}; "
+            f"{context}: its class folders hold folders of several splits, such as {' and '.join(seen.values())}; "
             "move them to <split>/<class>, and name one split"
         )
 
 
-def choose_files(names: Sequence[str], split: str, known: Collection[str], where: str) -> list[str]:
+def choose_files(names: Sequence[str], split: str, known: Collection[str], context: str) -> list[str]:
     """Of a folder's tars or Parquet files, those of the split that is meant, where their names say of which they are.
 
     Raises:
@@ -148,21 +148,21 @@ def choose_files(names: Sequence[str], split: str, known: Collection[str], where
     if rest or (len(set(groups.values())) > 1 and not group):
         example = rest[0] if rest else names[0]
         raise UserError(
-            f"{where}: holds files of the splits {', '.join(sorted(set(groups.values())))}"
+            f"{context}: holds files of the splits {', '.join(sorted(set(groups.values())))}"
             f"{f' and others, such as {example}' if rest else f', none of which is {split}'}; name those of one split "
-            f"with a pattern, such as {where.partition(' = ')[2]}/{split}-*{example[example.rfind('.') :]}"
+            f"with a pattern, such as {context.partition(' = ')[2]}/{split}-*{example[example.rfind('.') :]}"
         )
     return [name for name in names if groups[name] == group] if len(set(groups.values())) > 1 else list(names)
 
 
-def check_one_split(names: Sequence[str], known: Collection[str], where: str) -> None:
+def check_one_split(names: Sequence[str], known: Collection[str], context: str) -> None:
     """Raise UserError where a pattern names files of several splits."""
     groups = _groups(names, known)
     if len(set(groups.values())) > 1:
         one, other = (
             next(name for name in names if groups.get(name) == group) for group in sorted(set(groups.values()))[:2]
         )
-        raise UserError(f"{where}: names files of several splits, such as {one} and {other}; name those of one")
+        raise UserError(f"{context}: names files of several splits, such as {one} and {other}; name those of one")
 
 
 def _groups(names: Sequence[str], known: Collection[str]) -> Mapping[str, str]:

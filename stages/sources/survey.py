@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 
 from schemas.errors import UserError
 from stages.sources.class_names import Classes
-from stages.sources.headers import Member
+from stages.sources.headers import TarMember
 from stages.sources.names import GROUPS, IMAGE_SUFFIXES, is_hidden, suffix_of
-from stages.sources.splits import Folders, Place, check_no_splits_below, find_split
+from stages.sources.splits import Folders, SplitFolder, check_no_splits_below, find_split
 
 Form = Literal["samples", "class tars", "folder", "flat", "nothing"]
 SAID: dict[Form, str] = {
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     """What the tars of a source are, the folder in them that is read, and the folders beside that."""
 
     form: Form
-    place: Place
+    place: SplitFolder
 
 
 class Survey:
@@ -63,7 +63,7 @@ class Survey:
         elif suffix == "tar":
             self.tars[folder] += 1
 
-    def watch(self, members: Iterator[Member]) -> Iterator[Member]:
+    def watch(self, members: Iterator[TarMember]) -> Iterator[TarMember]:
         """The members, each seen."""
         for member in members:
             self.see(member.name)
@@ -86,14 +86,14 @@ class Survey:
         count = self.images.total()
         return next((suffix for suffix, files in self.others.items() if suffix and files >= max(2, count // 2)), "")
 
-    def tops(self, place: Place) -> set[str]:
+    def tops(self, place: SplitFolder) -> set[str]:
         """The folders directly in a place that have images."""
         inside = (below(folder, place.folder) for folder in self.images)
         return {folder.partition("/")[0] for folder in inside if folder}
 
 
 def tell(
-    surveys: Sequence[Survey], files: Sequence[str], split: str, classes: Classes, labelled: bool, where: str
+    surveys: Sequence[Survey], files: Sequence[str], split: str, classes: Classes, labelled: bool, context: str
 ) -> Reading:
     """What a source's tars are.
 
@@ -103,46 +103,46 @@ def tell(
         split: train or val.
         classes: class names by index, as far as they are given.
         labelled: whether `source.val_labels` gives the classes.
-        where: the run file's key and value, for messages.
+        context: the run file's key and value, for messages.
 
     Raises:
         UserError: if they are of several forms, or could be read in two ways.
     """
     known = set(classes) if isinstance(classes, tuple) else set[str]()
-    form = _one_form(surveys, files, where)
+    form = _one_form(surveys, files, context)
     for survey in surveys:
-        _check_one(survey, form, where)
-    place = _place(surveys, split, known, where)
+        _check_one(survey, form, context)
+    place = _place(surveys, split, known, context)
     if labelled:
         if form == "samples" or form == "class tars" or any(survey.tops(place) for survey in surveys):
-            raise UserError(f"{where}: has classes of its own; unset source.val_labels")
+            raise UserError(f"{context}: has classes of its own; unset source.val_labels")
         return Reading("flat", place)
     if form == "flat" or (form == "folder" and not any(survey.tops(place) for survey in surveys)):
         if len(files) == 1:
-            _refuse_fields(surveys[0], "", where)
-            raise UserError(f"{where}: its images have no classes; name them with source.val_labels")
-        check_class_tars({stem(file): survey for file, survey in zip(files, surveys, strict=False)}, known, where)
+            _refuse_fields(surveys[0], "", context)
+            raise UserError(f"{context}: its images have no classes; name them with source.val_labels")
+        check_class_tars({stem(file): survey for file, survey in zip(files, surveys, strict=False)}, known, context)
         return Reading("flat", place)
-    if form == "folder" and len(files) > 1 and _tars_are_classes(surveys, files, place, known, where):
-        return Reading("flat", Place("", ()))
+    if form == "folder" and len(files) > 1 and _tars_are_classes(surveys, files, place, known, context):
+        return Reading("flat", SplitFolder("", ()))
     if form == "folder":
-        _check_folders(surveys, place, known, where)
+        _check_folders(surveys, place, known, context)
     return Reading(form, place)
 
 
-def check_class_tars(surveys: dict[str, Survey], known: set[str], where: str) -> None:
+def check_class_tars(surveys: dict[str, Survey], known: set[str], context: str) -> None:
     """Raise UserError where tars by their names may be shards or splits, not classes, unless these are known."""
     if surveys.keys() <= known:
         return
     for name, survey in surveys.items():
-        _refuse_fields(survey, f"{name}.tar ", where)
+        _refuse_fields(survey, f"{name}.tar ", context)
     names = list(surveys)
     alike = [name for name in names if name.lower() in GROUPS]
     if alike and (len(alike) > 1 or len(names) < 3):
-        raise UserError(f"{where}: the tars {', '.join(names[:3])} are called after splits; name one of them")
+        raise UserError(f"{context}: the tars {', '.join(names[:3])} are called after splits; name one of them")
     if len(names) > 1 and _like_shards(names):
         raise UserError(
-            f"{where}: the tars {', '.join(names[:3])} hold images without folders and without .cls, and are called "
+            f"{context}: the tars {', '.join(names[:3])} hold images without folders and without .cls, and are called "
             "like shards rather than classes; list their names in source.classes, if they are classes"
         )
 
@@ -159,7 +159,7 @@ def below(path: str, folder: str) -> str:
     return path[len(folder) + 1 :] if path.startswith(f"{folder}/") else ""
 
 
-def _one_form(surveys: Sequence[Survey], files: Sequence[str], where: str) -> Form:
+def _one_form(surveys: Sequence[Survey], files: Sequence[str], context: str) -> Form:
     forms: dict[Form, str] = {}
     for survey, file in zip(surveys, files, strict=False):
         forms.setdefault(survey.form, file)
@@ -169,41 +169,41 @@ def _one_form(surveys: Sequence[Survey], files: Sequence[str], where: str) -> Fo
     if len(told) > 1:
         (one, file), (other, second) = list(told.items())[:2]
         raise UserError(
-            f"{where}: {file} holds {one}, {second} holds {other}; all must be of one form, name those that are"
+            f"{context}: {file} holds {one}, {second} holds {other}; all must be of one form, name those that are"
         )
     return next(iter(forms))
 
 
-def _check_one(survey: Survey, form: Form, where: str) -> None:
+def _check_one(survey: Survey, form: Form, context: str) -> None:
     """Raise UserError for what a single tar may not hold."""
     if survey.dotted and not survey.plain:
         raise UserError(
-            f"{where}: {survey.dotted} has a dot within its key, and readers of WebDataset would look for no .cls "
+            f"{context}: {survey.dotted} has a dot within its key, and readers of WebDataset would look for no .cls "
             "there; rename the samples' keys so that the first dot begins the suffix"
         )
     if form == "class tars" and survey.images:
         image, tar = (f"{next(iter(found))}/".removeprefix("/") for found in (survey.images, survey.tars))
         raise UserError(
-            f"{where}: holds {survey.tars.total()} tars ({tar}*.tar) beside {survey.images.total()} images ({image}*); "
-            "class tars or an image folder? Name the folder in it that is meant, or remove the others"
+            f"{context}: holds {survey.tars.total()} tars ({tar}*.tar) beside {survey.images.total()} images "
+            f"({image}*); class tars or an image folder? Name the folder in it that is meant, or remove the others"
         )
 
 
-def _place(surveys: Sequence[Survey], split: str, known: set[str], where: str) -> Place:
+def _place(surveys: Sequence[Survey], split: str, known: set[str], context: str) -> SplitFolder:
     folders = set[str]().union(*(survey.images or survey.tars for survey in surveys))
-    return find_split(Folders(folders), split, known, where)
+    return find_split(Folders(folders), split, known, context)
 
 
-def _refuse_fields(survey: Survey, name: str, where: str) -> None:
+def _refuse_fields(survey: Survey, name: str, context: str) -> None:
     if fields := survey.fields:
         raise UserError(
-            f"{where}: {name}holds images with .{fields} beside them, samples without .cls as img2dataset writes them; "
-            "add the class to each as .cls, or, if the tars are classes, list their names in source.classes"
+            f"{context}: {name}holds images with .{fields} beside them, samples without .cls as img2dataset writes "
+            "them; add the class to each as .cls, or, if the tars are classes, list their names in source.classes"
         )
 
 
 def _tars_are_classes(
-    surveys: Sequence[Survey], files: Sequence[str], place: Place, known: set[str], where: str
+    surveys: Sequence[Survey], files: Sequence[str], place: SplitFolder, known: set[str], context: str
 ) -> bool:
     """Whether class tars have a folder inside, so that their own names are the classes; else the folders are."""
     tops, stems = [survey.tops(place) for survey in surveys], [stem(file) for file in files]
@@ -218,8 +218,8 @@ def _tars_are_classes(
     if distinct and _like_shards(stems):
         return False
     raise UserError(
-        f"{where}: {files[0]} holds the folder {', '.join(tops[0]) or '(none)'}: is the tar's name or the folder's the "
-        "class? List the names that are in source.classes"
+        f"{context}: {files[0]} holds the folder {', '.join(tops[0]) or '(none)'}: is the tar's name or the folder's "
+        "the class? List the names that are in source.classes"
     )
 
 
@@ -228,9 +228,9 @@ def _like_shards(names: Collection[str]) -> bool:
     return all(map(_SHARD.fullmatch, names)) and len({_NUMBER.sub("0", name) for name in names}) == 1
 
 
-def _check_folders(surveys: Sequence[Survey], place: Place, known: set[str], where: str) -> None:
+def _check_folders(surveys: Sequence[Survey], place: SplitFolder, known: set[str], context: str) -> None:
     inside = [inner for survey in surveys for folder in survey.images if (inner := below(folder, place.folder))]
-    check_no_splits_below(inside, where)
+    check_no_splits_below(inside, context)
     tops = {folder.partition("/")[0] for folder in inside}
     if not tops <= known and any(survey.fields for survey in surveys) and _like_shards(tops):
-        _refuse_fields(next(survey for survey in surveys if survey.fields), "", where)
+        _refuse_fields(next(survey for survey in surveys if survey.fields), "", context)

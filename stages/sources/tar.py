@@ -13,31 +13,31 @@ from typing import Any, NamedTuple
 from schemas.errors import UserError
 from stages.sources.class_labels import Labels
 from stages.sources.class_names import LONGEST_LABEL, Classes, LabelCheck, label_text
-from stages.sources.headers import Member, members
+from stages.sources.headers import TarMember, members
 from stages.sources.listing import Collector, Listing, Source
 from stages.sources.names import IMAGE_SUFFIXES, is_hidden, suffix_of, why_no_image
-from stages.sources.splits import Place, join
+from stages.sources.splits import SplitFolder, join
 from stages.sources.survey import Reading, Survey, check_class_tars, stem, tell
 from stages.storage.store import Store
 
 _PEEK = 1000
 
 
-class _Tar(NamedTuple):
+class _OpenTar(NamedTuple):
     """One of a source's tars, open: its number, its name in messages, the folder that is read, and what is in that."""
 
     file: Any
     number: int
-    where: str
+    context: str
     folder: str
-    members: Iterator[Member]
+    members: Iterator[TarMember]
 
 
-_Walk = Callable[[_Tar, Collector], None]
+_Walk = Callable[[_OpenTar, Collector], None]
 
 
 def list_tars(
-    store: Store, files: Sequence[str], below: str, split: str, classes: Classes, labels: Labels | None, where: str
+    store: Store, files: Sequence[str], below: str, split: str, classes: Classes, labels: Labels | None, context: str
 ) -> Listing:
     """List the images of tars.
 
@@ -48,20 +48,20 @@ def list_tars(
         split: train or val.
         classes: class names by index, or None.
         labels: classes of flat images.
-        where: the run file's key and value, for messages.
+        context: the run file's key and value, for messages.
 
     Raises:
         UserError: if one is not a complete tar, they are of several forms, or do not hold classes of images.
     """
 
     def told(surveys: Sequence[Survey]) -> Reading:
-        return tell(surveys, files, split, classes, labels is not None, where)
+        return tell(surveys, files, split, classes, labels is not None, context)
 
     with store.stream(files[0]) as file:
         first = Survey()
-        for member in islice(_inside(members(file, store.name(files[0])), below), _PEEK):
+        for member in islice(_inside(members(file, store.display_path(files[0])), below), _PEEK):
             first.see(member.name)
-    guess = Reading("nothing", Place("", ()))
+    guess = Reading("nothing", SplitFolder("", ()))
     with suppress(UserError):
         guess = told([first])
     while True:
@@ -70,20 +70,20 @@ def list_tars(
         for number, path in enumerate(files):
             surveys.append(Survey())
             with store.stream(path) as file:
-                name = store.name(path)
+                name = store.display_path(path)
                 seen = surveys[-1].watch(_inside(members(file, name), below))
                 seen = _in_place(seen, guess.place, collector)
-                walk(_Tar(file, number, name, join(below.strip("/"), guess.place.folder), seen), collector)
+                walk(_OpenTar(file, number, name, join(below.strip("/"), guess.place.folder), seen), collector)
         reading = told(surveys)
         if reading == guess or reading.form == "nothing":
             break
         guess = reading
     if labels is not None:
-        labels.check_all_seen(where)
+        labels.check_all_seen(context)
     source = Source(store.absolute, "members", tuple(files))
     samples = reading.form == "samples"
     listing = collector.listing(
-        source, classes, where, what=_what(reading, len(files), below, labels), sort=not samples, samples=samples
+        source, classes, context, what=_what(reading, len(files), below, labels), sort=not samples, samples=samples
     )
     return replace(listing, beside=tuple(join(below, folder) for folder in reading.place.beside))
 
@@ -113,7 +113,7 @@ def _walk(reading: Reading, classes: Classes, labels: Labels | None) -> _Walk:
     return lambda tar, into: _walk_nothing(tar, into)
 
 
-def _inside(members: Iterator[Member], folder: str) -> Iterator[Member]:
+def _inside(members: Iterator[TarMember], folder: str) -> Iterator[TarMember]:
     """The members in a folder that is named as the source, with names below it; the others are no part of it."""
     if not folder:
         return members
@@ -122,12 +122,12 @@ def _inside(members: Iterator[Member], folder: str) -> Iterator[Member]:
     return (member._replace(name=member.name.removeprefix(prefix)) for member in inner)
 
 
-def _in_place(members: Iterator[Member], place: Place, into: Collector) -> Iterator[Member]:
+def _in_place(members: Iterator[TarMember], place: SplitFolder, into: Collector) -> Iterator[TarMember]:
     """The members in a split's folder, with names below it; those of other splits are other sources."""
     return _below(members, place, into) if place.folder else members
 
 
-def _below(members: Iterator[Member], place: Place, into: Collector) -> Iterator[Member]:
+def _below(members: Iterator[TarMember], place: SplitFolder, into: Collector) -> Iterator[TarMember]:
     prefix, others = f"{place.folder}/", tuple(f"{folder}/" for folder in place.beside)
     for member in members:
         if member.name.startswith(prefix):
@@ -136,12 +136,12 @@ def _below(members: Iterator[Member], place: Place, into: Collector) -> Iterator
             into.leave_out(why_no_image(member.name) or "image outside the split's folder", member.name)
 
 
-def _walk_nothing(tar: _Tar, into: Collector) -> None:
+def _walk_nothing(tar: _OpenTar, into: Collector) -> None:
     for member in tar.members:
         into.leave_out(why_no_image(member.name) or "image", member.name)
 
 
-def _walk_class_tars(tar: _Tar, classes: Classes, into: Collector) -> None:
+def _walk_class_tars(tar: _OpenTar, classes: Classes, into: Collector) -> None:
     known = set(classes) if isinstance(classes, tuple) else set[str]()
     inner: dict[str, Survey] = {}
     for outer in tar.members:
@@ -153,20 +153,20 @@ def _walk_class_tars(tar: _Tar, classes: Classes, into: Collector) -> None:
             name = stem(outer.name)
             into.expect(name)
             if name in inner:
-                raise UserError(f"{tar.where}: holds two tars called {name}; the tars' names are the classes")
+                raise UserError(f"{tar.context}: holds two tars called {name}; the tars' names are the classes")
             inner[name] = survey = Survey()
             tar.file.seek(outer.offset)
-            where = f"{tar.where}, {outer.name}"
-            for member in survey.watch(members(tar.file, where, outer.offset + outer.size)):
+            context = f"{tar.context}, {outer.name}"
+            for member in survey.watch(members(tar.file, context, outer.offset + outer.size)):
                 _take(member, name, f"{name}/{member.name}", tar.number, into)
             tops = {folder.partition("/")[0] for folder in survey.images if folder}
             if survey.form not in ("flat", "folder", "nothing") or len(tops) > 1:
                 what = "several folders of images" if len(tops) > 1 else "samples or tars of its own"
-                raise UserError(f"{where}: holds {what}, a class tar holds one class's images; unpack the outer tar")
-    check_class_tars(inner, known, tar.where)
+                raise UserError(f"{context}: holds {what}, a class tar holds one class's images; unpack the outer tar")
+    check_class_tars(inner, known, tar.context)
 
 
-def _walk_labelled(tar: _Tar, labels: Labels, into: Collector) -> None:
+def _walk_labelled(tar: _OpenTar, labels: Labels, into: Collector) -> None:
     for member in tar.members:
         if reason := why_no_image(member.name):
             into.leave_out(reason, member.name)
@@ -174,15 +174,15 @@ def _walk_labelled(tar: _Tar, labels: Labels, into: Collector) -> None:
             _take(member, labels.take(member.name), member.name, tar.number, into)
 
 
-def _walk_class_tar(tar: _Tar, into: Collector) -> None:
+def _walk_class_tar(tar: _OpenTar, into: Collector) -> None:
     """A class tar by itself: its class is its name."""
-    name = stem(tar.where)
+    name = stem(tar.context)
     into.expect(name)
     for member in tar.members:
         _take(member, name, f"{name}/{member.name}", tar.number, into)
 
 
-def _walk_folder(tar: _Tar, into: Collector) -> None:
+def _walk_folder(tar: _OpenTar, into: Collector) -> None:
     """An image folder: the first folder is the class."""
     for member in tar.members:
         class_name, slash, _ = member.name.partition("/")
@@ -192,20 +192,22 @@ def _walk_folder(tar: _Tar, into: Collector) -> None:
             into.leave_out(why_no_image(member.name) or "image outside the class folders", member.name)
 
 
-def _walk_samples(tar: _Tar, check: LabelCheck, into: Collector) -> None:
-    path = f"{tar.where.rpartition('/')[2]}/{f'{tar.folder}/' if tar.folder else ''}"
+def _walk_samples(tar: _OpenTar, check: LabelCheck, into: Collector) -> None:
+    path = f"{tar.context.rpartition('/')[2]}/{f'{tar.folder}/' if tar.folder else ''}"
     for key, group in groupby(tar.members, key=lambda member: _key(member.name)):
-        sample: dict[str, Member] = {}
+        sample: dict[str, TarMember] = {}
         for member in group:
             if is_hidden(member.name):
                 into.leave_out("hidden", member.name)
             elif sample.setdefault(_extension(member.name), member) is not member:
-                raise UserError(f"{tar.where}: holds {member.name} twice; remove one")
+                raise UserError(f"{tar.context}: holds {member.name} twice; remove one")
         if sample:
             _take_sample(sample, path, key, tar, check, into)
 
 
-def _take_sample(sample: dict[str, Member], path: str, key: str, tar: _Tar, check: LabelCheck, into: Collector) -> None:
+def _take_sample(
+    sample: dict[str, TarMember], path: str, key: str, tar: _OpenTar, check: LabelCheck, into: Collector
+) -> None:
     """Take a sample's image and class; of several images the one whose suffix has no dot."""
     label = sample.pop("cls", None)
     images = [one for extension, one in sample.items() if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
@@ -228,7 +230,7 @@ def _take_sample(sample: dict[str, Member], path: str, key: str, tar: _Tar, chec
         into.add(text, f"{path}{image.name}", file=tar.number, offset=image.offset, size=image.size)
 
 
-def _label(label: Member, tar: _Tar, check: LabelCheck) -> str:
+def _label(label: TarMember, tar: _OpenTar, check: LabelCheck) -> str:
     tar.file.seek(label.offset)
     data = tar.file.read(min(label.size, LONGEST_LABEL + 1))
     try:
@@ -237,12 +239,12 @@ def _label(label: Member, tar: _Tar, check: LabelCheck) -> str:
     except ValueError as error:
         shown = ascii(data[:40].decode("utf-8", "backslashreplace"))
         raise UserError(
-            f"{tar.where}: {label.name} says {shown}, which {error}; write a class's index or its name"
+            f"{tar.context}: {label.name} says {shown}, which {error}; write a class's index or its name"
         ) from None
     return text
 
 
-def _take(member: Member, class_name: str, name: str, number: int, into: Collector) -> None:
+def _take(member: TarMember, class_name: str, name: str, number: int, into: Collector) -> None:
     if reason := why_no_image(member.name):
         into.leave_out(reason, name)
     elif member.fault:

@@ -1,74 +1,137 @@
-"""Manifests of any length: their parts are read one after the other, and not all at once as objects.
+"""Plans and manifests as they lie in a stage's folder: read, proven and written here alone.
 
-A million parts, a thousand million images, are 290 MB of JSON and 1.7 GB of objects; what a reader of images needs of
-all of them at once is how many rows each has. The rest is in the parts' receipts, which are read when their turn comes.
+A manifest is a small JSON file. Its parts lie beside it in a Parquet file, which is named by its sum, so that whoever
+reads a manifest while another is put still finds the parts of the one it has. A manifest of version 0.1.0 lists its
+parts itself; its `content` proves them.
 """
 
-import io
-import json
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from stages.storage.commit import MANIFEST, read_manifest
+from schemas.errors import MismatchError, UserError
+from schemas.manifests import Manifest, PartsFile, PartsManifest, parse_manifest
+from schemas.parts import Parts
+from schemas.plan import Plan
+from schemas.receipts import StoredFile
+from stages.storage.commit import (
+    MANIFEST,
+    PLAN,
+    put_state,
+    put_unless_there,
+    read_checked,
+    read_plan,
+    read_receipt,
+    read_state,
+    receipt_names,
+)
 from stages.storage.store import Store
 
-_OPENING = '"parts":['
-"""As `schemas.receipts.canonical_json` spells it; within a string the quotes would be escaped."""
-_CHUNK = 1 << 20
+FOLDER = "manifest"
+"""Where the parts of a stage's manifest lie."""
+
+M = TypeVar("M", bound=PartsManifest)
+AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 
 
-def open_manifest(store: Store) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    """A stage's manifest without its parts, and the rows of each of these; None where it is not written yet.
+@dataclass(frozen=True)
+class CompleteStage(Generic[M]):
+    """A stage's folder that is complete: its manifest, and the parts this lists."""
+
+    manifest: M
+    parts: Parts
+
+
+def binding_plan(store: Store) -> Plan | None:
+    """The plan that binds: from the first part on, so that what was refused holds nobody who corrects the run file.
 
     Raises:
         UserError: if it is damaged.
     """
-    try:
-        stream = store.stream(MANIFEST)
-    except FileNotFoundError:
-        return None
-    with stream, io.TextIOWrapper(stream, encoding="utf-8") as text:
-        reading, seen = _Reading(text), dict[int, int]()
+    plan = read_plan(store)
+    return plan if plan and (receipt_names(store) or store.exists(MANIFEST)) else None
+
+
+def read_manifest(store: Store, kind: type[AnyManifest]) -> AnyManifest | None:
+    """A stage's manifest without its parts, or None where it is not written yet.
+
+    Raises:
+        UserError: if it is damaged.
+        MismatchError: if it is of something else than the folder's plan.
+    """
+    manifest = read_state(store, MANIFEST, kind.from_json)
+    plan = read_plan(store) if manifest else None
+    if manifest and plan and plan.made_by != manifest.made_by:
+        foreign = PLAN if first_made_by(store) == manifest.made_by else MANIFEST
+        raise MismatchError(
+            f"{store.display_path(foreign)}: is of something else than this folder's parts; delete it and "
+            f"rerun {kind.VERB}"
+        )
+    return manifest
+
+
+def read_any_manifest(store: Store) -> Manifest | None:
+    """The manifest of a folder of any stage, as `read_manifest`, without a look at the plan."""
+    return read_state(store, MANIFEST, parse_manifest)
+
+
+def open_manifest(store: Store, kind: type[M]) -> CompleteStage[M] | None:
+    """A stage's manifest with its parts, or None where it is not written yet.
+
+    Raises:
+        UserError: if manifest or parts are damaged.
+        MismatchError: if it is of something else than the folder's plan.
+    """
+    manifest = read_manifest(store, kind)
+    while manifest is not None:
         try:
-            rows = tuple(seen.setdefault(part["rows"], part["rows"]) for part in reading.parts())  # few objects
-            return json.loads(reading.others), rows
-        except ValueError:  # damaged, which is said then, or spelt by another's hand
-            manifest = read_manifest(store) or {}
-            return manifest, tuple(part["rows"] for part in manifest.pop("parts"))
+            return CompleteStage(manifest, _parts(store, manifest))
+        except UserError:
+            newer = read_manifest(store, kind)  # a command may have put another, and taken away the parts of this one
+            if newer == manifest:
+                raise
+            manifest = newer
+    return None
 
 
-class _Reading:
-    """Walks through a manifest's text; `others` is what is not of its parts."""
+def put_manifest(store: Store, kind: type[M], parts: Parts, **fields: Any) -> CompleteStage[M]:
+    """Put a manifest and its parts, unless they are there already; parts of an earlier one are deleted.
 
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text, self._left = text, ""
-        self.others = ""
+    Args:
+        store: the stage's folder.
+        kind: the manifest's type.
+        parts: what it lists.
+        fields: all fields of the manifest but `content` and `parts`.
+    """
+    digest = hashlib.sha256(parts.data).hexdigest()
+    file = StoredFile(path=f"{FOLDER}/{digest[:16]}.parquet", bytes=len(parts.data), sha256=digest)
+    manifest = kind(**fields, content=parts.content(), parts=PartsFile(count=len(parts), file=file))
+    put_unless_there(store, file.path, parts.data)
+    put_state(store, MANIFEST, manifest)
+    for name in store.files(FOLDER):
+        if f"{FOLDER}/{name}" != file.path:
+            store.delete(f"{FOLDER}/{name}")
+    return CompleteStage(manifest, parts)
 
-    def parts(self) -> Iterator[dict[str, Any]]:
-        """One part after the other; raises ValueError where the text is damaged."""
-        while _OPENING not in self._left:
-            self._more()
-        before, _, self._left = self._left.partition(_OPENING)
-        decoder, at = json.JSONDecoder(), 0
-        while True:
-            while self._left[at : at + 1] in ("", ","):
-                at += 1
-                if at > len(self._left):
-                    self._left, at = "", 0
-                    self._more()
-            if self._left[at] == "]":
-                break
-            try:
-                part, at = decoder.raw_decode(self._left, at)
-            except ValueError:  # it goes on behind what is read
-                self._left, at = self._left[at:], 0
-                self._more()
-                continue
-            yield part
-        self.others = before + _OPENING + self._left[at:] + self._text.read()
 
-    def _more(self) -> None:
-        more = self._text.read(_CHUNK)
-        if not more:
-            raise ValueError("it ends in the middle")
-        self._left += more
+def _parts(store: Store, manifest: PartsManifest) -> Parts:
+    """The parts of a manifest, proven; those of version 0.1.0 by its `content`."""
+    if isinstance(manifest.parts, PartsFile):
+        fix = f"delete {store.display_path(MANIFEST)} and rerun {manifest.VERB}"
+        file = manifest.parts.file
+        return Parts(read_checked(store, file, proof="manifest", fix=fix))
+    parts = Parts.of(manifest.parts)
+    if parts.content() != manifest.content:
+        raise UserError(
+            f"{store.display_path(MANIFEST)}: is damaged (content is not that of its parts); {manifest.FIX}"
+        )
+    return parts
+
+
+def first_made_by(store: Store) -> str:
+    """What made the folder's parts, as the first receipt that can be read says; "" where there is none."""
+    for part in receipt_names(store):
+        with contextlib.suppress(UserError, FileNotFoundError):
+            return read_receipt(store, part).made_by
+    return ""

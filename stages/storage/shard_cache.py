@@ -56,6 +56,10 @@ class ShardCache:
                 return os.pread(copy.fileno(), size, offset)
             self._copy(file)
 
+    def forget(self, file: StoredFile) -> None:
+        """Drop the copy of a shard, so that the next read fetches it again."""
+        self._path(file).unlink(missing_ok=True)
+
     def expect(self, now: Sequence[StoredFile], after: Sequence[StoredFile]) -> None:
         """Fill ahead: the shards that are read now, then of those after them as many as fit beside.
 
@@ -103,18 +107,19 @@ class ShardCache:
                     half.rename(self._path(file))
         except OSError as error:
             raise UserError(
-                f"cache.folder = {self.folder}: cannot keep a copy of {self._store.name(file.path)} "
+                f"cache.folder = {self.folder}: cannot keep a copy of {self._store.display_path(file.path)} "
                 f"({error.strerror or error}); name a folder on a larger disk, or lower cache.gigabytes"
             ) from None
 
     def _download(self, file: StoredFile, out: Any) -> None:
         try:
-            if not any(self._downloaded(file, out) for _ in range(self._store.askings)):
+            if not any(self._downloaded(file, out) for _ in range(self._store.read_attempts)):
                 raise UserError(
-                    f"{self._store.name(file.path)}: has other bytes than its receipt says; run `deit-pipeline verify`"
+                    f"{self._store.display_path(file.path)}: has other bytes than its receipt says; run "
+                    "`deit-pipeline verify`"
                 )
         except FileNotFoundError:
-            raise UserError(f"{self._store.name(file.path)}: is missing; run `deit-pipeline verify`") from None
+            raise UserError(f"{self._store.display_path(file.path)}: is missing; run `deit-pipeline verify`") from None
 
     def _downloaded(self, file: StoredFile, out: Any) -> bool:
         """Copy a shard once; whether its bytes are those of its receipt."""

@@ -24,7 +24,9 @@ import pyarrow.fs as pafs
 
 from schemas.errors import IncompleteError, UserError
 from schemas.receipts import StoredFile
+from schemas.secrets import bare_uri, is_encoded
 from stages.storage.locks import locked, remove_if_left
+from stages.storage.pyarrow_compat import rebuilt
 
 T = TypeVar("T")
 
@@ -50,10 +52,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
-            try:
-                self._fs, self._base = _file_system(self.uri)
-            except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
-                raise UserError(f"{self.shown}: cannot be opened ({_first_line(error)})") from None
+            self._fs, self._base = _opened(uri)
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -62,18 +61,15 @@ class Store:
         return Store, (self.absolute,)  # a process elsewhere may work in another folder
 
     def __str__(self) -> str:
-        return self.shown
+        return self.display_uri
 
     @property
-    def shown(self) -> str:
+    def display_uri(self) -> str:
         """The URI without credentials or options, for people and for files."""
-        if "://" not in self.uri:
-            return self.uri
-        parts = urlsplit(self.uri)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return bare_uri(self.uri) if "://" in self.uri else self.uri
 
     @property
-    def askings(self) -> int:
+    def read_attempts(self) -> int:
         """How often what looks wrong is asked for: a connection cut within an answer may garble it silently."""
         return 1 if self.local else 3
 
@@ -88,22 +84,22 @@ class Store:
         parts = urlsplit(self.absolute)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme else self.absolute
 
-    def at(self, folder: str) -> "Store":
+    def child(self, folder: str) -> "Store":
         """The store of a folder below this one."""
         if "://" not in self.uri:
             return Store(f"{self.uri}/{folder}")
         parts = urlsplit(self.uri)
         return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(folder)}")))
 
-    def name(self, path: str) -> str:
+    def display_path(self, path: str) -> str:
         """How a file of this store is called in messages."""
-        return f"{self.shown}/{path}"
+        return f"{self.display_uri}/{path}"
 
     def open(self, path: str) -> Any:
         """Open a file for reads at offsets; raises FileNotFoundError where there is none."""
-        for _ in range(self.askings):
-            file = self.patiently(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
-            if self.patiently(file.size):  # an answer cut within its head looks like an empty file's
+        for _ in range(self.read_attempts):
+            file = self.with_retries(lambda: self._fs.open_input_file(f"{self._base}/{path}"))
+            if self.with_retries(file.size):  # an answer cut within its head looks like an empty file's
                 break
         return file
 
@@ -118,7 +114,7 @@ class Store:
                 raise OSError(f"{path}: two answers disagree about its length")
             return file
 
-        return io.BufferedReader(_Patient(self, self.patiently(ask)), _REMOTE_BUFFER)
+        return io.BufferedReader(_RemoteFile(self, self.with_retries(ask)), _REMOTE_BUFFER)
 
     def read(self, path: str) -> bytes:
         """All bytes of a file; raises FileNotFoundError where there is none."""
@@ -126,7 +122,7 @@ class Store:
             with open(f"{self._base}/{path}", "rb", buffering=0) as plain:  # a hundred thousand receipts in seconds
                 return plain.read()
         with self.open(path) as file:
-            return self.read_at(file, self.patiently(file.size), 0)
+            return self.read_at(file, self.with_retries(file.size), 0)
 
     def read_at(self, file: Any, count: int, offset: int) -> bytes:
         """Bytes of an open file, fewer only at its end.
@@ -134,7 +130,7 @@ class Store:
         Across a network a cut connection can shorten an answer without an error, and its client then takes for the
         rest what its memory held before, another file's bytes maybe. So the end of the memory is marked beforehand.
         """
-        wanted = max(0, min(count, self.patiently(file.size) - offset))
+        wanted = max(0, min(count, self.with_retries(file.size) - offset))
 
         def ask() -> bytes:
             if self.local:
@@ -146,7 +142,7 @@ class Store:
                 raise OSError(f"an answer was cut off before its {wanted} bytes")
             return bytes(data)
 
-        return self.patiently(ask)
+        return self.with_retries(ask)
 
     def files(self, folder: str = "") -> dict[str, int]:
         """Names and lengths in bytes of the files directly in a folder; empty where there is none."""
@@ -177,6 +173,11 @@ class Store:
         info = self._info(path)
         return int(info.size) if info.is_file else None
 
+    def modified(self, path: str) -> float | None:
+        """When a file was written, by the storage's clock, in seconds since 1970; None where there is none."""
+        info = self._info(path)
+        return info.mtime.timestamp() if info.is_file and info.mtime else None
+
     def delete(self, path: str) -> None:
         """Delete a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -202,13 +203,13 @@ class Store:
                 _put_on_disk(Path(target), content)
             else:
                 with _bytes_of(content) as data:
-                    self.patiently(lambda: self._upload(target, data))
+                    self.with_retries(lambda: self._upload(target, data))
         except OSError as error:
             cause = error.strerror or _first_line(error)
-            raise UserError(f"{self.name(path)}: cannot be written ({cause}); {_mend(error)}") from None
+            raise UserError(f"{self.display_path(path)}: cannot be written ({cause}); {_hint(error)}") from None
         return stored
 
-    def patiently(self, do: Callable[[], T]) -> T:
+    def with_retries(self, do: Callable[[], T]) -> T:
         """Ask the store for something; where it is across a network, an error is given time to pass.
 
         Raises:
@@ -223,7 +224,9 @@ class Store:
                 raise
             except OSError as error:
                 if wait is None:
-                    raise IncompleteError(f"{self.shown}: {_first_line(error)}; the same command goes on") from None
+                    raise IncompleteError(
+                        f"{self.display_uri}: {_first_line(error)}; the same command goes on"
+                    ) from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -234,31 +237,31 @@ class Store:
     def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         path = f"{self._base}/{folder}".rstrip("/")
         selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-        for _ in range(self.askings):
-            if found := self.patiently(lambda: self._fs.get_file_info(selector)):
+        for _ in range(self.read_attempts):
+            if found := self.with_retries(lambda: self._fs.get_file_info(selector)):
                 return found
         return []  # believed when said again: an answer cut within its head looks like an empty folder's
 
     def _info(self, path: str) -> pafs.FileInfo:
-        return self.patiently(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
+        return self.with_retries(lambda: self._fs.get_file_info(f"{self._base}/{path}".rstrip("/") or "/"))
 
-    def sweep(self) -> None:
-        """Take away the halves that killed writers left; those of writers at work stay.
+    def remove_stale_temp_files(self, *, below: bool = True) -> None:
+        """Remove the temporary files that killed writers left, in folders `below` too; those of writers at work stay.
 
         Locks of another node may not be seen on this one: what came from there has to be old as well.
         """
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
-                for half in Path(self._base).rglob(".*.tmp"):
-                    if half.name.endswith(_OURS) or time.time() - half.stat().st_mtime > _OLD_SECONDS:
-                        remove_if_left(half)
+                for file in Path(self._base).glob("**/.*.tmp" if below else ".*.tmp"):
+                    if file.name.endswith(_OURS) or time.time() - file.stat().st_mtime > _OLD_SECONDS:
+                        remove_if_left(file)
 
     def local_path(self, path: str) -> Path | None:
         """The file's path where this store is a disk, else None."""
         return Path(f"{self._base}/{path}") if self.local else None
 
 
-class _Patient(io.RawIOBase):
+class _RemoteFile(io.RawIOBase):
     """A remote file as Python's own readers want it."""
 
     def __init__(self, store: Store, file: Any) -> None:
@@ -304,10 +307,32 @@ def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
         return StoredFile(path=path, bytes=content.stat().st_size, sha256=digest)
 
 
-def _mend(error: OSError) -> str:
+def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room there, the same command goes on"
     return "see that this user may write there, or name another workspace"
+
+
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path in it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    shown = bare_uri(uri)
+    if not is_encoded(uri):
+        raise UserError(
+            f"{shown}: its key or secret holds a character that a URI cannot; write it as %XX, such as %2F for /, or "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    try:
+        fs, base = _file_system(uri.rstrip("/"))
+    except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
+        cause = _first_line(error).replace(uri_options(uri)[0].rstrip("/"), shown)
+        raise UserError(f"{shown}: cannot be opened ({cause})") from None
+    if not base.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+        raise UserError(f"{shown}: names no bucket; write it as s3://BUCKET/FOLDER")
+    return fs, base
 
 
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -317,9 +342,8 @@ def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
     fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
     if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
-        build, (settings,) = fs.__reduce__()  # of all options of the URI but those two
         patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
-        fs = build(settings | patience | {"allow_delayed_open": True})  # a small file is one request in place of three
+        fs = rebuilt(fs, patience | {"allow_delayed_open": True})  # a small file is one request in place of three
     return fs, base
 
 
@@ -346,22 +370,30 @@ def _put_in_folder(target: Path, content: bytes | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
     try:
-        with _half(temporary, content) as file:
+        with _temporary_file(temporary, content) as file:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    _flush_folder(target.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush a folder's names to the disk, where its file system can: CIFS and some of FUSE's cannot, and say EINVAL."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(folder)
 
 
 @contextlib.contextmanager
-def _half(temporary: Path, content: bytes | Path) -> Iterator[Any]:
+def _temporary_file(temporary: Path, content: bytes | Path) -> Iterator[Any]:
     """The hidden file with the content, under a lock; a local file is moved there, or copied from another disk."""
     if isinstance(content, Path):
         with locked(content, needed=False) as file:

@@ -15,10 +15,10 @@ from pathlib import Path
 from safetensors.torch import load
 from torch import Tensor
 
-from schemas.errors import IncompleteError, UserError
+from schemas.errors import IncompleteError, MismatchError, UserError
 from schemas.receipts import PartOutput, Receipt
-from stages.models.weights import to_bytes
-from stages.storage.commit import RECEIPTS, commit, read_checked, read_receipt
+from stages.models.tensors import to_bytes
+from stages.storage.commit import RECEIPTS, commit, read_checked, read_receipt, receipt_names
 from stages.storage.store import Store
 
 FOLDER = "checkpoints"
@@ -48,7 +48,7 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
     if checkpoint.lines is not None:
         files[_lines_path(part)] = checkpoint.lines
     commit(store, part, PartOutput(files=files, rows=checkpoint.step, facts={}), made_by)
-    kept = [receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]]
+    kept = [receipt.part for receipt in _receipts(store, made_by, lambda line: None)[-keep:]]
     for part in _parts(store):
         if part not in kept:
             store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
@@ -58,20 +58,26 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
                 store.delete_folder(f"{FOLDER}/{part}")
 
 
-def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(store: Store, made_by: str, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint, or None; a broken one is named and passed over.
+
+    Args:
+        store: of the run's folder.
+        made_by: fingerprint of what the training is made from.
+        warn: takes lines.
 
     Raises:
         IncompleteError: if the store is away.
+        MismatchError: if a checkpoint is of another training, by name.
     """
-    for receipt in reversed(_receipts(store, warn)):
+    for receipt in reversed(_receipts(store, made_by, warn)):
         try:
             data = {file.path: read_checked(store, file) for file in receipt.files}
         except IncompleteError:
             raise
         except UserError as error:
             if not store.exists(_receipt_path(receipt.part)):  # another command has newer ones by now
-                return newest_checkpoint(store, warn)
+                return newest_checkpoint(store, made_by, warn)
             warn(f"{store}: checkpoint {receipt.part} is passed over: {error}")
             continue
         model, ema, state = (load(data[_path(receipt.part, name)]) for name in ("model", "ema", "state"))
@@ -79,13 +85,14 @@ def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint |
     return None
 
 
-def newest_lines(store: Store) -> bytes | None:
+def newest_lines(store: Store, made_by: str) -> bytes | None:
     """The lines of metrics in the newest checkpoint, or None where there is none or an earlier version made it.
 
     Raises:
         IncompleteError: if the store is away.
+        MismatchError: if a checkpoint is of another training, by name.
     """
-    for receipt in reversed(_receipts(store, lambda line: None)):
+    for receipt in reversed(_receipts(store, made_by, lambda line: None)):
         files = [file for file in receipt.files if file.path == _lines_path(receipt.part)]
         if not files:
             return None
@@ -112,18 +119,26 @@ def _receipt_path(part: str) -> str:
 
 def _parts(store: Store) -> list[str]:
     """Names of checkpoints that have a receipt of some kind, oldest first."""
-    names = (name.removesuffix(".json") for name in store.files(RECEIPTS))
-    return sorted(name for name in names if _PART.fullmatch(name))
+    return [name for name in receipt_names(store) if _PART.fullmatch(name)]
 
 
-def _receipts(store: Store, warn: Callable[[str], None]) -> list[Receipt]:
+def _receipts(store: Store, made_by: str, warn: Callable[[str], None]) -> list[Receipt]:
     """Whole receipts of checkpoints, oldest first."""
     found = []
     for part in _parts(store):
         try:
-            found.append(read_receipt(store, part))
+            receipt = read_receipt(store, part)
         except FileNotFoundError:
-            return _receipts(store, warn)  # another command let go of it meanwhile, for newer ones
+            return _receipts(store, made_by, warn)  # another command let go of it meanwhile, for newer ones
+        except IncompleteError:
+            raise
         except UserError as error:
             warn(f"{error}; until then its checkpoint is passed over")
+            continue
+        if receipt.made_by != made_by:
+            raise MismatchError(
+                f"{store}: checkpoint {part} is of another training (made_by {receipt.made_by[:12]}, this one's is "
+                f"{made_by[:12]}); delete {store.display_path(_receipt_path(part))}, or use another train.name"
+            )
+        found.append(receipt)
     return found

@@ -17,7 +17,8 @@ from schemas.errors import UserError
 from schemas.recipe import Recipe
 from stages.data.split import Split
 from stages.data.views import ViewRenderer, pixel_versions
-from stages.label.label_set import LabelSet, SoftLabels
+from stages.label.label_set import LabelSet
+from stages.label.soft_labels import SoftLabels
 from stages.replay.mix import Mix
 from stages.replay.order import PairView, Stream
 from stages.replay.signature import differs, signature
@@ -58,6 +59,8 @@ class TrainDataset(Dataset[Batch]):
         batch: global batch size, a multiple of 2 · world.
         rank: of this process.
         world: number of training processes.
+        spread: deal a step's pair-views over the ranks in turn, so that a rank sees as many images as there are; else a
+            rank takes a slice, in which the repeats of an image share one decode.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class TrainDataset(Dataset[Batch]):
         batch: int,
         rank: int,
         world: int,
+        spread: bool = False,
     ) -> None:
         self.split, self.recipe, self.labels = split, recipe, labels
         self.soft_tau, self.min_margin = soft_tau, min_margin
         self._slice = {"batch": batch, "rank": rank, "world": world}
-        self._stream = stream
+        self._stream, self._spread = stream, spread
         self._maker: ViewRenderer | None = None  # built where it is used: its buffers do not travel
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,6 +88,9 @@ class TrainDataset(Dataset[Batch]):
 
     def units(self, step: int) -> list[PairView]:
         """The pair-views of a step."""
+        if self._spread:
+            step_units = self._stream.step(step, batch=self._slice["batch"], rank=0, world=1)
+            return list(step_units)[self._slice["rank"] :: self._slice["world"]]
         return self._stream.step(step, **self._slice)
 
     def __getitem__(self, step: int) -> Batch:

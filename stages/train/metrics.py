@@ -32,6 +32,7 @@ class Metrics:
 
     Args:
         store: of the run's folder.
+        made_by: fingerprint of what the training is made from.
         every: steps between lines.
         rank: of this process.
         world: number of processes, whose means are averaged.
@@ -45,6 +46,7 @@ class Metrics:
     def __init__(
         self,
         store: Store,
+        made_by: str,
         every: int,
         *,
         rank: int,
@@ -54,7 +56,8 @@ class Metrics:
         views_at_peak: float | None = None,
     ) -> None:
         self._views_at_peak = views_at_peak
-        self._store, self._every, self._rank, self._world, self._device = store, every, rank, world, device
+        self._store, self._made_by, self._every, self._rank, self._world = store, made_by, every, rank, world
+        self._device = device
         self._tensorboard = tensorboard
         self._lines: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}  # of this process
@@ -149,13 +152,13 @@ class Metrics:
             return [line for line in _read(self._store) or () if line["step"] <= step]
         except ValueError as error:
             raise UserError(
-                f"{self._store.name(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on without "
-                "its lines"
+                f"{self._store.display_path(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on "
+                "without its lines"
             ) from None
 
     def show(self) -> None:
         """Put the lines for people to read, once a checkpoint has them."""
-        show(self._store, self._lines, tensorboard=self._tensorboard)
+        show(self._store, self._made_by, self._lines, tensorboard=self._tensorboard)
 
     def _means(self) -> dict[str, float]:
         means = zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True)
@@ -180,7 +183,7 @@ class Metrics:
         )
 
 
-def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: bool = False) -> None:
+def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, tensorboard: bool = False) -> None:
     """Put the newest checkpoint's lines for people to read, with what the clock said of them where that is known.
 
     It looks again when it has put them: another command may have committed a newer checkpoint, and put its lines,
@@ -188,11 +191,12 @@ def show(store: Store, timed: Sequence[dict[str, Any]] = (), *, tensorboard: boo
 
     Args:
         store: of the run's folder.
+        made_by: fingerprint of what the training is made from.
         timed: lines with what the clock said, beside those that are there.
         tensorboard: put them as TensorBoard's event file as well.
     """
     shown = None
-    while (newest := newest_lines(store)) not in (None, shown):
+    while (newest := newest_lines(store, made_by)) not in (None, shown):
         shown = newest
         try:
             beside = _read(store)

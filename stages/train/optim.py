@@ -22,8 +22,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW or SGD over the parameters that train, in the model's order, in two groups: decayed and not.
 
-    Not decayed are biases, 1-d tensors, the positional embedding and the class token (the authors' code;
-    timm spares the distillation token as well). The learning rate is 0 until the trainer sets `group["lr"]`.
+    Not decayed are biases, 1-d tensors, the positional embedding, the class token, and what the model itself names in
+    `no_weight_decay()`, but for the distillation token (the authors decay it, timm does not). The learning rate is 0
+    until the trainer sets `group["lr"]`.
 
     Args:
         model: any module; prefixes that wrappers put before the names do not matter.
@@ -31,15 +32,21 @@ def build_optimizer(
         weight_decay: decay of the first group.
         fused: update all parameters in one kernel; else torch chooses.
     """
+    spared = spared_names(model)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for name, parameter in named if _decays(name, parameter)], "weight_decay": weight_decay},
-        {"params": [parameter for name, parameter in named if not _decays(name, parameter)], "weight_decay": 0.0},
-    ]
+    decayed = [one for name, one in named if name not in spared and _decays(name, one)]
+    others = [one for name, one in named if name in spared or not _decays(name, one)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     one_kernel = True if fused else None  # False would also switch off the loop over lists of tensors
     if optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=one_kernel)
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=one_kernel)
+
+
+def spared_names(model: nn.Module) -> set[str]:
+    """Parameters that a timm model wants undecayed, such as Swin's bias tables; the authors decay `dist_token`."""
+    own = getattr(model, "no_weight_decay", None)
+    return set(own()) - {"dist_token"} if callable(own) else set()
 
 
 def learning_rate(

@@ -13,6 +13,8 @@ from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from stages.models.weights import find_weights, weights_digest
 from stages.replay.order import Stream
+from stages.storage.commit import read_plan
+from stages.storage.run_files import run_store
 from stages.train.tensorboard import refuse_missing_tensorboard
 
 TAUGHT = ("hard", "soft")
@@ -37,31 +39,31 @@ class Plan:
     steps: int
     made_from: dict[str, Any]
 
-    def stream(self, run: RunFile) -> Stream:
+    def stream(self, config: RunFile) -> Stream:
         """The run's stream of views."""
         return Stream(
             self.split.rows,
-            repeats=run.views.repeats,
-            window=run.train.window,
-            recipe_seed=run.views.seed,
-            seed=run.train.seed,
+            repeats=config.views.repeats,
+            window=config.train.window,
+            recipe_seed=config.views.seed,
+            seed=config.train.seed,
             passes=self.labels.passes if self.labels else None,
         )
 
 
-def plan_training(run: RunFile, world: int) -> Plan:
+def plan_training(config: RunFile, world: int) -> Plan:
     """Open what a training reads and check that it fits.
 
     Raises:
         UserError: if shards or labels are missing, too few, or the batch cannot be divided.
         MismatchError: if the labels are not for these shards or this recipe.
     """
-    train = run.train
+    train = config.train
     if train.tensorboard:
         refuse_missing_tensorboard()
-    split = Split.open(run.workspace, "train", run.cache)
+    split = Split.open(config.workspace, "train", config.cache)
     opened = LabelSet.follow if train.follow else LabelSet.open
-    labels = opened(run, split) if train.distillation in TAUGHT else None
+    labels = opened(config, split) if train.distillation in TAUGHT else None
     if labels is not None and train.distillation == "soft":
         labels.refuse_soft(train.tau)
     if labels is not None and train.min_margin:
@@ -71,10 +73,11 @@ def plan_training(run: RunFile, world: int) -> Plan:
             f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
             f"(two views of a pair, {world} workers)"
         )
-    if run.student.img_size not in (0, run.views.image_size):
+    if config.student.img_size not in (0, config.views.image_size):
         raise UserError(
-            f"student.img_size = {run.student.img_size}: views have views.image_size = {run.views.image_size}; set it "
-            "to 0 to train, to another size only to evaluate"
+            f"student.img_size = {config.student.img_size}: views have views.image_size = "
+            f"{config.views.image_size}; set it "
+            "to 0; evaluate.image_size measures at another size"
         )
     steps_per_epoch = len(split) // train.batch_size
     if not steps_per_epoch or not split.pairs:
@@ -82,16 +85,16 @@ def plan_training(run: RunFile, world: int) -> Plan:
     whole = steps_per_epoch * train.epochs
     steps = min(whole, train.max_steps or whole)
     if labels is not None:
-        _enough_views(run, split, labels, steps)
-    return Plan(split, labels, steps_per_epoch, steps, _made_from(run, split, labels))
+        _enough_views(config, split, labels, steps)
+    return Plan(split, labels, steps_per_epoch, steps, _made_from(config, split, labels))
 
 
-def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
-    passes = math.ceil(steps * run.train.batch_size / (2 * run.views.repeats * split.pairs))
-    if passes > labels.passes and not run.train.reuse_views:
+def _enough_views(config: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
+    passes = math.ceil(steps * config.train.batch_size / (2 * config.views.repeats * split.pairs))
+    if passes > labels.passes and not config.train.reuse_views:
         raise UserError(
-            f"{steps} steps of {run.train.batch_size} need {passes * run.views.repeats} views of each sample, "
-            f"{labels.passes * run.views.repeats} are labelled; raise labels.views and label again, train for fewer "
+            f"{steps} steps of {config.train.batch_size} need {passes * config.views.repeats} views of each sample, "
+            f"{labels.passes * config.views.repeats} are labelled; raise labels.views and label again, train for fewer "
             "epochs, or set train.reuse_views = true"
         )
 
@@ -105,15 +108,15 @@ _LATER: dict[str, Any] = {"min_margin": 0.0}
 """Keys of `[train]` that earlier versions had not, left out where they do what those did."""
 
 
-def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
-    settings, start = run.train.model_dump(mode="json"), run.student.init_checkpoint
-    weights = find_weights(start, run.workspace, "student.init_checkpoint") if start else None
-    return {
+def _made_from(config: RunFile, split: Split, labels: LabelSet | None) -> dict[str, Any]:
+    settings, start = config.train.model_dump(mode="json"), config.student.init_checkpoint
+    weights = find_weights(start, config.workspace, "student.init_checkpoint") if start else None
+    made_from = {
         "shards": split.content,
-        "recipe": run.views.model_dump(mode="json"),
+        "recipe": config.views.identity(),
         "labels": labels.made_by if labels else None,
-        "passes": labels.passes if labels and run.train.reuse_views else None,  # where the views begin again
-        "student": run.student.model_dump(mode="json"),
+        "passes": labels.passes if labels and config.train.reuse_views else None,  # where the views begin again
+        "student": config.student.model_dump(mode="json"),
         "started_from": weights_digest(weights) if weights else None,
         "train": {
             key: value
@@ -121,3 +124,20 @@ def _made_from(run: RunFile, split: Split, labels: LabelSet | None) -> dict[str,
             if key not in _NO_MATTER and (key not in _LATER or value != _LATER[key])
         },
     }
+    begun = read_plan(run_store(config.workspace, config.train.name))
+    return _as_begun(made_from, begun.made_from) if begun else made_from
+
+
+def _as_begun(made_from: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    """Values that make no difference stay those the run was begun with: changing them makes no other run.
+
+    They are where the initial weights lie, if these are the same, and what the loss in use does not read.
+    """
+    student, train = dict(made_from["student"]), dict(made_from["train"])
+    if made_from["started_from"] and made_from["started_from"] == begun.get("started_from"):
+        student["init_checkpoint"] = begun["student"]["init_checkpoint"]
+    unused = {"none": ("tau", "soft_reduction", "alpha"), "soft": ()}.get(
+        train["distillation"], ("tau", "soft_reduction")
+    )
+    train |= {key: begun["train"][key] for key in unused if key in begun["train"]}
+    return made_from | {"student": student, "train": train}

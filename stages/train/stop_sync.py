@@ -9,7 +9,7 @@ _LISTEN_SECONDS = 2.0
 
 
 class StopSync:
-    """Brings all ranks to the same last step when rank 0 is asked to end: a checkpoint takes all of them.
+    """Brings all ranks to the same last step when rank 0 is requested to end: a checkpoint takes all of them.
 
     A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step
     in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
@@ -25,13 +25,13 @@ class StopSync:
         self._heard = self._next = step
         self._since = time.perf_counter()
 
-    def agreed(self, step: int, asked: bool) -> bool:
-        """Whether all ranks end after `step` steps; every rank calls it at every step, and rank 0's `asked` counts."""
+    def should_stop(self, step: int, requested: bool) -> bool:
+        """Whether all ranks stop after `step` steps. Every rank calls it at every step; rank 0's `requested` counts."""
         if self._world == 1:
-            return asked
+            return requested
         if step < self._next:
             return False
-        word = torch.tensor([asked, self._pause(step)], dtype=torch.int64, device=self._device)
+        word = torch.tensor([requested, self._pause(step)], dtype=torch.int64, device=self._device)
         dist.broadcast(word, src=0)
         ends, pause = word.tolist()
         self._heard, self._next, self._since = step, step + pause, time.perf_counter()

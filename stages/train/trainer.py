@@ -14,13 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.manifests import TrainManifest
+from schemas.parts import ManifestPart
 from schemas.receipts import fingerprint
 from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
@@ -28,14 +29,16 @@ from stages.models.flops import TRAINING, forward_flops, peak_flops
 from stages.models.from_views import FromViews
 from stages.models.precision import Precision, chosen_precision, deterministic_algorithms
 from stages.models.student import new_student
-from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
+from stages.models.tensors import to_bytes
+from stages.models.weights import EMA_FILE, MODEL_FILE
 from stages.replay.draws import Draws, Purpose
 from stages.replay.mix import Mix
-from stages.storage.commit import MANIFEST, put_json
+from stages.storage.commit import MANIFEST, refuse_other_plan
 from stages.storage.store import Store
 from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from stages.train.dataset import Batch, TrainDataset
+from stages.train.hand_out import hand_out
 from stages.train.metrics import Metrics
 from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
 from stages.train.plan import TAUGHT, Plan, plan_training
@@ -48,11 +51,11 @@ _SCALE_KEYS = ("scale", "_growth_tracker")
 """In a checkpoint's state, what torch's gradient scaler says of itself, but for its constants."""
 
 
-def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
+def train(config: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
     """Train to the plan's last step, or until the user wants an end, from the newest checkpoint if there is one.
 
     Args:
-        run: the run file.
+        config: the run file.
         rank: of this process among `world`, which torch.distributed already joins.
         world: number of training processes.
         device: of this process.
@@ -64,30 +67,30 @@ def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: 
     Raises:
         UserError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
     """
-    precision = chosen_precision(run.train.precision, "student", device.type)
-    run = run.model_copy(update={"train": run.train.model_copy(update={"precision": precision})})
-    with deterministic_algorithms(run.train.deterministic and device.type == "cuda"):
-        return _train(run, rank=rank, world=world, device=device, report=report)
+    precision = chosen_precision(config.train.precision, "student", device.type)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    with deterministic_algorithms(config.train.deterministic and device.type == "cuda"):
+        return _train(config, rank=rank, world=world, device=device, report=report)
 
 
-def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    plan = plan_training(run, world)
-    trainer = Trainer(run, plan, rank=rank, world=world, device=device)
+def _train(config: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
+    plan = plan_training(config, world)
+    trainer = Trainer(config, plan, rank=rank, world=world, device=device)
     step = started = trainer.restore()
     batches = load(
         trainer.data,
-        workers=run.train.processes,
+        workers=config.train.processes,
         order=range(started, plan.steps),
         pin=device.type == "cuda",
         preload=(TrainDataset.__module__,),
     )
     ready = trainer.metrics.timed(on_device(batches, device))
     ending = StopSync(started, world=world, device=device)
-    ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
+    ended = ending.should_stop(step, rank == 0 and report(step, trainer.metrics.last))
     while step < plan.steps and not ended:
         trainer.step(next(ready))
         step += 1
-        ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
+        ended = ending.should_stop(step, rank == 0 and report(step, trainer.metrics.last))
         if ended or step % trainer.checkpoint_every == 0 or step == plan.steps:
             trainer.save(step)
     loss = trainer.metrics.loss()
@@ -99,48 +102,51 @@ def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report:
 class Trainer:
     """Model, optimiser, moving average and meters of one process; `step` by `step`."""
 
-    def __init__(self, run: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
-        self.run, self.plan, self.rank, self.world, self.device = run, plan, rank, world, device
+    def __init__(self, config: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
+        self.config, self.plan, self.rank, self.world, self.device = config, plan, rank, world, device
         if device.type == "cpu":
             # Not the launcher's number, since bits may depend on it; a core is left to the data.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // world - 1))
-        self.store = Store(run.workspace).at(f"runs/{run.train.name}")
+        self.store = Store(config.workspace).child(f"runs/{config.train.name}")
         self.made_by = fingerprint(plan.made_from)
-        self.checkpoint_every = run.train.checkpoint_every or plan.steps_per_epoch
-        name = chosen_precision(run.train.precision, "student", device.type)
+        self.checkpoint_every = config.train.checkpoint_every or plan.steps_per_epoch
+        name = chosen_precision(config.train.precision, "student", device.type)
         self.precision = Precision(name, device, "train.precision")
-        self.classifier = new_student(run, plan.split).to(device)
-        decay = run.train.ema_decay
+        self.classifier = new_student(config, plan.split).to(device)
+        decay = config.train.ema_decay
         self.ema = ModelEmaV3(self.classifier.model, decay=decay, foreach=True) if decay else None
         self.optimizer = build_optimizer(
             self.classifier.model,
-            optimizer=run.train.optimizer,
-            weight_decay=run.train.weight_decay,
+            optimizer=config.train.optimizer,
+            weight_decay=config.train.weight_decay,
             fused=device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.data = TrainDataset(
             plan.split,
-            run.views,
-            plan.stream(run),
+            config.views,
+            plan.stream(config),
             plan.labels,
-            soft_tau=run.train.tau if run.train.distillation == "soft" else None,
-            min_margin=run.train.min_margin,
-            batch=run.train.batch_size,
+            soft_tau=config.train.tau if config.train.distillation == "soft" else None,
+            min_margin=config.train.min_margin,
+            batch=config.train.batch_size,
             rank=rank,
             world=world,
+            # Statistics of a batch, which are a rank's own, want its images to be different ones.
+            spread=any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.classifier.modules()),
         )
         peak = peak_flops(device)
         self.metrics = Metrics(
             self.store,
-            run.train.log_every,
+            self.made_by,
+            config.train.log_every,
             rank=rank,
             world=world,
             device=device,
-            tensorboard=run.train.tensorboard,
-            views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, run.views.image_size, device)),
+            tensorboard=config.train.tensorboard,
+            views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, config.views.image_size, device)),
         )
-        self._draws = Draws(run.train.seed, Purpose.MODEL)
+        self._draws = Draws(config.train.seed, Purpose.MODEL)
         self._student = FromViews(self.classifier, self.precision)
         self._forward = self._wrapped()
 
@@ -169,15 +175,13 @@ class Trainer:
 
     def _newest(self) -> Checkpoint | None:
         """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
-        found = [newest_checkpoint(self.store, warn=_warn) if self.rank == 0 else None]
-        if self.world > 1:
-            dist.broadcast_object_list(found, src=0, device=self.device)
-        return found[0]
+        found = newest_checkpoint(self.store, self.made_by, warn=_warn) if self.rank == 0 else None
+        return found if self.world == 1 else hand_out(found, rank=self.rank, device=self.device)
 
     def step(self, batch: Batch) -> None:
         """One step of the optimiser on one local batch, which lies on the device."""
         with self.precision.switches(
-            search=not self.classifier.transformer, deterministic=self.run.train.deterministic
+            search=not self.classifier.transformer, deterministic=self.config.train.deterministic
         ):
             self._step(batch)
 
@@ -188,7 +192,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         count = len(batch.classes)
-        size = self.run.train.micro_batch or count
+        size = self.config.train.micro_batch or count
         for nth, start in enumerate(range(0, count, size)):
             part = _slice(batch, start, min(start + size, count))
             self._seed_model(batch.step, nth)
@@ -217,7 +221,7 @@ class Trainer:
             state=state_to_tensors(self.optimizer, self.classifier.model) | self._scale() | sums,
             lines=self.metrics.lines(),
         )
-        save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
+        save_checkpoint(self.store, checkpoint, self.made_by, self.config.train.keep_checkpoints)
         self.metrics.show()
 
     def _scale(self) -> dict[str, Tensor]:
@@ -244,21 +248,22 @@ class Trainer:
         """Put the trained model, then the manifest that says the run is whole."""
         if self.rank:
             return
+        refuse_other_plan(self.store, self.made_by)
         files = [self.store.put(MODEL_FILE, to_bytes(self.classifier.model.state_dict()))]
         if self.ema:
             files.append(self.store.put(EMA_FILE, to_bytes(self.ema.module.state_dict())))
-        manifest = {
-            "stage": "train",
-            "made_from": self.plan.made_from,
-            "made_by": self.made_by,
-            "steps": self.plan.steps,
-            "loss": loss,
-            "parts": [{"part": "model", "rows": self.plan.steps, "files": [vars(file) for file in files]}],
-        }
-        put_json(self.store, MANIFEST, manifest)
+        manifest = TrainManifest(
+            stage="train",
+            made_from=self.plan.made_from,
+            made_by=self.made_by,
+            steps=self.plan.steps,
+            loss=loss,
+            parts=(ManifestPart(part="model", rows=self.plan.steps, files=tuple(files)),),
+        )
+        self.store.put(MANIFEST, manifest.to_json())
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        train = self.run.train
+        train = self.config.train
         heads: Heads = self._forward(*self._student.given(batch.views, batch.mix))
         partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
         targets = losses.soft_targets(
@@ -281,7 +286,7 @@ class Trainer:
         return {"loss": losses.total(terms["class_loss"], second, alpha=train.alpha)} | terms
 
     def _teacher_loss(self, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
-        tau, reduction, soft = self.run.train.tau, self.run.train.soft_reduction, batch.soft
+        tau, reduction, soft = self.config.train.tau, self.config.train.soft_reduction, batch.soft
         if batch.kept is not None:
             return losses.selected_distillation(logits, batch.decisions, batch.kept, targets)
         if soft is None:
@@ -296,14 +301,14 @@ class Trainer:
         model: nn.Module = self._student
         if self.world > 1:
             # Without distillation a distilled model's second head gets no gradient, as in the authors' code.
-            unused = self.classifier.distilled and self.run.train.distillation == "none"
+            unused = self.classifier.distilled and self.config.train.distillation == "none"
             model = DistributedDataParallel(model, find_unused_parameters=unused)
         self._no_sync: Callable[[], Any] = getattr(model, "no_sync", contextlib.nullcontext)
         # The compiler's own random numbers are not torch's: a resume without it would draw other depths.
-        return torch.compile(model, options={"fallback_random": True}) if self.run.train.compile is True else model
+        return torch.compile(model, options={"fallback_random": True}) if self.config.train.compile is True else model
 
     def _learning_rate(self, step: int) -> float:
-        train = self.run.train
+        train = self.config.train
         scale = train.batch_size / 512 if train.scale_lr else 1.0
         return learning_rate(
             step,

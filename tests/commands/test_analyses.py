@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.commands import run as stages
 from pipeline.commands.analyses import disagreement, tokens
 from pipeline.commands.compare import compare, lines_of
-from pipeline.commands.evaluate import ask
+from pipeline.commands.evaluate import predict_images
 from pipeline.commands.throughput import throughput
 from schemas import paper
 from schemas.config import Member, RunFile
@@ -27,15 +27,19 @@ from tests.support.command_line import complaint, typed, written
 from tests.support.world import TEACHER, TINY_VIT, silent, stored
 
 
-def with_(run: RunFile, **changes: dict) -> RunFile:
-    return run.model_copy(update={table: getattr(run, table).model_copy(update=new) for table, new in changes.items()})
+def with_(config: RunFile, **changes: dict) -> RunFile:
+    return config.model_copy(
+        update={table: getattr(config, table).model_copy(update=new) for table, new in changes.items()}
+    )
 
 
 def test_disagreement_is_counted_as_by_hand_from_the_answers_it_names(copied):
     run = copied({"evaluate": {"baseline": "teacher"}})
     result = disagreement(run, silent)
-    gallery = open_image_set(run)
-    student, teacher = (ask(run, ModelRef(run=name), gallery, silent).found for name in ("student", "teacher"))
+    image_set = open_image_set(run)
+    student, teacher = (
+        predict_images(run, ModelRef(run=name), image_set, silent).predictions for name in ("student", "teacher")
+    )
     by_hand = {
         "truth": student.classes.tolist(),
         "teacher": teacher.top["class"][:, 0].tolist(),
@@ -51,12 +55,12 @@ def test_disagreement_is_counted_as_by_hand_from_the_answers_it_names(copied):
     assert result["rates"]["truth"]["class"] == pytest.approx(1 - stages.evaluate(run, silent)["class"]["top1"])
     for one in result["asked"].values():
         assert list(Path(run.workspace, one["predictions"]).glob("*.parquet"))
-    folder = Path(run.workspace, "runs/student")
-    assert json.loads((folder / "disagreement.json").read_text()) == result
-    text = (folder / "disagreement.md").read_text()
+    folder, name = Path(run.workspace, "runs/student"), "disagreement-baseline-teacher"
+    assert json.loads((folder / f"{name}.json").read_text()) == result
+    text = (folder / f"{name}.md").read_text()
     assert all(title in text for title in TITLES.values())
     assert "| 0.171 |" in text and "The paper's" in text
-    with Image.open(folder / "disagreement.png") as picture:
+    with Image.open(folder / f"{name}.png") as picture:
         assert picture.width > 600
 
 
@@ -73,9 +77,9 @@ def test_tokens_are_compared_behind_every_block_over_every_image(copied):
     assert result["samples"] == 20
     assert len(result["layers"]) == len(result["deviation"]) == TINY_VIT["depth"] + 1
     assert all(-1 <= one <= 1 for one in [*result["layers"], result["learned"], result["normed"]])
-    gallery = open_image_set(run)
-    model = open_evaluated_model(run, ModelRef(run="student"), gallery, torch.device("cpu")).network
-    crops = next(centre_crops(gallery, 0, image_size=32, crop_pct=0.875, batch=20, threads=1))
+    image_set = open_image_set(run)
+    model = open_evaluated_model(run, ModelRef(run="student"), image_set, torch.device("cpu")).network
+    crops = next(centre_crops(image_set, 0, image_size=32, crop_pct=0.875, batch=20, threads=1))
     with torch.inference_mode():
         images = normalise(crops.views, model.mean, model.std)
         _, middle = model.model.forward_intermediates(images, return_prefix_tokens=True, norm=False)
@@ -190,8 +194,8 @@ def test_runs_side_by_side_show_what_differs_and_every_figure_is_in_the_files_th
     assert "| student |" in (folder / "compare.md").read_text()
 
 
-def copied_teacher(run: RunFile) -> RunFile:
-    return with_(run, student=TEACHER["student"], train=TEACHER["train"])
+def copied_teacher(config: RunFile) -> RunFile:
+    return with_(config, student=TEACHER["student"], train=TEACHER["train"])
 
 
 def test_what_no_run_can_show_is_refused_in_one_line(copied, refused):

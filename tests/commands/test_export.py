@@ -105,7 +105,7 @@ def test_the_cards_figures_are_those_of_the_workspace(whole, tmp_path):
 def test_the_card_of_weights_that_were_not_evaluated_says_so(copied, tmp_path):
     stages.train(copied({"train": {"epochs": 4, "name": "other", "max_steps": 2}}), silent)
     for run in (copied({"train": {"name": "other"}}), copied({"evaluate": {"weights": "ema"}})):
-        export(run, "huggingface", str(tmp_path / "out"), silent)
+        export(run, "huggingface", str(tmp_path / "out"), silent, force=True)
         card = (tmp_path / "out/README.md").read_text()
         assert "These weights were not evaluated." in card and "top-1" not in card
 
@@ -133,10 +133,10 @@ def test_what_cannot_be_exported_is_refused_in_one_line(whole, copied, tmp_path,
         export, whole, "tflite", str(tmp_path), silent
     )
     assert "is not trained to its end" in refused(
-        export, copied({"train": {"name": "never"}}), "safetensors", str(tmp_path), silent
+        export, copied({"train": {"name": "never"}}), "safetensors", str(tmp_path / "out"), silent
     )
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(export, whole, "safetensors", str(tmp_path / "file"), silent)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    line = refused(export, whole, "onnx", str(tmp_path), silent)
+    line = refused(export, whole, "onnx", str(tmp_path / "out"), silent)
     assert line == "--format onnx: needs onnx; pip install 'deit-pipeline[export]'"

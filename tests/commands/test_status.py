@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 from pipeline.commands.status import about_stage, status
 from pipeline.commands.verify import verify
 from pipeline.execution.failures import Failures, PartFailure
-from stages.storage.commit import put_json
+from schemas.manifests import ShardManifest
+from schemas.parts import Parts
+from schemas.receipts import canonical_json
+from stages.storage.manifest import open_manifest, put_manifest
 from stages.storage.store import Store
+from tests.support.stored import edit_state
 from tests.support.world import flip_byte, stored
 
 
@@ -37,7 +42,7 @@ def put_lease(store: Store, **said: Any) -> None:
 
 def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_missing_and_how_fast(copied):
     run = copied()
-    store = Store(run.workspace).at("labels/teacher")
+    store = Store(run.workspace).child("labels/teacher")
     store.delete("manifest.json")
     parts = sorted(name.removesuffix(".json") for name in store.files("receipts"))
     for part in parts[2:]:
@@ -55,7 +60,7 @@ def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_mis
 
 def test_status_of_a_training_under_way_counts_steps(copied):
     run = copied()
-    store = Store(run.workspace).at("runs/student")
+    store = Store(run.workspace).child("runs/student")
     for name in ("manifest.json", "receipts/step-000000012.json"):
         store.delete(name)
     put_lease(store, running=[], training=True, at=11)
@@ -67,7 +72,7 @@ def test_status_of_a_training_under_way_counts_steps(copied):
 def test_status_of_work_that_has_grown_is_not_done(copied):
     store = Store(copied().workspace)
     for folder, wanted in (("runs/student", 20), ("labels/teacher", 9)):
-        put_json(store.at(folder), "plan.json", json.loads(store.read(f"{folder}/plan.json")) | {"wanted": wanted})
+        edit_state(Path(store.uri, folder, "plan.json"), lambda fields, wanted=wanted: fields.update(wanted=wanted))
     shown = {(one["stage"], one["name"]): one for one in status(store.uri)["stages"]}
     for stage, missing in ((("train", "student"), 8), (("label-teacher", "teacher"), 3)):
         assert (shown[stage]["state"], shown[stage]["missing"]) == ("begun", missing)
@@ -75,6 +80,12 @@ def test_status_of_work_that_has_grown_is_not_done(copied):
 
 def test_status_of_nothing_is_nothing(tmp_path):
     assert status(str(tmp_path / "nowhere")) == {"workspace": str(tmp_path / "nowhere"), "stages": []}
+
+
+def told(found: dict[str, Any]) -> list[dict[str, str]]:
+    """The problems without their fixes, of which each says what to run."""
+    assert all("rerun `deit-pipeline" in one["fix"] for one in found["problems"])
+    return [{"path": one["path"], "what": one["what"]} for one in found["problems"]]
 
 
 def proven(workspace: str) -> list[str]:
@@ -87,14 +98,15 @@ def proven(workspace: str) -> list[str]:
 def test_one_flipped_bit_in_any_file_is_found_and_named(copied):
     workspace = copied().workspace
     files = proven(workspace)
-    assert len(files) == 4 * 2 + 6 + (2 * 4 + 2) + (1 * 4 + 2) + 1
+    lists_of_parts = 4
+    assert len(files) == 4 * 2 + 6 + (2 * 4 + 2) + (1 * 4 + 2) + 1 + lists_of_parts
     for number, name in enumerate(files):
         file = Path(workspace, name)
         at = number * 977 % file.stat().st_size
         flip_byte(file, at)
         found = verify(workspace)
         assert (found["ok"], found["checked"]) == (False, len(files))
-        assert found["problems"] == [{"path": str(file), "what": "has other bytes than its receipt says"}]
+        assert told(found) == [{"path": str(file), "what": "has other bytes than its receipt says"}]
         flip_byte(file, at)
     assert verify(workspace) == {"ok": True, "checked": len(files), "problems": []}
 
@@ -110,7 +122,7 @@ def test_one_flipped_bit_in_any_file_is_found_and_named(copied):
 def test_a_deleted_file_is_found_and_named(copied, name):
     workspace = copied().workspace
     Path(workspace, name).unlink()
-    assert verify(workspace)["problems"] == [{"path": f"{workspace}/{name}", "what": "is missing"}]
+    assert told(verify(workspace)) == [{"path": f"{workspace}/{name}", "what": "is missing"}]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +139,43 @@ def test_a_torn_receipt_is_found_and_named(copied, name):
 
 def test_a_manifest_that_disagrees_with_a_receipt_is_found(copied):
     file = Path(copied().workspace, "shards/train/manifest.json")
-    file.write_text(file.read_text().replace('"bytes":', '"bytes":1', 1))
-    (problem,) = verify(str(file.parents[2]))["problems"]
-    assert problem == {"path": str(file), "what": "shard-000000 differs from its receipt"}
+    store = Store(str(file.parent))
+    found = open_manifest(store, ShardManifest)
+    first, *rest = found.parts
+    longer = replace(first, files=(replace(first.files[0], bytes=1), *first.files[1:]))
+    fields = {key: getattr(found.manifest, key) for key in found.manifest.model_fields_set - {"content", "parts"}}
+    put_manifest(store, ShardManifest, Parts.of([longer, *rest]), **fields)
+    assert told(verify(str(file.parents[2]))) == [{"path": str(file), "what": "shard-000000 differs from its receipt"}]
+
+
+def test_a_receipt_of_another_part_and_one_of_something_else_are_found(copied):
+    folder = Path(copied().workspace, "shards/train/receipts")
+    (folder / "shard-000002.json").write_bytes((folder / "shard-000001.json").read_bytes())
+    (problem,) = verify(str(folder.parents[2]))["problems"]
+    assert "is the receipt of shard-000001; delete it and rerun its stage" in problem["what"]
+    receipt = json.loads((folder / "shard-000001.json").read_text()) | {"part": "shard-000002", "made_by": "0" * 64}
+    (folder / "shard-000002.json").write_bytes(canonical_json(receipt))
+    problems = verify(str(folder.parents[2]))["problems"]
+    assert [one["what"] for one in problems] == ["is of something else than the plan (made_by)"]
+
+
+def test_what_an_editor_left_beside_receipts_stops_neither_verify_nor_status(copied):
+    workspace = copied().workspace
+    Path(workspace, "shards/train/receipts/shard-000001.json~").write_bytes(b"an editor's")
+    assert verify(workspace)["ok"]
+    assert {one["state"] for one in status(workspace)["stages"]} == {"done"}
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "plan.json"])
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"null", b'{"parts": null}', b'{"torn'])
+def test_one_damaged_file_hides_no_other_stage_from_status(copied, file, data):
+    workspace = copied().workspace
+    path = Path(workspace, "labels/teacher", file)
+    path.write_bytes(data)
+    shown = {(one["stage"], one["name"]): one for one in status(workspace)["stages"]}
+    damaged = shown.pop(("label-teacher", "teacher"))
+    assert damaged["state"] == "damaged" and about_stage(damaged).startswith(f"{path}: is damaged (")
+    assert {one["state"] for one in shown.values()} == {"done"} and len(shown) == 5
 
 
 def test_what_killed_writers_left_is_no_problem(copied):

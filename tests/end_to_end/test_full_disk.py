@@ -100,7 +100,7 @@ def meet(whole: Path, images: Path, workspace: Path, stage: str, scratch: Path |
     state = {
         "parts": sorted(receipts),
         "whole": store.exists("manifest.json"),
-        "broken": [path for one in receipts.values() for path, _ in broken_files(store, one)],
+        "broken": [path for one in receipts.values() for path, _ in broken_files(store, one.files)],
         "halves": [str(path) for path in (workspace / made).rglob(".*")],
     }
     (disk / "ballast").unlink()

@@ -202,7 +202,7 @@ def unfit(documents: dict[str, Any], run: RunFile) -> list[str]:
             found.append(f"{container['name']} offers other CPUs to Ray than it has")
     if len({pod["containers"][0]["image"] for _, pod in pods(job)}) > 1:
         found.append("the pods have several images")
-    return found + [f"no worker can seat {seats}" for seats in wanted(run) if not seated(job, seats)]
+    return found + [f"no worker can seat {resources}" for resources in wanted(run) if not seated(job, resources)]
 
 
 def wanted(run: RunFile) -> list[Resources]:
@@ -211,14 +211,14 @@ def wanted(run: RunFile) -> list[Resources]:
     return [Resources(count=run.cluster.devices, cpus=1 + one.workers, gpus=1) for one in (run.labels, run.train)]
 
 
-def seated(job: Any, seats: Resources) -> bool:
-    """Whether the workers of the cluster have that many seats at once."""
+def seated(job: Any, resources: Resources) -> bool:
+    """Whether the workers of the cluster have that many resources at once."""
     offered = 0
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
-        each = min(int(requests["cpu"]) // seats.cpus, int(requests.get("nvidia.com/gpu", 0)) // seats.gpus)
+        each = min(int(requests["cpu"]) // resources.cpus, int(requests.get("nvidia.com/gpu", 0)) // resources.gpus)
         offered += each * group["replicas"] if group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] else 0
-    return offered >= seats.count
+    return offered >= resources.count
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import pytest
 
 from pipeline.commands import run as stages
 from pipeline.commands.verify import verify
+from schemas.manifests import ShardManifest
 from stages.storage import store as store_module
-from stages.storage.commit import read_manifest, valid_receipts
+from stages.storage.commit import valid_receipts
+from stages.storage.manifest import read_manifest
 from stages.storage.store import Store
 from tests.support.proxy import WAYS, Proxy
 from tests.support.world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored
@@ -167,7 +169,7 @@ def test_images_of_a_source_across_a_network_are_read_again_before_they_are_left
 def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, many_images, tmp_path):
     run, store = run_file(bucket("ws"), many_images, PAIRS), Store(bucket("ws/shards/train"))
     killed_at_random(command("shard", run=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 122)
-    assert read_manifest(store) is None
+    assert read_manifest(store, ShardManifest) is None
     stages.shard(run, silent)
     stages.shard(run_file(bucket("calm"), many_images, PAIRS), silent)
     assert objects(bucket("ws/shards")) == objects(bucket("calm/shards"))

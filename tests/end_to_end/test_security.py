@@ -9,7 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -17,8 +20,12 @@ import torch
 
 from pipeline.commands import run as stages
 from schemas.errors import UserError
-from schemas.secrets import hide_secrets
+from schemas.receipts import truncate_json
+from schemas.secrets import bare_uri, hide_secrets
 from stages.storage.store import Store
+from tests.support.command_line import complaint, written
+from tests.support.listeners import listeners
+from tests.support.nodes import below
 from tests.support.project import project_sources
 from tests.support.sources import files, write_tar
 from tests.support.world import ROOT, command, run_file, silent, start, stored
@@ -136,10 +143,67 @@ def test_values_of_a_run_file_reach_no_shell(images, tmp_path):
         ('workspace = "s3://k:s@b/w?x=y"\n', 'workspace = "s3://b/w"\n'),
         ("ray://host:10001 s3://bucket/user@home/x /plain/a@b", "ray://host:10001 s3://bucket/user@home/x /plain/a@b"),
         ("(s3://k:s@b/w?x=y)", "(s3://b/w)"),
+        ("s3:/k:s@b/w, folded", "s3:/b/w, folded"),
+        ("Cannot parse URI: 's3://k:s[e?c@b/w'", "Cannot parse URI: 's3://b/w'"),
+        ("s3://b?endpoint_override=http://u:p@h/z", "s3://b"),
+        ("s3://b/w?token=a@c", "s3://b/w"),
     ],
 )
 def test_secrets_are_cut_out_of_uris(text, shown):
     assert hide_secrets(text) == shown
+
+
+def test_a_secret_is_hidden_before_a_value_is_cut_short():
+    assert "hunter2" not in truncate_json(f"s3://key:{'hunter2' * 20}@bucket/x")
+    assert bare_uri("s3://key:hunter2' \"x@bucket/a b") == "s3://bucket/a b"
+
+
+@pytest.mark.parametrize("odd", "[]?#/@ <>\"'%")
+def test_a_secret_that_is_not_percent_encoded_is_refused_without_it_and_encoded_it_is_taken(refused, odd):
+    line = refused(Store, f"s3://key:hunter2{odd}x@bucket/a")
+    assert line.startswith("s3://bucket/a: its key or secret holds a character") and "hunter2" not in line
+    taken = Store(f"s3://key:hunter2{quote(odd, safe='')}x@bucket/a?region=us-east-1")
+    assert (str(taken), taken.display_path("x")) == ("s3://bucket/a", "s3://bucket/a/x")
+
+
+def test_a_uri_without_a_bucket_is_refused(refused):
+    for uri in ("s3://", "s3:///", "s3://key:hunter2@", "s3://?region=x"):
+        line = refused(Store, uri)
+        assert "names no bucket" in line and "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["student.init_checkpoint", "teacher.checkpoint", "evaluate.checkpoint", "source.classes", "cache.folder",
+     "cache.decoded_folder"],
+)  # fmt: skip
+def test_a_uri_where_a_path_on_a_disk_is_meant_is_refused_without_its_secret(tmp_path, key):
+    (tmp_path / "deit.toml").write_text("")
+    line = complaint(1, "status", "-c", str(tmp_path / "deit.toml"), "--set", f"{key}=s3://KEY:hunter2@bucket/x.pth")
+    assert f'{key} = "s3://bucket/x.pth": is a URI' in line and "hunter2" not in line
+
+
+def test_options_that_name_a_path_refuse_a_uri_without_its_secret(copied, tmp_path):
+    config = ("-c", written(copied(), tmp_path))
+    uri = "s3://KEY:hunter2@bucket/x.png"
+    for arguments in (
+        ("export", "--format", "safetensors", "--out", uri, *config),
+        ("inspect", "views", "--sample", "0", "--out", uri, *config),
+        ("inspect", "labels", "--out", uri, *config),
+        ("init", uri),
+        ("demo", "--folder", uri),
+        ("status", "-c", uri),
+    ):
+        line = complaint(1, *arguments)
+        assert "s3://bucket/x.png: is a URI; name a path" in line and "hunter2" not in line
+    assert not Path("s3:").exists()
+
+
+def test_a_fault_of_ours_shows_no_secret_either(tmp_path):
+    program = "import cli; cli._say = lambda _: 1 / 0 if _ is None else (lambda l: int('s3://k:hunter2@b'));cli.main()"
+    arguments = command("status", run=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "hunter2" not in done.stderr
 
 
 def test_a_uri_that_cannot_be_opened_is_named_without_its_secrets(refused):
@@ -162,6 +226,20 @@ with ray_session(ClusterConfig(address="local")) as ray:
     sys.stdin.readline()
 print(json.dumps([os.environ == before, Path(folder).exists()]), flush=True)
 """
+
+
+def answers(port: int) -> bool:
+    """Whether a port answers a plain request that brings no token."""
+    for path in ("", "metrics", "api/version"):
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+                if answer.status == 200:
+                    return True
+        except (OSError, HTTPException):
+            continue
+    return False
+
+
 JOIN = "import ray; ray.init(address={!r}, logging_level='ERROR'); print(ray.cluster_resources())"
 
 
@@ -173,6 +251,12 @@ def test_an_embedded_ray_answers_nobody_without_its_token_and_leaves_nothing_beh
     try:
         address, folder, dashboard, token = json.loads(process.stdout.readline())
         assert not dashboard and re.fullmatch("[0-9a-f]{64}", token)
+        listening = listeners(below(process.pid) | {process.pid})
+        assert len(listening) > 3 and {host for host, _, _ in listening} == {"127.0.0.1"}
+        assert [port for _, port, _ in listening if answers(port)] == []
+        assert Path(folder).parent.stat().st_mode & 0o777 == 0o700
+        daemons = [pid for pid in below(process.pid) if os.getpgid(pid) == os.getpgid(process.pid)]
+        assert daemons == []
         joined = [
             subprocess.Popen([sys.executable, "-c", JOIN.format(address)], **(python | {"env": environment | secret}))
             for secret in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 
 from pipeline.commands import run as stages
-from pipeline.commands.evaluate import ask
+from pipeline.commands.evaluate import predict_images
 from schemas.config import ClusterConfig
 from schemas.errors import UserError
 from stages.data.center_crop import Crops, centre_crops
@@ -24,6 +24,7 @@ from stages.models.classifier import Heads, build
 from stages.models.student import new_student
 from stages.models.weights import find_weights
 from stages.replay.mix import normalise
+from tests.support.stored import edit_state
 from tests.support.world import CLASSES, TINY_VIT, silent, stored, write_images
 
 
@@ -75,22 +76,22 @@ def test_any_of_several_true_classes_is_right_and_an_image_without_one_is_not_sc
 @pytest.mark.parametrize("batch", [1, 7, 20, 64])
 @pytest.mark.parametrize("threads", [0, 3])
 def test_every_image_is_cropped_exactly_once_whatever_the_batch(whole, batch, threads):
-    gallery = ShardedImageSet(Split.open(whole.workspace, "val"), "val")
+    image_set = ShardedImageSet(Split.open(whole.workspace, "val"), "val")
 
     def crops(batch: int) -> list[Crops]:
-        return list(centre_crops(gallery, 0, image_size=32, crop_pct=0.875, batch=batch, threads=threads))
+        return list(centre_crops(image_set, 0, image_size=32, crop_pct=0.875, batch=batch, threads=threads))
 
     made, at_once = crops(batch), crops(20)[0]
     assert torch.equal(torch.cat([one.views for one in made]), at_once.views)
-    assert [name for one in made for name in one.names] == at_once.names == list(gallery.split.index(0).names)
+    assert [name for one in made for name in one.names] == at_once.names == list(image_set.split.index(0).names)
     classes = torch.cat([one.classes for one in made]).tolist()
     assert classes == at_once.classes.tolist() == 5 * [0] + 5 * [1] + 5 * [2] + 5 * [3]
 
 
 def test_a_crop_is_timms_own_of_the_original_file(whole):
-    gallery = ShardedImageSet(Split.open(whole.workspace, "val"), "val")
+    image_set = ShardedImageSet(Split.open(whole.workspace, "val"), "val")
     transform = create_transform(24, is_training=False, interpolation="bicubic", crop_pct=0.7, use_prefetcher=True)
-    crops = next(centre_crops(gallery, 0, image_size=24, crop_pct=0.7, batch=20, threads=2))
+    crops = next(centre_crops(image_set, 0, image_size=24, crop_pct=0.7, batch=20, threads=2))
     for row in (0, 1, 2, 19):
         with Image.open(Path(whole.source.val, crops.names[row])) as image:
             expected = np.asarray(transform(image.convert("RGB"))).transpose(1, 2, 0)
@@ -113,9 +114,9 @@ def test_the_stored_result_is_what_the_trained_model_says_image_by_image(whole):
 
 def test_every_figure_can_be_counted_again_from_the_answers_it_names(whole):
     result = json.loads(Path(whole.workspace, "runs/student/evaluation.json").read_text())
-    asked = ask(whole, ModelRef(run="student"), open_image_set(whole), silent)
+    asked = predict_images(whole, ModelRef(run="student"), open_image_set(whole), silent)
     assert asked.folder == result["predictions"]
-    again = score(asked.found, [{int(own)} for own in asked.found.classes])
+    again = score(asked.predictions, [{int(own)} for own in asked.predictions.classes])
     assert {key: result[key] for key in again} == again
 
 
@@ -133,7 +134,6 @@ def test_the_moving_average_can_be_measured_in_place_of_the_weights(copied):
 
 
 def test_a_model_is_measured_at_another_size_with_its_positions_resampled(copied):
-    assert stages.evaluate(copied({"student": {"img_size": 48}}), silent)["image_size"] == 48
     run = copied({"evaluate": {"image_size": 48, "crop_pct": 1.0}})
     result = stages.evaluate(run, silent)
     assert (result["image_size"], result["crop_pct"]) == (48, 1.0)
@@ -143,14 +143,14 @@ def test_a_model_is_measured_at_another_size_with_its_positions_resampled(copied
 def test_blocks_are_dealt_to_two_workers_and_every_image_is_asked_once(copied):
     """Three blocks of 21, 20 and 20 images in batches of 8, by two processes under Ray and by one without."""
     run = copied()
-    gallery = ShardedImageSet(Split.open(run.workspace, "train"), "train")
-    assert gallery.rows == (21, 20, 20)
+    image_set = ShardedImageSet(Split.open(run.workspace, "train"), "train")
+    assert image_set.rows == (21, 20, 20)
     two = run.model_copy(update={"cluster": ClusterConfig(address="local", devices=2, device="cpu")})
-    shared = ask(two, ModelRef(run="student"), gallery, silent)
-    assert len(shared.found.names) == len(set(shared.found.names)) == 61
+    shared = predict_images(two, ModelRef(run="student"), image_set, silent)
+    assert len(shared.predictions.names) == len(set(shared.predictions.names)) == 61
     files = stored(Path(run.workspace, shared.folder))
     shutil.rmtree(Path(run.workspace, shared.folder))
-    alone = ask(run, ModelRef(run="student"), gallery, silent)
+    alone = predict_images(run, ModelRef(run="student"), image_set, silent)
     assert alone.folder == shared.folder
     assert stored(Path(run.workspace, alone.folder)) == files
 
@@ -159,9 +159,9 @@ def test_a_source_of_several_blocks_is_read_as_one(images, monkeypatch, copied):
     run = copied({"evaluate": {"source": str(images / "train")}})
     whole = list(open_image_set(run).read(0, range(61)))
     monkeypatch.setattr("stages.data.image_set._BLOCK", 25)
-    gallery = open_image_set(run)
-    assert gallery.rows == (25, 25, 11)
-    assert [one for block, rows in enumerate(gallery.rows) for one in gallery.read(block, range(rows))] == whole
+    image_set = open_image_set(run)
+    assert image_set.rows == (25, 25, 11)
+    assert [one for block, rows in enumerate(image_set.rows) for one in image_set.read(block, range(rows))] == whole
 
 
 def test_a_source_that_was_never_packed_is_measured_as_its_shards_are(copied, images):
@@ -187,9 +187,9 @@ def test_folders_that_are_class_indices_are_not_sorted_by_string(copied, tmp_pat
     run = copied({"source": {"classes": str(tmp_path / "names.txt")}})
     shutil.rmtree(Path(run.workspace, "shards"))
     v2 = {"evaluate": {"source": str(tmp_path / "v2"), "class_folders": "indices"}}
-    gallery = open_image_set(copied_with(run, v2))
-    assert gallery.classes == tuple(names)
-    found = {picture.name: picture.label for picture in gallery.read(0, range(12))}
+    image_set = open_image_set(copied_with(run, v2))
+    assert image_set.classes == tuple(names)
+    found = {picture.name: picture.label for picture in image_set.read(0, range(12))}
     assert found == {f"{number}/one.png": number for number in range(12)}
 
 
@@ -217,7 +217,8 @@ def test_any_timm_model_with_any_weights_is_measured_by_the_same_code(copied, tm
     results = stages.evaluate(copied_with(run, {"evaluate": both}), silent)
     assert results["fused"] == student["fused"]
     assert (results["others"][0]["name"], results["others"][0]["samples"]) == ("resnet18-peer", 20)
-    assert Path(run.workspace, "evaluations/resnet18-peer/evaluation-32px-crop0.875.json").exists()
+    (file,) = Path(run.workspace, "evaluations").glob("resnet18-peer-????????/evaluation-32px-crop0.875.json")
+    assert json.loads(file.read_text()) == results["others"][0]
 
 
 def test_bad_input_is_one_line(copied, images, tmp_path, refused):
@@ -226,7 +227,9 @@ def test_bad_input_is_one_line(copied, images, tmp_path, refused):
     def says(changes, code=1, run=run):
         return refused(stages.evaluate, copied_with(run, changes), silent, code=code)
 
-    assert "there are: student, teacher" in refused(ask, run, ModelRef(run="nobody"), open_image_set(run), silent)
+    assert "there are: student, teacher" in refused(
+        predict_images, run, ModelRef(run="nobody"), open_image_set(run), silent
+    )
     assert "timm knows no model deit_tinny" in says({"evaluate": {"model": "deit_tinny_patch16_224"}})
     assert "evaluate.source = /no/such: no such folder" in says({"evaluate": {"source": "/no/such"}})
     shutil.copytree(images / "val/red", tmp_path / "other/purple")
@@ -251,8 +254,12 @@ def test_bad_input_is_one_line(copied, images, tmp_path, refused):
 
 def test_a_val_split_of_other_classes_is_refused(copied, refused):
     run = copied()
-    manifest = Path(run.workspace, "shards/train/manifest.json")
-    values = json.loads(manifest.read_text())
-    values["classes"] = ["blue", "green", "grey", "orange"]
-    manifest.write_text(json.dumps(values))
+    others = {"classes": ["blue", "green", "grey", "orange"]}
+
+    def renamed(fields):
+        fields.update(others if "classes" in fields else {})
+        fields["made_from"].update(others)
+
+    for name in ("plan.json", "manifest.json"):
+        edit_state(Path(run.workspace, "shards/train", name), renamed)
     assert "the train split 4 or others" in refused(stages.evaluate, run, silent, code=4)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 
 from pipeline.commands import run as stages
-from pipeline.commands.evaluate import ask
+from pipeline.commands.evaluate import predict_images
 from schemas.config import RunFile
 from stages.data.image_set import open_image_set
 from stages.evaluate.evaluated_model import ModelRef
@@ -30,17 +30,17 @@ def timms(model: torch.nn.Module, pictures: list[Image.Image]) -> torch.Tensor:
         return torch.cat([model.eval()(part) for part in images.split(50)])
 
 
-def ours(run: RunFile) -> tuple[dict[str, list[int]], dict]:
+def ours(config: RunFile) -> tuple[dict[str, list[int]], dict]:
     """Decisions by image name, and the stored figures."""
-    gallery = open_image_set(run)
-    result = stages.evaluate(run, silent)
-    asked = ask(run, ModelRef(member=run.evaluate.members[0]), gallery, silent)
-    return dict(zip(asked.found.names, asked.found.top["class"].tolist(), strict=True)), result
+    image_set = open_image_set(config)
+    result = stages.evaluate(config, silent)
+    asked = predict_images(config, ModelRef(member=config.evaluate.members[0]), image_set, silent)
+    return dict(zip(asked.predictions.names, asked.predictions.top["class"].tolist(), strict=True)), result
 
 
-def pictures_of(run: RunFile) -> tuple[list[str], list[int], list[Image.Image]]:
-    gallery = open_image_set(run)
-    found = [one for block, rows in enumerate(gallery.rows) for one in gallery.read(block, range(rows))]
+def pictures_of(config: RunFile) -> tuple[list[str], list[int], list[Image.Image]]:
+    image_set = open_image_set(config)
+    found = [one for block, rows in enumerate(image_set.rows) for one in image_set.read(block, range(rows))]
     return (
         [one.name for one in found],
         [one.label for one in found],
@@ -85,5 +85,6 @@ def test_a_model_decides_on_generated_images_as_through_timm(tmp_path):
     assert about["interpolation"] == "bicubic"
     assert [decided[name] for name in names] == timms(model, pictures).topk(4).indices.tolist()
     assert len({row[0] for row in decided.values()}) > 1
-    stored = json.loads(Path(run.workspace, "evaluations/resnet10t-weights").glob("*.json").__next__().read_text())
+    (file,) = Path(run.workspace, "evaluations").glob("resnet10t-weights-*/*.json")
+    stored = json.loads(file.read_text())
     assert stored["class"] == result["class"]

@@ -79,8 +79,8 @@ class Reference:
 class Actor:
     """A worker's handle."""
 
-    def __init__(self, settle, run) -> None:
-        self.settle, self.run = settle, run
+    def __init__(self, check_storage, run) -> None:
+        self.check_storage, self.run = check_storage, run
 
 
 @pytest.fixture
@@ -102,10 +102,10 @@ def actors(ray: Ray, tmp_path, count: int = 1) -> RayExecutor:
 
 def test_a_driver_whose_workers_are_all_idle_sleeps(clock, tmp_path):
     hands = actors(Ray(None), tmp_path)
-    assert hands.outcomes(0.5) == [] and clock == []  # the worker started
-    hands.take(SPEC)
-    assert hands.outcomes(0.5) == [(SPEC, MADE)] and clock == []
-    assert hands.outcomes(0.5) == [] and clock == [0.5]
+    assert hands.poll(0.5) == [] and clock == []  # the worker started
+    hands.submit(SPEC)
+    assert hands.poll(0.5) == [(SPEC, MADE)] and clock == []
+    assert hands.poll(0.5) == [] and clock == [0.5]
 
 
 def test_a_worker_that_dies_at_its_start_is_replaced_later_each_time_and_not_for_ever(clock, tmp_path, refused, capsys):
@@ -114,7 +114,7 @@ def test_a_worker_that_dies_at_its_start_is_replaced_later_each_time_and_not_for
 
     def wait():
         while True:
-            hands.outcomes(0.5)
+            hands.poll(0.5)
 
     line = refused(wait, code=3)
     assert line == (
@@ -130,7 +130,7 @@ def test_workers_that_a_node_takes_with_it_at_their_start_are_one_accident(clock
     ray = Ray(*[ActorDiedError("the node has died")] * 9, None)
     hands = actors(ray, tmp_path, count=9)
     while not hands.free():
-        hands.outcomes(0.5)
+        hands.poll(0.5)
     assert ray.started == 17 and sum(clock) == 1
     assert capsys.readouterr().err.count("another in 1 s") == 8
 
@@ -138,26 +138,26 @@ def test_workers_that_a_node_takes_with_it_at_their_start_are_one_accident(clock
 def test_a_node_that_refuses_to_work_ends_nothing_while_others_work(clock, tmp_path, refused, capsys):
     ray = Ray(None, UserError("plan.json: node b does not see it"))
     hands = actors(ray, tmp_path, count=2)
-    assert hands.outcomes(0.5) == [] and ray.killed == 1
+    assert hands.poll(0.5) == [] and ray.killed == 1
     assert capsys.readouterr().err == "warning: plan.json: node b does not see it; going on with 1 workers\n"
-    hands.take(SPEC)
-    assert hands.outcomes(0.5) == [(SPEC, MADE)]
-    assert refused(actors(ray, tmp_path).outcomes, 0.5) == "plan.json: node b does not see it"
+    hands.submit(SPEC)
+    assert hands.poll(0.5) == [(SPEC, MADE)]
+    assert refused(actors(ray, tmp_path).poll, 0.5) == "plan.json: node b does not see it"
 
 
 @pytest.mark.parametrize("made_by", ["ours", "another's"])
 def test_a_part_whose_worker_died_after_its_receipt_was_put_is_not_made_again(clock, tmp_path, made_by):
     hands = actors(Ray(None), tmp_path)
-    hands.outcomes(0.5)
-    begun = hands._worker.job.begun
+    hands.poll(0.5)
+    stage_dir = hands._worker.job.stage_dir
     made = PartOutput(files={"a.txt": b"x"}, rows=1, facts={})
-    receipt = commit(begun.store, SPEC.name, made, begun.made_by if made_by == "ours" else made_by)
-    hands.take(SPEC)
+    receipt = commit(stage_dir.store, SPEC.name, made, stage_dir.made_by if made_by == "ours" else made_by)
+    hands.submit(SPEC)
     (reference,) = hands._begun
     reference.value = ActorDiedError("killed for its memory")
-    ((spec, outcome),) = hands.outcomes(0.5)
+    ((spec, outcome),) = hands.poll(0.5)
     assert spec == SPEC
     assert outcome == receipt if made_by == "ours" else isinstance(outcome, WorkerLost)
-    for damage in (lambda: begun.store.put("a.txt", b"torn"), lambda: begun.store.delete("a.txt")):
+    for damage in (lambda: stage_dir.store.put("a.txt", b"torn"), lambda: stage_dir.store.delete("a.txt")):
         damage()  # the part was to be made again for that, and its old receipt is no proof
         assert hands._committed(SPEC) is None

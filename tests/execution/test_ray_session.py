@@ -17,7 +17,7 @@ def attached(monkeypatch):
     joins, looks = [], []
     monkeypatch.setattr(ray_session, "_check_gcs", lambda ray, address: None)
     monkeypatch.setattr(ray_session, "_connect", lambda ray, address, ship: joins.append(ship))
-    monkeypatch.setattr(ray_session, "_authenticated", lambda: True)
+    monkeypatch.setattr(ray_session, "asks_for_token", lambda: True)
     monkeypatch.setattr(ray_session, "look_at_nodes", lambda ray: looks.pop(0) if looks else [])
 
     class Ray:
@@ -33,7 +33,7 @@ def node(name="node-1", source="", asks=True):
 def test_a_cluster_without_a_token_is_warned_of_and_one_with_is_not(attached, capsys, monkeypatch):
     attached([node()])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(ray_session, "_authenticated", lambda: False)
+    monkeypatch.setattr(ray_session, "asks_for_token", lambda: False)
     attached([node(), node(asks=False)])
     assert "warning: head:6379: this Ray asks for no token" in capsys.readouterr().err
 
@@ -46,7 +46,7 @@ def test_a_command_with_a_token_joins_no_cluster_whose_workers_would_refuse_it(a
 @pytest.fixture
 def asked(monkeypatch):
     """What becomes of a join, where Ray's own client fails with an error; Ray is not loaded."""
-    monkeypatch.setattr(ray_session, "_lacks_token", lambda: False)
+    monkeypatch.setattr(ray_session, "lacks_token", lambda: False)
 
     class TokenRefused(RuntimeError):
         pass
@@ -71,7 +71,7 @@ def test_a_token_that_is_not_the_clusters_is_said_before_ray_tries_for_long(aske
 
 def test_a_token_that_is_missing_is_said_before_ray_ends_the_process(asked, refused, monkeypatch):
     ask, _ = asked
-    monkeypatch.setattr(ray_session, "_lacks_token", lambda: True)
+    monkeypatch.setattr(ray_session, "lacks_token", lambda: True)
     line = refused(ask, AssertionError("never asked"))
     assert line.startswith("cluster.address = 127.0.0.1:6379: this Ray asks for a token that the command does not have")
 

@@ -94,8 +94,8 @@ def test_more_workers_than_the_cluster_can_seat_are_refused_in_one_line(copied, 
     run = copied(many, {"train": {"distillation": "none"}, "views": {"repeats": 2}})
     with ray_session(run.cluster) as ray:
         cpus = ray.cluster_resources()["CPU"]
-        begun = open_stage(Store(str(Path(run.workspace, "runs/many"))), {}, {}, "")
-        line = refused(launch_training, run, Plan(Split.open(run.workspace, "train"), None, 1, 1, {}), begun, 0)
+        stage_dir = open_stage(Store(str(Path(run.workspace, "runs/many"))), {}, {}, "")
+        line = refused(launch_training, run, Plan(Split.open(run.workspace, "train"), None, 1, 1, {}), stage_dir, 0)
     assert line.startswith(f"training with 4096 workers needs 4096 CPU, the cluster has {cpus:g}; lower ")
 
 

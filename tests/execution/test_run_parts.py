@@ -65,7 +65,7 @@ def make_all(tmp_path: Path, how: str, done: list, attempts: int = 2, **settings
     store = Store(str(tmp_path / "parts"))
     cluster = CLUSTER.model_copy(update={"attempts": attempts} | settings)
     job = Job(open_stage(store, {}, {}, ""), partial(fail_once, how, str(tmp_path)))
-    make_parts(job, SPECS, wanted=len(SPECS), cluster=cluster, seats=Resources(count=2, cpus=1), done=done.append)
+    make_parts(job, SPECS, wanted=len(SPECS), cluster=cluster, resources=Resources(count=2, cpus=1), done=done.append)
     return store
 
 
@@ -115,11 +115,11 @@ def test_a_node_that_does_not_see_the_storage_is_refused_even_where_an_old_works
     ray, tmp_path, refused
 ):
     job = Job(open_stage(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
-    with job.begun.at_work(len(SPECS)) as lease:
+    with job.stage_dir.hold_lease(len(SPECS)) as lease:
         RayExecutor(ray, Worker(job, lease.path), Resources(count=1, cpus=1), 1).close()
     assert (tmp_path / "plan.json").exists()
     actors = RayExecutor(ray, Worker(job, lease.path), Resources(count=1, cpus=1), 1)
-    line = refused(lambda: [actors.outcomes(1) for _ in range(60)])
+    line = refused(lambda: [actors.poll(1) for _ in range(60)])
     actors.close()
     assert line.startswith(f"{tmp_path}/{lease.path}: node ") and " does not see it" in line
 
@@ -132,8 +132,8 @@ def test_a_users_error_is_not_tried_again_and_stays_one_line(tmp_path, refused):
 
 def test_a_worker_that_could_never_start_is_refused_and_not_waited_for(tmp_path, refused):
     job = Job(open_stage(Store(str(tmp_path)), {}, {}, ""), partial(fail_once, "never", str(tmp_path)))
-    seats = Resources(count=1, cpus=999)
-    line = refused(make_parts, job, SPECS, wanted=len(SPECS), cluster=CLUSTER, seats=seats, done=print)
+    resources = Resources(count=1, cpus=999)
+    line = refused(make_parts, job, SPECS, wanted=len(SPECS), cluster=CLUSTER, resources=resources, done=print)
     assert line.startswith("a worker needs 999 CPU, the cluster has ")
 
 

@@ -25,26 +25,26 @@ def receipt(part: str) -> Receipt:
 
 
 class Scripted:
-    """Hands whose outcomes are written down: a part's next one, or its receipt where none is left; seconds are free."""
+    """An executor with scripted poll: a part's next one, or its receipt where none is left; seconds are free."""
 
-    def __init__(self, outcomes: dict[int, list], seats: int = 2) -> None:
-        self.script = {SPECS[number].name: deque(those) for number, those in outcomes.items()}
-        self.begun, self.order, self.seats = [], [], seats
+    def __init__(self, poll: dict[int, list], slots: int = 2) -> None:
+        self.script = {SPECS[number].name: deque(those) for number, those in poll.items()}
+        self.begun, self.order, self.slots = [], [], slots
 
     def free(self):
-        return len(self.begun) < self.seats
+        return len(self.begun) < self.slots
 
-    def take(self, spec):
+    def submit(self, spec):
         self.begun.append(spec)
         self.order.append(spec.shard)
 
-    def held(self):
+    def in_flight(self):
         return [spec.name for spec in self.begun]
 
-    def drop_waiting(self):
+    def cancel_queued(self):
         del self.begun[1:]
 
-    def outcomes(self, seconds):
+    def poll(self, seconds):
         if not self.begun:
             return []
         spec = self.begun.pop(0)
@@ -71,7 +71,7 @@ ALL = [spec.name for spec in SPECS]
 
 
 def test_a_part_that_waits_for_its_next_attempt_holds_nobody_up():
-    hands = Scripted({0: [FAULT, FAULT]}, seats=1)
+    hands = Scripted({0: [FAULT, FAULT]}, slots=1)
     assert run(hands) == (ALL, {})
     assert hands.order == [0, 1, 2, 3, 0, 0]
 
@@ -100,7 +100,7 @@ def test_a_store_that_stays_broken_puts_no_part_aside(refused):
 
 
 def test_a_users_error_ends_the_handing_out(refused):
-    hands = Scripted({0: [UserError("mend this")]}, seats=2)
+    hands = Scripted({0: [UserError("mend this")]}, slots=2)
     assert refused(run, hands) == "mend this"
     assert hands.order == [0, 1]
 
@@ -108,10 +108,10 @@ def test_a_users_error_ends_the_handing_out(refused):
 class Signalled(Scripted):
     """Asks for the end at the first outcome, as a scheduler does."""
 
-    def outcomes(self, seconds):
-        if len(self.order) == self.seats:
+    def poll(self, seconds):
+        if len(self.order) == self.slots:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().outcomes(seconds)
+        return super().poll(seconds)
 
 
 def test_a_signal_ends_the_handing_out_and_lets_the_part_under_way_finish(capsys):

@@ -20,6 +20,7 @@ from pipeline.commands import run as stages
 from pipeline.execution import ray_train
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from schemas.errors import IncompleteError, UserError
+from stages.storage.commit import read_plan
 from stages.storage.store import Store
 from stages.train import trainer
 from stages.train.checkpoint import newest_checkpoint
@@ -40,7 +41,9 @@ LONG = {"train": {"epochs": 800, "warmup_epochs": 0, "reuse_views": True, "check
 
 def newest(workspace: Path | str, name: str = "student") -> int:
     """The step of a run's newest checkpoint; 0 = there is none."""
-    found = newest_checkpoint(Store(f"{workspace}/runs/{name}"), print)
+    store = Store(f"{workspace}/runs/{name}")
+    plan = read_plan(store)
+    found = newest_checkpoint(store, plan.made_by if plan else "", print)
     return found.step if found else 0
 
 
@@ -155,7 +158,7 @@ def test_ranks_talk_every_two_seconds_and_between_that_a_step_costs_nothing(monk
     monkeypatch.setattr(dist, "broadcast", lambda word, src: talked.append(step))
     ending = StopSync(0, world=2, device=CPU)
     for step in range(talks[-1] + 1):
-        assert not ending.agreed(step, False)
+        assert not ending.should_stop(step, False)
         clock[0] += pace
     assert talked == talks
 
@@ -209,7 +212,7 @@ def test_a_training_that_was_asked_to_stop_is_not_tried_again(copied, monkeypatc
 
     def fit(*_):
         tries.append(1)
-        report.stop.asked = True
+        report.stop.requested = True
         error = TrainingFailedError("failed")
         error.worker_failures = {0: cause}
         raise error
@@ -228,7 +231,7 @@ def test_what_the_user_has_to_mend_is_said_also_where_a_stop_was_asked_for(copie
     report.stop = GracefulShutdown(60)
 
     def fit(*_):
-        report.stop.asked = True
+        report.stop.requested = True
         error = TrainingFailedError("failed")
         error.worker_failures = {0: UserError("the loss is not finite")}
         raise error

@@ -1,17 +1,24 @@
 """Work is what is wanted less what receipts prove; a plan binds from its first part on."""
 
+import os
 import tempfile
 
 from pipeline.execution.failures import PartFailure
 from pipeline.execution.stage_dir import completed_manifest, open_stage, write_manifest
 from pipeline.execution.worker import STAGING, Job, Worker, left_to_do
 from schemas.errors import IncompleteError, UserError
+from schemas.manifests import LabelManifest, PredictionsManifest
+from schemas.plan import Plan
 from schemas.receipts import PartOutput, canonical_json, fingerprint
 from stages.shard.plan import ShardSpec
-from stages.storage.commit import commit, read_manifest
+from stages.storage.commit import commit, read_plan
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store
 
+LABELS = {
+    "stage": "label-teacher", "views": 3, "agreement": 1.0, "mixed_agreement": {}, "margins": {}, "margin_counts": (),
+    "near_ties": 0.0,
+}  # fmt: skip
 SPECS = [ShardSpec(number, ()) for number in range(3)]
 
 
@@ -35,9 +42,9 @@ def test_nothing_is_begun_in_the_folder_that_ray_lends_a_job(tmp_path, refused):
 def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused):
     store = Store(str(tmp_path))
     for seed in (1, 2):
-        with open_stage(store, {"seed": seed}, {}, "mend").at_work(3):
-            assert read_manifest(store, "plan.json") == {"made_from": {"seed": seed}, "versions": {}, "wanted": 3}
-    commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
+        with open_stage(store, {"seed": seed}, {}, "mend").hold_lease(3):
+            assert read_plan(store) == Plan(made_from={"seed": seed}, versions={}, wanted=3)
+    commit(store, SPECS[0].name, made(SPECS[0], tmp_path), fingerprint({"seed": 2}))
     assert open_stage(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
     line = refused(open_stage, store, {"seed": 3}, {}, "do this", code=4)
     assert line == f"{tmp_path} was made differently (seed: 2 -> 3); do this"
@@ -45,8 +52,17 @@ def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused
 
 def test_the_lease_of_a_killed_command_goes_also_where_nothing_is_left_to_do(tmp_path):
     store = Store(str(tmp_path))
-    lease = {"made_by": "me", "host": "elsewhere", "pid": 7, "started": 0, "refreshed": 0, "new": 0, "running": []}
+    lease = {
+        "made_by": fingerprint({"seed": 1}),
+        "host": "elsewhere",
+        "pid": 7,
+        "started": 0,
+        "refreshed": 0,
+        "new": 0,
+        "running": [],
+    }
     store.put("leases/killed.json", canonical_json(lease | {"training": False, "at": 0}))
+    os.utime(store.local_path("leases/killed.json"), (0, 0))
     open_stage(store, {"seed": 1}, {}, "mend")
     assert store.files("leases") == {}
 
@@ -54,20 +70,20 @@ def test_the_lease_of_a_killed_command_goes_also_where_nothing_is_left_to_do(tmp
 def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
     store = Store(str(tmp_path))
     for version in "12":
-        with open_stage(store, {"seed": 1}, {"torch": version}, "mend").at_work(1):
-            commit(store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
-    assert read_manifest(store, "plan.json")["versions"] == {"torch": "1"}
+        with open_stage(store, {"seed": 1}, {"torch": version}, "mend").hold_lease(1):
+            commit(store, SPECS[0].name, made(SPECS[0], tmp_path), fingerprint({"seed": 1}))
+    assert read_plan(store).versions == {"torch": "1"}
 
 
 def test_of_two_commands_from_different_run_files_that_begin_at_one_moment_one_withdraws(tmp_path, refused):
     store = Store(str(tmp_path))
     first, second = (open_stage(store, {"seed": seed}, {}, "mend") for seed in (1, 2))  # neither has put its plan
-    with first.at_work(3):
-        line = refused(second.at_work(3).__enter__, code=4)
+    with first.hold_lease(3):
+        line = refused(second.hold_lease(3).__enter__, code=4)
         assert "from something else than this run file says" in line
-        assert read_manifest(store, "plan.json")["made_from"] == {"seed": 1}
+        assert read_plan(store).made_from == {"seed": 1}
         commit(store, SPECS[0].name, made(SPECS[0], tmp_path), first.made_by)
-    line = refused(second.at_work(3).__enter__, code=4)
+    line = refused(second.hold_lease(3).__enter__, code=4)
     assert line == f"{tmp_path} was made differently (seed: 1 -> 2); mend"
     assert store.files("leases") == {}
 
@@ -75,29 +91,30 @@ def test_of_two_commands_from_different_run_files_that_begin_at_one_moment_one_w
 def test_a_manifest_is_not_written_again_while_it_says_the_same(tmp_path, monkeypatch):
     begun = open_stage(Store(str(tmp_path)), {"seed": 1}, {}, "mend")
     receipt = commit(begun.store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
-    first = write_manifest(begun, [receipt], stage="x")
+    first = write_manifest(begun, PredictionsManifest, [receipt], stage="evaluate")
     monkeypatch.setattr(Store, "put", lambda *_: (_ for _ in ()).throw(AssertionError("written again")))
-    assert write_manifest(begun, [receipt], stage="x") == first
+    assert write_manifest(begun, PredictionsManifest, [receipt], stage="evaluate") == first
 
 
 def test_a_stage_is_whole_while_its_manifest_and_all_that_it_lists_are_there(tmp_path):
     store = Store(str(tmp_path))
     begun = open_stage(store, {"seed": 1}, {}, "mend")
-    assert completed_manifest(begun) is None
+    assert completed_manifest(begun, LabelManifest) is None
     receipts = [commit(store, spec.name, made(spec, tmp_path), begun.made_by) for spec in SPECS]
-    assert completed_manifest(begun) is None
-    manifest = write_manifest(begun, receipts, stage="x", views=3)
-    assert completed_manifest(begun) == completed_manifest(begun, views=3) == manifest
-    assert completed_manifest(begun, views=4) is None and completed_manifest(begun, beside=["index"]) is None
+    assert completed_manifest(begun, LabelManifest) is None
+    manifest = write_manifest(begun, LabelManifest, receipts, **LABELS)
+    assert completed_manifest(begun, LabelManifest) == completed_manifest(begun, LabelManifest, views=3) == manifest
+    assert completed_manifest(begun, LabelManifest, views=4) is None
+    assert completed_manifest(begun, LabelManifest, beside=["index"]) is None
     (tmp_path / "index").touch()
-    assert completed_manifest(begun, beside=["index"]) == manifest
+    assert completed_manifest(begun, LabelManifest, beside=["index"]) == manifest
     for lost in ("shard-000001.txt", "receipts/shard-000001.json"):
         data = store.read(lost)
         store.delete(lost)
-        assert completed_manifest(begun) is None
+        assert completed_manifest(begun, LabelManifest) is None
         store.put(lost, data)
     store.put("shard-000002.txt", b"longer")
-    assert completed_manifest(begun) is None
+    assert completed_manifest(begun, LabelManifest) is None
 
 
 def test_a_folder_in_which_a_killed_process_made_a_part_is_swept_by_the_next(tmp_path, monkeypatch):
@@ -137,10 +154,38 @@ def test_a_bug_comes_back_with_its_traceback_and_a_full_disk_as_the_users_error(
 
         return lambda: make
 
-    begun = open_stage(Store(str(tmp_path)), {}, {}, "")
-    fault = Worker(Job(begun, maker(ValueError("why"))), "").run(SPECS[0])
+    stage_dir = open_stage(Store(str(tmp_path)), {}, {}, "")
+    fault = Worker(Job(stage_dir, maker(ValueError("why"))), "").run(SPECS[0])
     assert isinstance(fault, PartFailure) and fault.cause == "ValueError: why" and "in make" in fault.traceback
     full = Worker(
         Job(open_stage(Store(str(tmp_path)), {}, {}, ""), maker(OSError(28, "No space left on device"))), ""
     ).run(SPECS[0])
     assert isinstance(full, UserError) and "(No space left on device); make some, or set TMPDIR" in str(full)
+
+
+def test_where_the_plan_is_lost_the_parts_still_bind(tmp_path, refused):
+    store = Store(str(tmp_path))
+    begun = open_stage(store, {"seed": 1}, {}, "mend")
+    with begun.hold_lease(1):
+        receipt = commit(store, SPECS[0].name, made(SPECS[0], tmp_path), begun.made_by)
+    store.delete("plan.json")
+    assert "plan.json is missing" in refused(open_stage, store, {"seed": 2}, {}, "do this", code=4)
+    write_manifest(open_stage(store, {"seed": 1}, {}, "mend"), PredictionsManifest, [receipt], stage="evaluate")
+    store.delete("plan.json")
+    line = refused(open_stage, store, {"seed": 2}, {}, "do this", code=4)
+    assert line == f"{tmp_path} was made differently (seed: 1 -> 2); do this"
+    open_stage(store, {"seed": 1}, {}, "mend")
+    assert read_plan(store) == Plan(made_from={"seed": 1}, versions={}, wanted=1)
+
+
+def test_a_plan_of_something_else_than_the_parts_is_named_and_is_right_again_when_deleted_as_advised(tmp_path, refused):
+    store = Store(str(tmp_path))
+    begun = open_stage(store, {"seed": 1}, {}, "mend")
+    with begun.hold_lease(1):
+        commit(store, SPECS[0].name, made(SPECS[0], tmp_path), begun.made_by)
+    store.put("plan.json", Plan(made_from={"seed": 2}, versions={}).to_json())
+    line = refused(open_stage, store, {"seed": 1}, {}, "mend", code=4)
+    assert line.startswith(f"{tmp_path}/plan.json: is of something else than this folder's parts; delete it")
+    store.delete("plan.json")
+    with open_stage(store, {"seed": 1}, {}, "mend").hold_lease(1):
+        assert read_plan(store).made_from == {"seed": 1}

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from pipeline.commands import label
 from pipeline.commands import run as stages
 from pipeline.commands.label import label_specs
+from schemas.manifests import LabelManifest
+from schemas.plan import Plan
 from schemas.tables import HARD
 from stages.data.split import Split
 from stages.label.dataset import part_batches
@@ -22,6 +24,7 @@ from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
 from stages.replay.signature import signed_rows
 from stages.storage.commit import valid_receipts
+from stages.storage.manifest import open_manifest
 from stages.storage.store import Store
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
@@ -39,7 +42,7 @@ def test_label_files_are_the_same_bytes_for_any_number_of_workers(fresh, whole):
     for workers in (0, 1, 3):
         stages.label(fresh(one_shard, {"labels": {"name": f"by-{workers}", "views": 4, "workers": workers}}), silent)
     assert files(fresh(), "by-0") == files(fresh(), "by-1") == files(fresh(), "by-3")
-    assert len(files(fresh(), "by-0")) == 4
+    assert len(files(fresh(), "by-0")) == 5
 
 
 def test_raising_views_adds_files_and_changes_none_and_equals_labelling_all_at_once(copied, whole, images):
@@ -47,9 +50,9 @@ def test_raising_views_adds_files_and_changes_none_and_equals_labelling_all_at_o
     result = stages.label(more, silent)
     assert (result["views"], result["new_parts"]) == (10, 6)
     before, after = files(whole), files(more)
-    assert before.keys() <= after.keys()
-    assert {name for name in before if after[name] != before[name]} == {"manifest.json", "plan.json"}
-    plans = [json.loads(one["plan.json"]) for one in (before, after)]
+    lost = {name for name in before if name not in after or after[name] != before[name]}
+    assert {name.partition("/")[0] for name in lost} == {"manifest.json", "plan.json", "manifest"}
+    plans = [Plan.from_json(one["plan.json"], "plan").fields() for one in (before, after)]
     assert [plan.pop("wanted") for plan in plans] == [6, 12]  # parts, for `status`
     assert plans[0] == plans[1]
     at_once = run_file(more.workspace, images, {"labels": {"name": "at-once", "views": 10, "passes_per_part": 5}})
@@ -77,6 +80,21 @@ def test_labels_made_from_something_else_are_never_mixed_with(copied, refused, d
     assert files(run) == before
 
 
+def test_labels_of_views_that_an_earlier_version_rotated_are_refused_and_not_mixed_with(copied, refused):
+    run = copied({"train": {"name": "new"}})
+    for file in ("plan.json", "manifest.json"):
+        path = Path(run.workspace, "labels/teacher", file)
+        about = json.loads(path.read_text())
+        del about["made_from"]["recipe"]["rotation"]
+        path.write_text(json.dumps(about))
+    for stage in (stages.label, stages.train):
+        line = refused(stage, run, silent, code=4)
+        assert "earlier version" in line and "recipe.rotation: null -> 2" in line and "labels.name" in line
+    again = copied({"labels": {"name": "again"}, "train": {"name": "new"}})
+    stages.label(again, silent)
+    assert stages.train(again, silent)["steps"] == 12
+
+
 def test_labels_for_other_shards_are_refused_by_labelling_and_by_training(copied, refused):
     run = copied({"shards": {"seed": 1}})
     shutil.rmtree(Path(run.workspace, "shards"))
@@ -92,7 +110,7 @@ def test_a_changed_image_ends_the_stage_in_one_line_with_nothing_done(copied, re
     flip_byte(Path(run.workspace, "shards/train/shard-000001.tar"), int(index.offsets[3]) + 50)
     line = refused(stages.label, run, silent)
     assert f"shard-000001.tar: image {index.names[3]} (row 3) has other bytes" in line
-    done = valid_receipts(Store(run.workspace).at("labels/new"))
+    done = valid_receipts(Store(run.workspace).child("labels/new"))
     assert all(name.startswith("shard-000000") for name in done)
 
 
@@ -105,7 +123,8 @@ def test_a_damaged_label_file_is_never_used(copied, refused):
 def test_lowering_views_makes_nothing_and_deletes_nothing(copied, whole):
     run = copied({"labels": {"views": 2}})
     assert stages.label(run, silent)["new_parts"] == 0
-    assert files(run).keys() == files(whole).keys()
+    made, truth = ({name for name in files(one) if not name.startswith("manifest/")} for one in (run, whole))
+    assert made == truth
 
 
 def test_label_parts_cover_every_pass_once_whatever_was_done_before():
@@ -185,13 +204,14 @@ def test_the_manifest_says_what_made_the_labels(whole):
     manifest = json.loads(files(whole)["manifest.json"])
     made_from = manifest["made_from"]
     assert made_from["shards"] == Split.open(whole.workspace, "train").content
-    assert made_from["recipe"] == whole.views.model_dump(mode="json")
+    assert made_from["recipe"] == whole.views.identity()
     assert made_from["teacher"]["model"] == "deit_tiny_patch16_224"
     assert len(made_from["teacher"]["weights_sha256"]) == 64
     assert manifest["versions"]["torch"] == torch.__version__
-    part = manifest["parts"][0]["files"][0]
-    data = files(whole)[part["path"]]
-    assert (part["bytes"], part["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    found = open_manifest(Store(whole.workspace).child("labels/teacher"), LabelManifest)
+    part = next(iter(found.parts)).files[0]
+    data = files(whole)[part.path]
+    assert (part.bytes, part.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_the_teachers_agreement_is_counted_over_every_image_and_every_decision(whole, copied):
@@ -211,7 +231,7 @@ def test_a_shard_whose_only_image_has_no_partner_gets_an_empty_part(fresh, whole
     stages.shard(run, silent)
     assert set(Split.open(run.workspace, "train").rows) == {1, 2}
     assert stages.label(run, silent)["decisions"] == 2 * 60
-    receipts = valid_receipts(Store(run.workspace).at("labels/teacher"))
+    receipts = valid_receipts(Store(run.workspace).child("labels/teacher"))
     assert sorted(receipt.rows for receipt in receipts.values()) == [0] + 30 * [4]
     short = fresh({"shards": {"samples_per_shard": 2}, "labels": {"views": 2}}, {"train": {"max_steps": 2}})
     assert stages.train(short, silent)["steps"] == 2

@@ -20,6 +20,7 @@ from stages.models.precision import Precision, deterministic_algorithms
 from stages.storage.run_files import stored_run
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
+from tests.support.stored import edit_state
 from tests.support.world import run_file, silent
 
 
@@ -78,13 +79,14 @@ def test_no_plan_no_manifest_and_no_stored_run_file_names_auto_for_what_is_settl
     assert settings == [("fp32", False, 0, "fp32")] * 2
 
 
+def on_a_gpu(fields):
+    fields["made_from"]["teacher"] |= {"precision": "fp16", "compile": True, "device": "cuda"}
+
+
 def test_labels_made_on_a_gpu_are_trained_on_where_there_is_none(copied):
     run = copied({"train": {"name": "new", "max_steps": 1}})
     for name in ("plan.json", "manifest.json"):
-        file = Path(run.workspace, "labels/teacher", name)
-        text = json.loads(file.read_text())
-        text["made_from"]["teacher"] |= {"precision": "fp16", "compile": True, "device": "cuda"}
-        file.write_text(json.dumps(text))
+        edit_state(Path(run.workspace, "labels/teacher", name), on_a_gpu)
     assert stages.train(run, silent)["steps"] == 1
 
 

@@ -189,7 +189,7 @@ def test_what_a_batch_was_halved_to_is_in_the_receipt(copied, monkeypatch):
 
     monkeypatch.setattr(Teacher, "_member_logits", cramped)
     stages.label(run, silent)
-    receipts = valid_receipts(Store(run.workspace).at("labels/small"))
+    receipts = valid_receipts(Store(run.workspace).child("labels/small"))
     assert {receipt.facts["forward_batch"] for receipt in receipts.values()} == {8}
 
 
@@ -223,7 +223,7 @@ def test_a_logit_that_is_not_finite_stops_the_stage_with_nothing_done(copied, re
     save_file(model.state_dict(), file)
     line = refused(stages.label, run, silent)
     assert "gave a logit that is not finite" in line
-    assert not valid_receipts(Store(run.workspace).at("labels/bad"))
+    assert not valid_receipts(Store(run.workspace).child("labels/bad"))
 
 
 def test_logits_of_a_wrong_shape_are_one_line(teacher, refused):

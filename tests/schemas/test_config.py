@@ -4,6 +4,7 @@ import pytest
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.receipts import fingerprint
 from schemas.recipe import Recipe, Table
 from schemas.run_file import load_run_file, parse_run
 
@@ -177,9 +178,9 @@ def test_every_key_says_what_it_is_for():
     assert [key for key, field in fields.items() if not field.description] == []
 
 
-def test_a_recipe_fingerprint_changes_with_every_field_and_not_with_the_spelling():
+def test_a_recipes_identity_changes_with_every_field_and_not_with_the_spelling():
     def made(**views):
-        return parse_run({"views": views}, "test").views.fingerprint()
+        return fingerprint(parse_run({"views": views}, "test").views.identity())
 
     assert made(scale=[0.08, 1]) == made(scale=(0.08, 1.0)) == made()
     changed = {

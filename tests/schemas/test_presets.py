@@ -33,18 +33,19 @@ TOP1 = {
     "deit-b-inat-18": 73.2, "deit-b-inat-19": 77.7,
     "deit-b-384-cifar-10": 99.1, "deit-b-384-cifar-100": 90.8, "deit-b-384-flowers": 98.5, "deit-b-384-cars": 93.3,
     "deit-b-384-inat-18": 79.5, "deit-b-384-inat-19": 81.4,
-    "regnety-160": 82.9,
+    "regnety-160": 82.9, "regnety-160-384": None,
 }  # fmt: skip
 NOT_IDENTITY = {"name", "model"}
 CHANGES = {
     "deit-b-distilled": {},
     "deit-b-distilled-1000": {"train.epochs": 1000, "labels.views": 1002},
     "deit-b-distilled-384": {
-        "views.image_size": 384, "student.init_checkpoint": "run:deit-b-distilled", "train.epochs": 30,
+        "views.image_size": 384, "student.init_checkpoint": "run:deit-b-distilled", "student.drop_path": 0.0,
+        "train.epochs": 30,
         "train.batch_size": 512, "train.lr": 5e-6, "train.min_lr": 5e-6, "train.weight_decay": 1e-8, "labels.views": 30,
     },
     "deit-b-soft": {
-        "labels.store": "topk", "train.distillation": "soft", "train.tau": 3.0, "train.alpha": 0.1,
+        "labels.store": "full", "train.distillation": "soft", "train.tau": 3.0, "train.alpha": 0.1,
         "train.soft_reduction": "paper",
     },
     "deit-b-sgd": {"train.optimizer": "sgd", "train.distillation": "none"},
@@ -61,7 +62,8 @@ CHANGES = {
         "train.epochs": 1000, "train.distillation": "none",
     },
     "deit-b-sgd-384": {
-        "views.image_size": 384, "student.init_checkpoint": "run:deit-b-sgd", "train.epochs": 30,
+        "views.image_size": 384, "student.init_checkpoint": "run:deit-b-sgd", "student.drop_path": 0.0,
+        "train.epochs": 30,
         "train.batch_size": 512, "train.lr": 5e-6, "train.min_lr": 5e-6, "train.weight_decay": 1e-8, "labels.views": 30,
         "train.distillation": "none",
     },
@@ -72,7 +74,7 @@ CHANGES = {
     },
     "deit-b-label-token": {"train.distillation": "label"},
     "deit-b-soft-token": {
-        "labels.store": "topk", "train.distillation": "soft", "train.tau": 3.0, "train.alpha": 0.1,
+        "labels.store": "full", "train.distillation": "soft", "train.tau": 3.0, "train.alpha": 0.1,
         "train.soft_reduction": "paper",
     },
     "regnety-160": {"train.distillation": "none"},
@@ -91,12 +93,12 @@ def test_the_text_parses_to_exactly_the_presets_values(preset, tmp_path):
     assert load_run_file(str(path), []) == PRESETS[preset].run_file()
 
 
-def flat(run: RunFile) -> dict[str, object]:
+def flat(config: RunFile) -> dict[str, object]:
     """Dotted key → value, without names of models and folders."""
-    tables = {name: value for name, value in run.model_dump().items() if isinstance(value, dict)}
+    tables = {name: value for name, value in config.model_dump().items() if isinstance(value, dict)}
     keys = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
     return {key: value for key, value in keys.items() if key.rpartition(".")[2] not in NOT_IDENTITY} | {
-        "workspace": run.workspace
+        "workspace": config.workspace
     }
 
 

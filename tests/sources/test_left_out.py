@@ -155,12 +155,12 @@ def test_what_a_source_is_is_said_in_one_line_before_anything_is_written(tmp_pat
     (tmp_path / "names").write_text("dog\ncat\nbird")
     shard(tmp_path, tmp_path / "wds", classes=str(tmp_path / "names"))
     said = capsys.readouterr().err.splitlines()
-    where = f"source.train = {tmp_path}/wds"
+    context = f"source.train = {tmp_path}/wds"
     assert said[0] == (
-        f"{where}: 2 tars of WebDataset samples, classes from .cls, 3 names from source.classes = {tmp_path}/names, "
+        f"{context}: 2 tars of WebDataset samples, classes from .cls, 3 names from source.classes = {tmp_path}/names, "
         "4 images"
     )
-    assert said[1] == f"{where}: 1 folders or files beside that are left out: names.json"
+    assert said[1] == f"{context}: 1 folders or files beside that are left out: names.json"
     bad = run_file(tmp_path / "bad", tmp_path, {"source": {"train": str(tar(tmp_path / "x.tar", samples([b"-1"])))}})
     refused(stages.shard, bad, silent)
     assert not Path(bad.workspace).exists()

@@ -1,5 +1,6 @@
 """Shards on an object store are read through copies on a local disk: the same batches, within a bound."""
 
+import hashlib
 from pathlib import Path
 
 from schemas.config import CacheConfig
@@ -70,6 +71,16 @@ def test_what_a_killed_process_left_half_copied_makes_room(bucket, whole, tmp_pa
     (tmp_path / ".0.half").write_bytes(bytes(900_000))
     split.image(0, 0)
     assert not (tmp_path / ".0.half").exists()
+
+
+def test_a_copy_that_was_damaged_or_cut_is_fetched_again(bucket, whole, tmp_path):
+    split = remote(whole, bucket, CacheConfig(folder=str(tmp_path), gigabytes=1))
+    true = split.image(0, 0)
+    (copy,) = tmp_path.glob("*.tar")
+    for damaged in (bytes(copy.stat().st_size), copy.read_bytes()[:700], b""):
+        copy.write_bytes(damaged)
+        assert split.image(0, 0) == true
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == copy.stem
 
 
 def test_a_copy_with_other_bytes_than_the_receipt_is_never_kept(bucket, whole, tmp_path, refused):

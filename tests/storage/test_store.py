@@ -5,15 +5,18 @@ import hashlib
 import os
 import pickle
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from schemas.receipts import PartOutput
+from pipeline.commands.reports import put_report
+from schemas.plan import Plan
+from schemas.receipts import PartOutput, fingerprint
 from stages.storage import store as store_module
-from stages.storage.commit import broken_files, commit, put_json, read_checked, read_manifest, valid_receipts
+from stages.storage.commit import broken_files, commit, put_json, put_state, read_checked, read_receipt, valid_receipts
 from stages.storage.locks import locked
 from stages.storage.store import Store
 from tests.support.world import flip_byte, stored
@@ -55,9 +58,9 @@ def test_a_killed_writers_half_is_swept_away_and_a_living_ones_is_not(store):
     dead.write_bytes(b"half")
     with locked(living) as file:
         file.write(b"half")
-        store.sweep()
+        store.remove_stale_temp_files()
         assert living.exists() and not dead.exists()
-    store.sweep()
+    store.remove_stale_temp_files()
     assert sorted(path.name for path in dead.parent.iterdir()) == ["whole"]
 
 
@@ -65,10 +68,10 @@ def test_a_half_from_another_node_whose_locks_may_not_be_seen_is_swept_when_it_i
     store.put("receipts/whole", b"x")
     half = Path(store.uri, "receipts/.part.1.another-node.tmp")
     half.write_bytes(b"half")
-    store.sweep()
+    store.remove_stale_temp_files()
     assert half.exists()
     os.utime(half, (0, time.time() - 2 * store_module._OLD_SECONDS))
-    store.sweep()
+    store.remove_stale_temp_files()
     assert not half.exists()
 
 
@@ -152,31 +155,48 @@ def test_two_attempts_at_one_part_leave_the_same_bytes(store, receipt):
 
 def test_every_way_a_file_can_be_broken_is_named(store, receipt, refused):
     file = receipt.files[0]
-    assert list(broken_files(store, receipt)) == []
+    assert list(broken_files(store, receipt.files)) == []
     assert read_checked(store, file) == b"first"
     flip_byte(store.local_path("a.txt"), 2)
-    assert list(broken_files(store, receipt)) == [("a.txt", "has other bytes than its receipt says")]
+    assert list(broken_files(store, receipt.files)) == [("a.txt", "has other bytes than its receipt says")]
     assert refused(read_checked, store, file).startswith(f"{store}/a.txt: has other bytes than its receipt says; ")
     store.put("a.txt", b"fir")
-    assert list(broken_files(store, receipt)) == [("a.txt", "has 3 bytes, its receipt says 5")]
+    assert list(broken_files(store, receipt.files)) == [("a.txt", "has 3 bytes, its receipt says 5")]
     store.delete("a.txt")
-    assert list(broken_files(store, receipt)) == [("a.txt", "is missing")]
+    assert list(broken_files(store, receipt.files)) == [("a.txt", "is missing")]
     assert refused(read_checked, store, file) == f"{store}/a.txt: is missing; run `deit-pipeline verify`"
 
 
-def test_a_manifest_is_there_whole_or_an_error(store, refused):
-    assert read_manifest(store) is None
-    put_json(store, "manifest.json", {"b": 1, "a": [2]})
-    assert store.read("manifest.json") == b'{"a":[2],"b":1}\n'
-    assert read_manifest(store) == {"a": [2], "b": 1}
-    store.put("manifest.json", b'{"a":[2')
-    assert refused(read_manifest, store).startswith(f"{store}/manifest.json: not JSON (")
+def test_json_has_one_spelling(store):
+    put_json(store, "some.json", {"b": 1, "a": [2]})
+    assert store.read("some.json") == b'{"a":[2],"b":1}\n'
+
+
+def test_a_receipt_of_another_part_is_refused_by_name(store, receipt, refused):
+    store.put("receipts/part-2.json", receipt.to_json())
+    line = refused(read_receipt, store, "part-2")
+    assert line == f"{store}/receipts/part-2.json: is the receipt of part-1; delete it and rerun its stage"
+    assert refused(valid_receipts, store) == line
+
+
+def test_what_lies_beside_receipts_is_nobodys(store, receipt):
+    store.put("receipts/part-1.json~", b"an editor's")
+    assert valid_receipts(store) == {"part-1": receipt}
+
+
+def test_a_part_is_not_committed_to_a_folder_that_another_command_has_begun_meanwhile(store, refused):
+    put_state(store, "plan.json", Plan(made_from={"seed": 2}, versions={}))
+    made = PartOutput(files={"c.txt": b"x"}, rows=1, facts={})
+    line = refused(commit, store, "part-9", made, fingerprint({"seed": 1}), code=4)
+    assert "plan.json: another command has begun something else here meanwhile" in line
+    assert not store.exists("c.txt") and not store.exists("receipts/part-9.json")
+    commit(store, "part-9", made, fingerprint({"seed": 2}))
 
 
 def test_a_store_is_the_same_by_path_and_by_uri_and_after_a_journey(tmp_path):
     by_path, by_uri = Store(f"{tmp_path}/x"), Store(f"file://{tmp_path}/x")
-    by_path.at("y").put("file", b"1")
-    assert by_uri.at("y").read("file") == b"1"
+    by_path.child("y").put("file", b"1")
+    assert by_uri.child("y").read("file") == b"1"
     assert by_uri.folders() == by_path.folders() == ["y"]
     assert pickle.loads(pickle.dumps(by_uri)).at("y").exists("file")
     by_uri.delete_folder("y")
@@ -185,7 +205,7 @@ def test_a_store_is_the_same_by_path_and_by_uri_and_after_a_journey(tmp_path):
 
 
 def test_credentials_in_a_uri_are_not_shown():
-    assert Store("s3://KEY:SECRET@bucket/folder?region=x").shown == "s3://bucket/folder"
+    assert Store("s3://KEY:SECRET@bucket/folder?region=x").display_uri == "s3://bucket/folder"
 
 
 @pytest.mark.parametrize("uri", ["nothing://here", "s4://bucket/x"])
@@ -262,3 +282,31 @@ def test_a_file_is_put_although_another_command_takes_its_folder_away_meanwhile(
     monkeypatch.setattr(Path, "replace", too_late)
     Store(str(tmp_path)).put("folder/file", b"whole")
     assert stored(tmp_path) == {"folder/file": b"whole"}
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders_takes_files(tmp_path, monkeypatch, code):
+    flush = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(store_module.os, "fsync", only_files)
+    Store(str(tmp_path)).put("a/b", b"x")
+    assert (tmp_path / "a/b").read_bytes() == b"x"
+
+
+def test_a_disk_that_fails_under_a_folder_is_said(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(store_module, "_flush_folder", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    assert "broken" in refused(Store(str(tmp_path)).put, "a", b"x")
+
+
+def test_a_report_takes_away_what_killed_commands_left_of_reports_and_looks_into_no_folder(tmp_path):
+    for folder in ("", "below/"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / f"{folder}.evaluation.json.0{store_module._OURS}").write_bytes(b"half")
+    put_report(Store(str(tmp_path)), "evaluation.json", {"a": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["below", "evaluation.json"]
+    assert len(list((tmp_path / "below").iterdir())) == 1

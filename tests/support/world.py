@@ -92,10 +92,10 @@ def flip_byte(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def command(*arguments: str, run: RunFile | None = None, folder: Path) -> list[str]:
+def command(*arguments: str, config: RunFile | None = None, folder: Path) -> list[str]:
     """The command line, as the console script runs it; a run file is written where it needs one."""
-    if run is not None:
-        (folder / "deit.toml").write_text(toml_text(run))
+    if config is not None:
+        (folder / "deit.toml").write_text(toml_text(config))
         arguments = (*arguments, "-c", str(folder / "deit.toml"))
     return [sys.executable, "-c", "import cli; cli.main()", *arguments]
 

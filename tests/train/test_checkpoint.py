@@ -33,17 +33,17 @@ def run(tmp_path) -> Store:
 
 
 def test_the_newest_checkpoint_comes_back_as_it_was(run):
-    found = newest_checkpoint(run, unheard)
+    found = newest_checkpoint(run, "me", unheard)
     assert found.step == 9
     for part in ("model", "ema", "state"):
         one, other = getattr(found, part), getattr(checkpoint(9), part)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one)
-    assert found.lines == newest_lines(run) == b"{}\n" * 9
+    assert found.lines == newest_lines(run, "me") == b"{}\n" * 9
 
 
 def test_where_none_is_there_is_none(tmp_path):
-    assert newest_checkpoint(Store(str(tmp_path)), unheard) is None
+    assert newest_checkpoint(Store(str(tmp_path)), "me", unheard) is None
 
 
 def test_old_ones_go_with_their_folders(run):
@@ -56,7 +56,7 @@ def test_what_a_killed_process_left_of_a_checkpoint_goes_as_well(run):
     half.parent.mkdir()
     half.write_bytes(b"half")
     run.put("checkpoints/step-000000008/model.safetensors", b"whole, but without a receipt")
-    assert newest_checkpoint(run, unheard).step == 9
+    assert newest_checkpoint(run, "me", unheard).step == 9
     save_checkpoint(run, checkpoint(12), "me", keep=2)
     assert run.folders("checkpoints") == ["step-000000009", "step-000000012"]
 
@@ -74,7 +74,7 @@ def test_a_broken_one_is_passed_over_with_a_warning_that_names_it(run, damage, s
     path = f"checkpoints/step-000000009/{file}"
     damage(run.local_path(path))
     heard = []
-    assert newest_checkpoint(run, heard.append).step == 6
+    assert newest_checkpoint(run, "me", heard.append).step == 6
     assert len(heard) == 1
     assert heard[0].startswith(f"{run}: checkpoint step-000000009 is passed over: {run}/{path}: ")
     assert says in heard[0]
@@ -84,12 +84,12 @@ def test_one_with_a_torn_receipt_is_passed_over_with_a_warning_and_goes_with_the
     receipt = run.local_path("receipts/step-000000009.json")
     receipt.write_bytes(receipt.read_bytes()[:40])
     heard = []
-    assert newest_checkpoint(run, heard.append).step == 6
+    assert newest_checkpoint(run, "me", heard.append).step == 6
     (line,) = heard
     assert "step-000000009.json: not a receipt" in line and "passed over" in line
-    save_checkpoint(run, checkpoint(12), "test", keep=2)
+    save_checkpoint(run, checkpoint(12), "me", keep=2)
     assert sorted(run.files("receipts")) == ["step-000000006.json", "step-000000012.json"]
-    save_checkpoint(run, checkpoint(15), "test", keep=2)
+    save_checkpoint(run, checkpoint(15), "me", keep=2)
     assert run.folders("checkpoints") == ["step-000000012", "step-000000015"]
 
 
@@ -138,7 +138,7 @@ def test_one_that_another_command_lets_go_of_while_it_is_read_gives_way_to_the_n
         return whole_read(store, path)
 
     monkeypatch.setattr(Store, "read", overtaken)
-    assert newest_checkpoint(run, unheard).step == 12
+    assert newest_checkpoint(run, "me", unheard).step == 12
 
 
 def test_a_folder_that_another_command_is_at_keeps_no_save_from_ending(run, monkeypatch):
@@ -154,5 +154,33 @@ def test_a_folder_that_another_command_is_at_keeps_no_save_from_ending(run, monk
 
 def test_a_checkpoint_of_an_earlier_version_has_no_lines(run):
     save_checkpoint(run, replace(checkpoint(12), lines=None), "me", keep=2)
-    assert newest_checkpoint(run, unheard).lines is None
-    assert newest_lines(run) is None  # rather than those of step 9
+    assert newest_checkpoint(run, "me", unheard).lines is None
+    assert newest_lines(run, "me") is None  # rather than those of step 9
+
+
+def test_a_checkpoint_of_another_training_is_refused_by_name_until_it_is_deleted_as_advised(copied, whole, refused):
+    other = copied({"train": {"seed": 1, "name": "other"}})
+    stages.train(other, silent)
+    run, folder = copied(), Path(copied().workspace, "runs/student")
+    for name in ("checkpoints/step-000000012", "receipts/step-000000012.json"):
+        source = folder.with_name("other") / name
+        shutil.copytree(source, folder / name, dirs_exist_ok=True) if source.is_dir() else shutil.copy(
+            source, folder / name
+        )
+    (folder / "manifest.json").unlink()
+    line = refused(stages.train, run, silent, code=4)
+    receipt = folder / "receipts/step-000000012.json"
+    assert "checkpoint step-000000012 is of another training" in line and f"delete {receipt}, or" in line
+    receipt.unlink()
+    assert stages.train(run, silent)["resumed_from_step"] == 9
+    truth = Path(whole.workspace, "runs/student/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == truth
+
+
+@pytest.mark.parametrize("change", [{"train": {"lr": 0.5}}, {"train": {"distillation": "none"}}])
+def test_another_training_is_not_resumed_where_the_plan_was_deleted(copied, refused, change):
+    run = copied(change)
+    folder = Path(run.workspace, "runs/student")
+    for name in ("plan.json", "manifest.json"):
+        (folder / name).unlink()
+    assert "plan.json is missing; made_by: " in refused(stages.train, run, silent, code=4)

@@ -15,7 +15,7 @@ LOSSES = dict(enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]))
 
 
 def metrics(store: Store, every: int = 3) -> Metrics:
-    return Metrics(store, every, rank=0, world=1, device=torch.device("cpu"))
+    return Metrics(store, "me", every, rank=0, world=1, device=torch.device("cpu"))
 
 
 def walk(meter: Metrics, first: int, last: int) -> None:
@@ -81,7 +81,7 @@ def test_lines_that_were_damaged_or_deleted_are_put_anew_from_the_checkpoint(sto
     commit(store, meter, 6)
     if damage:
         store.put(METRICS_FILE, damage)
-    show(store)
+    show(store, "me")
     lines = [json.loads(line) for line in store.read(METRICS_FILE).splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(3, 7 / 3), (6, 56 / 3)]
 
