@@ -40,7 +40,12 @@ def end_with_parent() -> None:
     The server lives as long as its data processes do, so none of them would ever see another parent.
     """
     if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def keep_sockets_in(folder: str) -> None:
