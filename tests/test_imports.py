@@ -58,7 +58,7 @@ def test_a_data_worker_imports_neither_timm_nor_ray(whole, stage):
 )
 def test_a_command_that_needs_no_network_loads_no_torch(copied, tmp_path, verb, unwanted):
     run = None if verb == ["--help"] else copied()
-    arguments = command(*verb, run=run, folder=tmp_path)[3:]
+    arguments = command(*verb, config=run, folder=tmp_path)[3:]
     program = (
         "import atexit, sys, cli\n"
         f"atexit.register(lambda: print('LOADED', sorted(sys.modules.keys() & set({unwanted!r}))))\n"

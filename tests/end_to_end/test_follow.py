@@ -22,10 +22,10 @@ def test_both_commands_at_once_end_with_the_bytes_of_one_after_the_other(copied,
     run = without_labels(copied({"train": {"workers": 1}}))
     for name in ("label", "train"):
         (tmp_path / name).mkdir()
-    student = start(command("train", "--follow", run=run, folder=tmp_path / "train"))
+    student = start(command("train", "--follow", config=run, folder=tmp_path / "train"))
     try:
         assert any("waiting for" in line for line in student.stderr), "it did not wait for the first part"
-        teacher = start(command("label-teacher", run=run, folder=tmp_path / "label"))
+        teacher = start(command("label-teacher", config=run, folder=tmp_path / "label"))
         try:
             assert teacher.wait(240) == 0, teacher.communicate()
             assert student.wait(240) == 0, student.communicate()

@@ -136,7 +136,7 @@ def many(many_images, tmp_path):
 
 def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run(many, tmp_path):
     folder = tmp_path / "killed/shards/train"
-    kill_when(command("shard", run=many("killed"), folder=tmp_path), lambda: receipts(folder))
+    kill_when(command("shard", config=many("killed"), folder=tmp_path), lambda: receipts(folder))
     done = len(receipts(folder))
     assert 0 < done < 122 and not (folder / "manifest.json").exists()
     result = stages.shard(many("killed"), silent)["splits"]["train"]
@@ -147,7 +147,7 @@ def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run
 
 def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path):
     folder = tmp_path / "killed/shards/train"
-    killed_at_random(command("shard", run=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 122)
+    killed_at_random(command("shard", config=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 122)
     assert not (folder / "manifest.json").exists()
     stages.shard(many("killed"), silent)
     stages.shard(many("undisturbed"), silent)
@@ -156,7 +156,7 @@ def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray
 
 
 def test_two_commands_at_once_end_with_the_bytes_of_one(many, tmp_path):
-    arguments = command("shard", "--json", run=many("both"), folder=tmp_path)
+    arguments = command("shard", "--json", config=many("both"), folder=tmp_path)
     processes = [start(arguments), start(arguments)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
@@ -169,7 +169,7 @@ def test_training_killed_in_the_middle_ends_with_the_bits_of_an_undisturbed_run(
     run = copied({"train": {"max_steps": 12}})
     folder = Path(run.workspace, "runs/student")
     shutil.rmtree(folder)
-    kill_when(command("train", run=run, folder=tmp_path), lambda: receipts(folder))
+    kill_when(command("train", config=run, folder=tmp_path), lambda: receipts(folder))
     assert not (folder / "manifest.json").exists()
     result = stages.train(run, silent)
     assert 3 <= result["resumed_from_step"] < 12
@@ -182,7 +182,7 @@ def test_two_trainings_of_one_run_at_once_end_with_the_bits_and_the_metrics_of_o
     long = {"train": {"epochs": 20, "reuse_views": True, "log_every": 1}}
     stages.train(copied(long, {"train": {"name": "undisturbed"}}), silent)
     run = copied(long, {"train": {"name": "both", "checkpoint_every": 1, "keep_checkpoints": 1}})
-    processes = [start(command("train", run=run, folder=tmp_path)) for _ in range(2)]
+    processes = [start(command("train", config=run, folder=tmp_path)) for _ in range(2)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -224,7 +224,7 @@ def test_labels_killed_at_a_random_moment_end_with_the_bytes_of_an_undisturbed_r
     changes = {"shards": {"samples_per_shard": 4}, "labels": {"passes_per_part": 1}, "cluster": {"address": address}}
     run = run_file(tmp_path / "workspace", images, changes)
     folder = tmp_path / "workspace/labels/teacher"
-    process = start(command("label-teacher", run=run, folder=tmp_path))
+    process = start(command("label-teacher", config=run, folder=tmp_path))
     try:
         parts = random.Random(f"{address} {moment}").randrange(1, 44)  # by work done: the clock mostly misses it
         wait_until(process, lambda: len(receipts(folder)) >= parts)

@@ -168,7 +168,7 @@ def test_images_of_a_source_across_a_network_are_read_again_before_they_are_left
 
 def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, many_images, tmp_path):
     run, store = run_file(bucket("ws"), many_images, PAIRS), Store(bucket("ws/shards/train"))
-    killed_at_random(command("shard", run=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 122)
+    killed_at_random(command("shard", config=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 122)
     assert read_manifest(store, ShardManifest) is None
     stages.shard(run, silent)
     stages.shard(run_file(bucket("calm"), many_images, PAIRS), silent)
@@ -177,7 +177,7 @@ def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, ma
 
 def test_two_commands_at_once_end_with_the_objects_of_one(bucket, images, tmp_path):
     changes = {"shards": {"samples_per_shard": 4}, "source": {"val": ""}}
-    arguments = command("shard", run=run_file(bucket("both"), images, changes), folder=tmp_path)
+    arguments = command("shard", config=run_file(bucket("both"), images, changes), folder=tmp_path)
     processes = [start(arguments), start(arguments)]
     for process in processes:
         _, errors = process.communicate(timeout=120)

@@ -129,7 +129,7 @@ def test_a_planted_danger_is_found(source):
 def test_values_of_a_run_file_reach_no_shell(images, tmp_path):
     name = "a$(touch mark1)`touch mark2`;touch mark3 #"
     run = run_file(tmp_path / name, images, {"train": {"max_steps": 2, "distillation": "none"}})
-    process = start(command("run", run=run, folder=tmp_path))
+    process = start(command("run", config=run, folder=tmp_path))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert (tmp_path / name / "runs/student/model.safetensors").exists()
@@ -202,7 +202,7 @@ def test_options_that_name_a_path_refuse_a_uri_without_its_secret(copied, tmp_pa
 
 def test_a_fault_of_ours_shows_no_secret_either(tmp_path):
     program = "import cli; cli._say = lambda _: 1 / 0 if _ is None else (lambda l: int('s3://k:hunter2@b'));cli.main()"
-    arguments = command("status", run=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
+    arguments = command("status", config=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "hunter2" not in done.stderr
 

@@ -155,7 +155,7 @@ def test_the_whole_way_survives_a_sigkill_in_every_stage_and_equals_the_way_with
         shutil.copytree(Path(whole.workspace, "runs/teacher"), Path(run.workspace, "runs/teacher"))
 
     for folder in ("shards/train", "labels/teacher", "runs/student"):
-        kill_when(command("run", run=killed, folder=tmp_path), lambda at=folder: receipts(tmp_path / "killed" / at))
+        kill_when(command("run", config=killed, folder=tmp_path), lambda at=folder: receipts(tmp_path / "killed" / at))
         assert not (tmp_path / "killed" / folder / "manifest.json").exists()
     trained = stages.everything(killed, silent)["stages"][-1]
     # a killed command's trainers go on until they notice, at worst to the last step

@@ -277,7 +277,7 @@ def check_ended(process, folder: Path, line: str = STOPPED) -> None:
 def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path, number, cluster):
     run = copied(LONG, {"train": {"name": "long", "workers": 1}, "cluster": cluster})
     folder = Path(run.workspace, "runs/long")
-    process = start(command("train", "--json", run=run, folder=tmp_path))
+    process = start(command("train", "--json", config=run, folder=tmp_path))
     try:
         wait_until(process, lambda: receipts(folder), seconds=300)
         os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
@@ -324,7 +324,7 @@ def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path, verb, made,
     run = copied({"train": {"name": "new"}, "cluster": {"address": "local"}})
     folder = Path(run.workspace, made)
     shutil.rmtree(folder, ignore_errors=True)
-    python, option, _, *arguments = command(verb, "--json", run=run, folder=tmp_path)
+    python, option, _, *arguments = command(verb, "--json", config=run, folder=tmp_path)
     process = start([python, option, AS_SOON_AS_RAY_HAS_ITS_HANDLERS, *arguments])
     try:
         check_ended(process, folder, line)

@@ -138,7 +138,7 @@ def test_what_moves_a_terminal_is_shown_and_not_sent(tmp_path):
     put(root, "a/\x1b[2J\n.jpg", b"no image")
     put(root, "a/\x1b]0;owned\x07.txt", b"x")
     run = run_file(tmp_path / "ws", tmp_path, {"source": {"train": str(root), "val": ""}})
-    process = start(command("shard", run=run, folder=tmp_path))
+    process = start(command("shard", config=run, folder=tmp_path))
     out, err = process.communicate()
     assert process.returncode == 1 and "\x1b" not in out + err
     assert r"a/\x1b[2J\n.jpg is not an image" in err and r"such as a/\x1b]0;owned\x07.txt" in err
