@@ -86,7 +86,7 @@ def test_imagenets_classes_are_timms_thousand():
 def test_sharding_loads_no_torch_which_alone_takes_half_a_gigabyte(fresh, tmp_path):
     loaded = "print(sorted({'torch', 'timm'} & {*sys.modules}))"
     verb = f"import sys, cli; sys.argv = sys.argv[1:]\ntry: cli.main()\nfinally: {loaded}"
-    arguments = command("shard", run=fresh({"source": {"val": ""}}), folder=tmp_path)
+    arguments = command("shard", config=fresh({"source": {"val": ""}}), folder=tmp_path)
     done = subprocess.run([sys.executable, "-c", verb, *arguments[2:]], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert list(Path(fresh().workspace, "shards/train").glob("*.tar"))
