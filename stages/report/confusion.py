@@ -38,7 +38,12 @@ def confusion_section(found: Predictions, classes: Sequence[str], split: Split |
     blocks: list[Block] = [Text(about.capitalize())]
     if worst:
         rows = [
-            (names[own], f"{totals[own]:,}", f"{hits[own] / totals[own]:.1%}", _taken_for(found.classes, named, own, names))
+            (
+                names[own],
+                f"{totals[own]:,}",
+                f"{hits[own] / totals[own]:.1%}",
+                _taken_for(found.classes, named, own, names),
+            )
             for own in worst
         ]
         blocks.append(Table(("class", "images", "top-1", "taken for"), rows))
