@@ -45,7 +45,7 @@ def report(config: RunFile, name: str, out: str, say: Say) -> dict[str, Any]:
     splits = _splits(config.workspace)
     evaluations = _results(run, "evaluation")
     plan, labels = read_plan(run.store), _label_manifest(trained)
-    taught = trained.train.distillation in ("hard", "soft")
+    taught = _is_taught(trained)
     made_from: dict[str, PartsManifest | None] = {"train split": splits["train"], "val split": splits["val"]}
     sections = [
         run_section(run, trained, splits["train"]),
@@ -108,7 +108,7 @@ def report_comparison(config: RunFile, names: Sequence[str], out: str, say: Say)
         ),
     ]
     for run in runs:
-        one = provenance_section(run, read_plan(run.store), {}, _commands(run.name, True))
+        one = provenance_section(run, read_plan(run.store), {}, _commands(run.name, _is_taught(run.trained_with())))
         sections.append(Section(f"provenance-{run.name}", f"Provenance of {run.name}", one.blocks))
     about = f"{len(runs)} runs, in {Store(config.workspace).display_uri}"
     return _write("compare", "Runs side by side", about, sections, out, say) | {"runs": list(names)}
@@ -133,6 +133,10 @@ def _splits(workspace: str) -> dict[str, ShardManifest | None]:
 
 def _label_manifest(config: RunFile) -> LabelManifest | None:
     return read_manifest(Store(config.workspace).child(f"labels/{config.labels.name}"), LabelManifest)
+
+
+def _is_taught(trained: RunFile) -> bool:
+    return trained.train.distillation in ("hard", "soft")
 
 
 def _not_taught(config: RunFile) -> Section:

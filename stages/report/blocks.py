@@ -41,6 +41,7 @@ class Table:
         title: above it.
         shares: by row, parts of 1 that a stacked bar behind the cells shows; empty = no bars.
         legend: what the parts are called.
+        words: whether cells are words, which stand at the left.
     """
 
     KIND: ClassVar[str] = "table"
@@ -49,6 +50,7 @@ class Table:
     title: str = ""
     shares: Sequence[Sequence[float]] = ()
     legend: Sequence[str] = ()
+    words: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -24,8 +25,8 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--rule"} | {
     placeholder: f"--c{number}" for number, placeholder in enumerate(_SERIES)
 }
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (3, 3)))
-_INCHES = (5.0, 2.9)
-_STYLE = {
+_INCHES = (4.3, 2.7)
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,

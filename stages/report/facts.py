@@ -12,6 +12,7 @@ from stages.report.blocks import Block, Missing, Section, Table
 from stages.storage.run_files import FinishedRun
 
 _SHOWN_SKIPPED = 20
+_COMMANDS = "Commands, with a copy of the run file that is stored with the run (runs/RUN/run.toml)"
 
 
 def run_section(run: FinishedRun, trained: RunFile, split: ShardManifest | None) -> Section:
@@ -70,7 +71,7 @@ def _skipped(name: str, manifest: ShardManifest) -> list[Block]:
     title = f"Skipped images of the {name} split"
     title += f", the first {len(first)} of {len(manifest.skipped):,}" if len(first) < len(manifest.skipped) else ""
     counted = Table(("reason", "images"), [(reason, f"{count:,}") for reason, count in reasons])
-    return [counted, Table(("image", "reason"), first, title)]
+    return [counted, Table(("image", "reason"), first, title, words=True)]
 
 
 def provenance_section(
@@ -104,7 +105,7 @@ def provenance_section(
         [
             Table((), hashes, "Hashes (sha256)"),
             _versions(known),
-            Table((), [(str(number), command) for number, command in enumerate(commands, 1)], "Commands"),
+            Table((), [(str(number), command) for number, command in enumerate(commands, 1)], _COMMANDS),
         ],
     )
 
@@ -124,7 +125,7 @@ def settings_section(settings: Mapping[str, Mapping[str, Any]]) -> Section:
     """
     keys = dict.fromkeys(key for one in settings.values() for key in one)
     rows = [(key, *(_value(one.get(key)) for one in settings.values())) for key in keys]
-    return Section("settings", "Run file", [Table(("key", *settings), rows)])
+    return Section("settings", "Run file", [Table(("key", *settings), rows, words=True)])
 
 
 def _value(value: Any) -> str:
