@@ -6,6 +6,7 @@ the page, which has a value for each theme; a line has its own dashes besides it
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -107,7 +108,8 @@ def _svg(figure: Figure, title: str) -> str:
     """The figure as an SVG element: the same bytes for the same figure, with names that no other chart's have."""
     out = io.StringIO()
     salt = sha256(title.encode()).hexdigest()[:12]
-    with mpl.rc_context({"svg.hashsalt": salt}):
+    with mpl.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser draws the text, with its own fonts
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]

@@ -48,7 +48,8 @@ def test_a_page_loads_nothing_and_forbids_scripts(page):
     links = re.findall(r'(?:src|href)="([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
     assert links and [link for link in links if not link.startswith(("#", "data:"))] == []
     ids = re.findall(r'\bid="([^"]+)"', text)
-    assert len(ids) == len(set(ids)), "two charts share a name"
+    charts = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert len(set().union(*charts)) == sum(map(len, charts)), "two charts share a name"
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
 
 
