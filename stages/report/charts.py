@@ -114,7 +114,7 @@ def _svg(figure: Figure, title: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="(\w+)"', rf'id="\1-{salt}"', text)
+    text = re.sub(r'\bid="([\w.]+)"', rf'id="\1-{salt}"', text)
     text = re.sub(r"url\(#(\w+)\)", rf"url(#\1-{salt})", text)
     text = re.sub(r'href="#(\w+)"', rf'href="#\1-{salt}"', text)
     text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
