@@ -1,4 +1,4 @@
-"""The verbs: init, demo, shard, label-teacher, train, evaluate, compare, export, run, status, verify, inspect.
+"""The verbs: init, demo, shard, label-teacher, train, evaluate, compare, export, run, status, report, verify, inspect.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
 mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong
@@ -273,6 +273,35 @@ def status(config: Config = "deit.toml", set_: Override = None, json_: Json = Fa
         for one in found["stages"]:
             say(f"  {one['stage']:14} {one['name']:20} {one['state']:8} {about_stage(one)}")
         _print(found, json_)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(help="A finished run; none = the run file's.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Several runs side by side.")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="The run file's label set alone.")] = False,
+    out: Annotated[str, typer.Option(help="The page to write.")] = "report.html",
+    config: Config = "deit.toml",
+    set_: Override = None,
+    json_: Json = False,
+) -> None:
+    """Write what is stored of a run, a label set or several runs as one HTML page that needs no network."""
+    names = runs or []
+    if labels and (compare or names):
+        raise typer.BadParameter("--labels takes neither runs nor --compare")
+    if compare != (len(names) > 1):
+        raise typer.BadParameter("--compare wants two or more runs" if compare else "several runs want --compare")
+    with _errors():
+        settings = load_run_file(config, set_ or [])
+        from pipeline.commands import report as pages
+
+        if labels:
+            result = pages.report_labels(settings, out, _say(json_))
+        elif compare:
+            result = pages.report_comparison(settings, names, out, _say(json_))
+        else:
+            result = pages.report(settings, names[0] if names else "", out, _say(json_))
+        _print(result, json_)
 
 
 @app.command()
