@@ -78,7 +78,7 @@ def _devices(config: RunFile) -> str:
 def _result(
     config: RunFile, split: Split, store: Store, found: CompleteStage[LabelManifest], new: int, say: Say
 ) -> dict[str, Any]:
-    """What there is to say of a whole label set."""
+    """The summary of a complete label set."""
     manifest, decisions = found.manifest, sum(found.parts.rows)
     stored = sum(length for folder in ("", "receipts") for length in store.files(folder).values())
     say(

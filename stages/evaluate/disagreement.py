@@ -1,6 +1,6 @@
 """Disagreement: how often two deciders name different classes for one image (paper, Table 4).
 
-Deciders are the truth, the teacher, a student that no teacher taught, and the heads of a distilled student. All are
+Predictors are the truth, the teacher, a student without distillation, and the heads of a distilled student. All are
 counted from stored answers to the same images in the same order.
 """
 
