@@ -53,7 +53,7 @@ def _state(store: Store, stage: str) -> dict[str, Any]:
 
 
 def _progress(store: Store, manifest: Manifest | None, plan: Plan | None) -> dict[str, Any]:
-    """The progress of a stage's folder, from its plan, receipts, failures and leases, or from its manifest if complete."""
+    """Progress of a stage's folder, from its plan, receipts, failures and leases, or its manifest if complete."""
     leases = live_leases(store)
     if manifest and not leases and _covers(manifest, plan):
         return _whole(manifest)

@@ -44,7 +44,7 @@ def verify_deep(config: RunFile, parts: int, say: Callable[[str], None]) -> dict
         say: gets a line.
 
     Returns:
-        `parts`, the fields of `stages.label.margins.flips` over all of them, how many `signatures` there were and how many
+        `parts`, `stages.label.margins.flips` over all of them, how many `signatures` there were and how many
         `other_signatures`, and `ok`: no signature differs, and every flipped decision was within rounding of a tie.
 
     Raises:

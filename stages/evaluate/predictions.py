@@ -124,7 +124,7 @@ class Predictions:
     Attributes:
         names: of the images.
         classes: their own, int64 [N].
-        top: by head, the most probable classes, int64 [N, T]; heads that a model has not, or that were never trained, are
+        top: by head, the most probable classes, int64 [N, T]; heads that a model lacks, or that were never trained, are
             absent.
     """
 

@@ -148,7 +148,7 @@ def usual_size(model: str) -> int:
 
 
 def _known(model: str) -> Any:
-    """timm's configuration of a model; it decides whether the network is built for one input size."""
+    """The configuration of a model in timm; it decides whether the network is built for one input size."""
     name = model.partition(".")[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)

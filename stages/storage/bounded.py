@@ -1,7 +1,7 @@
 """A local folder that never takes more than its limit, shared by all processes of a machine.
 
 Its files are named by their content, so a file can be wrong for nobody. A file's full length is reserved on the disk
-before its first byte comes, so the limit holds at every moment; the least recently used files are evicted, except those that a
+before its first byte comes, so the limit holds at every moment; least recently used files are evicted, but not those a
 process holds. A process that dies leaves a temporary file without lock, and the next one that needs space
 takes it away.
 """
@@ -80,7 +80,7 @@ class BoundedFolder:
             remove_if_left(half)
         mine = os.fstat(out.fileno()).st_size
         halves = sum(size for _, size, _ in _used(self.path.glob(".*.half"))) - mine
-        files = sorted(_used(self.path.glob(f"*{self._suffix}")))  # after temporary files: a file renamed now counts twice
+        files = sorted(_used(self.path.glob(f"*{self._suffix}")))  # last: a file renamed now counts twice
         left = self.limit - needed - halves - sum(size for _, size, _ in files)
         for _, size, file in files:
             if left >= 0:

@@ -59,7 +59,7 @@ class TrainDataset(Dataset[Batch]):
         batch: global batch size, a multiple of 2 · world.
         rank: of this process.
         world: number of training processes.
-        spread: distribute a step's pair-views over the ranks in turn, so that a rank sees as many images as there are; else a
+        spread: distribute a step's pair-views to the ranks in turn, so that a rank sees most images; else a
             rank takes a slice, in which the repeats of an image share one decode.
     """
 

@@ -1,7 +1,7 @@
 """Metrics of a training: one JSON line every few steps, without gaps or doubles whatever happens.
 
 Sums stay on the device between lines, so a step never waits for them. A checkpoint holds the lines so far and the sums
-since the last one, and a resumed run continues from both. `metrics.jsonl` is the newest checkpoint's lines for people to
+since the last one; a resumed run continues from both. `metrics.jsonl` is the newest checkpoint's lines for users to
 read, with measured times, which are in no checkpoint: two commands that train one run write the same bytes there.
 Rejected: resuming from metrics.jsonl. Of two commands the slower overwrote the faster one's lines.
 """
@@ -121,7 +121,7 @@ class Metrics:
             self._refuse(self._means()["loss"], addresses)
 
     def loss(self) -> float | None:
-        """The mean loss since the last line, or of it; None before the first step. Collective: every process calls it."""
+        """Mean loss since the last line, or of it; None before the first step. Collective: all processes call it."""
         return self._means()["loss"] if self._sums else self.last.get("loss")
 
     def state(self) -> dict[str, Tensor]:
