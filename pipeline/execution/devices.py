@@ -1,4 +1,4 @@
-"""Devices: what a command computes on, and what "auto" in the run file comes to there.
+"""Devices: what a command computes on, and the values of "auto" in the run file there.
 
 A command replaces every "auto" before it plans anything, so that identities, plans, manifests and worker processes know
 resolved values only. Existing work keeps its values: where a label set or a run exists, "auto" is the value in its plan

@@ -1,8 +1,8 @@
-"""Work: the parts a stage wants, less those that valid receipts prove, is what is left to do.
+"""A stage's folder: its missing parts are the wanted parts without a valid receipt.
 
 A stage's folder opens with a plan, which names all that determines its content, so that a changed run file meets
 existing parts with an error and never mixes with them. A plan is written under a lease; who finds a lease of another
-plan withdraws: so two commands that begin at one moment from different run files do not mix either. The manifest is
+plan withdraws, so two commands that start at one moment from different run files do not mix either. The manifest is
 written last, so its existence means that every part it lists is done.
 """
 

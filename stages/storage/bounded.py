@@ -1,9 +1,9 @@
 """A local folder that never takes more than its limit, shared by all processes of a machine.
 
-Its files are named by their content, so a file can be wrong for nobody. A file's full length is reserved on the disk
+Its files are named by their content, so a file serves every process. A file's full length is reserved on the disk
 before its first byte comes, so the limit holds at every moment; least recently used files are evicted, but not those a
 process holds. A process that dies leaves a temporary file without lock, and the next one that needs space
-takes it away.
+removes it.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
-"""The protocol by which a part becomes done, and what proves that it is.
+"""The commit protocol of a part, and the proof of its completion.
 
 A part is made in a local staging folder, then every file of it is *written* to the workspace, then its receipt. A crash
 therefore leaves either no receipt, and the part is made again to the same bytes, or a complete part. A receipt counts
 only while its files are there with their lengths; `verify` re-reads the bytes.
 
-It lives with the stages, not above them, because the training loop commits its own checkpoints. Rejected: completion
-markers without content (they survive a torn file) and one database of what is done (a second truth).
+It is a part of `stages`, not of `pipeline`, because the training loop commits its own checkpoints. Rejected: completion
+markers without content (they survive a damaged file) and a database of completed parts (it may contradict the files).
 """
 
 import contextlib

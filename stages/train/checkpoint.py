@@ -1,9 +1,9 @@
-"""Checkpoints: all that a training needs to go on, committed like any other part.
+"""Checkpoints: everything that a training resumes from, committed like any other part.
 
 A checkpoint is three tensor files, the lines of metrics so far, and a receipt; without its receipt it does not exist,
 and one whose bytes are not its receipt's, or whose receipt is damaged, is skipped with a warning. Nothing is pickled.
-No generator state is stored: randomness is addressed by step. Another command may train the same run: what it commits
-has the same bytes, and what it lets go of has newer ones after it.
+No generator state is stored: randomness is addressed by step. Another command may train the same run: its commits
+have the same bytes, and it deletes only checkpoints that have newer ones.
 """
 
 import contextlib

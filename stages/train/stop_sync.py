@@ -9,10 +9,10 @@ _LISTEN_SECONDS = 2.0
 
 
 class StopSync:
-    """Brings all ranks to the same last step when rank 0 is requested to end: a checkpoint takes all of them.
+    """Makes all ranks stop at the same step when rank 0 gets a stop request: a checkpoint needs all ranks.
 
     Rank 0 tells the other ranks, and with each message the step of the next one, in about two seconds: a step
-    in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
+    in between costs nothing and does not wait for the device. A single rank stops at once.
 
     Args:
         step: the first at which all ranks listen.
