@@ -1,8 +1,9 @@
 """Leases: which commands run on a stage's folder, refreshed while they run.
 
-A lease warns a second driver and lets `status` show, on any machine that sees the storage, progress and rate. Two drivers of one run file make the same bytes twice, and nothing depends on their leases. Two of different run
-files would mix: a command writes its lease, then looks for others and withdraws if one has another identity, so of
-two that start at one moment at least one withdraws.
+A lease warns a second driver and lets `status` show, on any machine that sees the storage, progress and rate. Two
+drivers of one run file make the same bytes twice, and nothing depends on their leases. Two of different run files
+would mix: a command writes its lease, then looks for others and withdraws if one has another identity, so of two that
+start at one moment at least one withdraws.
 
 A killed command leaves its lease. In the same PID namespace the process itself shows whether the command runs, even if
 suspended for hours. From elsewhere a lease counts that was refreshed within a minute, and an older
