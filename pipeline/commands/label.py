@@ -100,7 +100,7 @@ def _result(
 
 
 def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
-    """The parts of a label set, done ones as they were dealt, passes first, then shards.
+    """The parts of a label set, completed ones unchanged; ordered by passes, then shards.
 
     Raising `views` therefore adds parts and changes none.
     """

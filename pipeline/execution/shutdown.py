@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C: the first requests an orderly shutdown; the second, or the end of the grace period, ends at once.
 
-A cluster's scheduler sends SIGTERM and kills some time later; so what is under way is given that time and not more.
+A cluster's scheduler sends SIGTERM and kills some time later; so running work gets that time and no more.
 """
 
 import signal
