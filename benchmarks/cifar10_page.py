@@ -9,6 +9,7 @@ from PIL import Image
 
 from stages.evaluate.disagreement import TITLES
 from stages.plotting.charts import Series, chart, heat_map, markdown
+from stages.plotting.text import PAPER
 
 
 class Line(NamedTuple):
@@ -186,9 +187,9 @@ def picture(found: dict[str, Any]) -> Image.Image:
 
 
 def stacked(pages: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below the other; a white one where there are none."""
+    """Pictures one below the other; an empty one where there are none."""
     width, height = max((one.width for one in pages), default=1), sum(one.height for one in pages) or 1
-    whole, top = Image.new("RGB", (width, height), "white"), 0
+    whole, top = Image.new("RGB", (width, height), PAPER), 0
     for one in pages:
         whole.paste(one, (0, top))
         top += one.height

@@ -14,14 +14,28 @@ class TopK(BaseModel):
     """A store of k classes a view, normalised at a temperature.
 
     Attributes:
-        kind: "topk" keeps the largest logits in 16 bits, "compact" the same quantised, "sampled" k draws.
-        k: classes, or draws, of a view.
+        kind: "topk" keeps the largest logits in 16 bits, "compact" the same quantised.
+        k: classes of a view.
         tau: the temperature.
     """
 
     model_config = _FROZEN
-    kind: Literal["topk", "compact", "sampled"]
+    kind: Literal["topk", "compact"]
     k: int
+    tau: float
+
+
+class Sampled(BaseModel):
+    """A store of classes drawn from the teacher's distribution at a temperature.
+
+    Attributes:
+        samples: draws of a view.
+        tau: the temperature.
+    """
+
+    model_config = _FROZEN
+    kind: Literal["sampled"]
+    samples: int
     tau: float
 
 
@@ -39,7 +53,7 @@ class LabelIdentity(BaseModel):
     shards: Sha256
     recipe: dict[str, Any]
     teacher: dict[str, Any]
-    store: Literal["hard", "full"] | TopK
+    store: Literal["hard", "full"] | TopK | Sampled
 
     @classmethod
     def of(cls, made_from: dict[str, Any], where: str) -> "LabelIdentity":

@@ -5,7 +5,7 @@ Passes come first, then shards, so that training can start when its first passes
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from pipeline.execution.stage_dir import StageDir, completed_manifest, open_stag
 from pipeline.execution.worker import Job
 from schemas.config import RunFile
 from schemas.errors import UserError
-from schemas.label_identity import LabelIdentity, TopK
+from schemas.label_identity import LabelIdentity, Sampled, TopK
 from schemas.manifests import LabelManifest
 from schemas.receipts import Receipt
 from stages.data.split import Split
@@ -147,13 +147,13 @@ def label_identity(config: RunFile, split: Split) -> LabelIdentity:
     )
 
 
-def _kept(config: RunFile, classes: int) -> Any:
+def _kept(config: RunFile, classes: int) -> Literal["hard", "full"] | TopK | Sampled:
     """What the store keeps of a decision."""
     settings = config.labels
     if settings.store == "hard" or settings.store == "full":
         return settings.store
     if settings.store == "sampled":
-        return {"kind": "sampled", "samples": settings.samples, "tau": config.train.tau}
+        return Sampled(kind="sampled", samples=settings.samples, tau=config.train.tau)
     if settings.topk >= classes:
         raise UserError(
             f"labels.topk = {settings.topk}: must be less than the {classes} classes; "

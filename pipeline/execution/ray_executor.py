@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.execution.failures import PartFailure
-from pipeline.execution.ray_compat import died_alone, embedded_folder, failed_to_start
+from pipeline.execution.ray_compat import died_alone, failed_to_start
 from pipeline.execution.ray_session import Resources, check_fits
 from pipeline.execution.scheduler import Outcome, WorkerLost
 from pipeline.execution.worker import Spec, Worker
@@ -103,7 +103,7 @@ class RayExecutor:
 
     def _start(self) -> None:
         worker = self._worker
-        actor = self._actor.remote(worker.job, worker.lease_path, worker.folder, embedded_folder(self._ray))
+        actor = self._actor.remote(worker.job, worker.lease_path, worker.folder, worker.sockets)
         self._starting[actor.check_storage.remote()] = actor
 
     def _start_again(self) -> None:

@@ -61,7 +61,7 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
     """Ray for the time of a command: an embedded one for "local", else the cluster at the address.
 
     Args:
-        cluster: its address.
+        cluster: says which.
         stop: listens to the command's signals, if anything does.
 
     Raises:
@@ -102,13 +102,21 @@ def _variables(local: bool) -> dict[str, str | None]:
 
 @contextmanager
 def environment(changes: dict[str, str | None]) -> Iterator[None]:
-    """Environment variables of this process for a time; None = not set. Each is restored, and no other is touched."""
+    """Environment variables of this process for a time; None = not set.
+
+    Each is put back, and so are Ray's own, which it sets besides; no other is touched.
+    """
     before = {name: os.environ.get(name) for name in changes}
+    rays = _rays()
     _set(changes)
     try:
         yield
     finally:
-        _set(before)
+        _set(dict.fromkeys(_rays()) | rays | before)
+
+
+def _rays() -> dict[str, str | None]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
 
 
 def _set(values: dict[str, str | None]) -> None:
@@ -153,7 +161,7 @@ def _while_it_lives(ray: Any, stop: GracefulShutdown | None) -> Iterator[None]:
 
 
 def check_fits(ray: Any, resources: Resources, who: str = "a worker") -> None:
-    """Compare the needs of one worker slot with the cluster's resources, since Ray would wait for ever.
+    """Compare the needs of one seat with what the cluster has, since Ray would wait for ever.
 
     Raises:
         UserError: if no worker could ever start.
@@ -231,7 +239,7 @@ def _connect(ray: Any, address: str, *, ship: bool) -> None:
 
 
 def _compare_tokens(address: str, nodes: list[Node]) -> None:
-    """Warn of a cluster without a token; a cluster that would refuse this process's token is an error."""
+    """Warn of a cluster that asks for no token; one whose workers would refuse this process's is an error."""
     careless = [node.name for node in nodes if not node.asks]
     if careless and asks_for_token() and "://" not in address:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.execution.failures import Failures, PartFailure
 from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
+from pipeline.execution.ray_compat import embedded_folder
 from pipeline.execution.ray_executor import RayExecutor
 from pipeline.execution.ray_session import INLINE, Resources, ray_session
 from pipeline.execution.scheduler import InlineExecutor, Scheduler, ThreadExecutor
@@ -121,6 +122,7 @@ def _make(
                 ).run(stop)
                 return
             with ray_session(cluster, stop) as ray:
+                worker.sockets = embedded_folder(ray)
                 actors = RayExecutor(ray, worker, resources, len(specs))
                 try:
                     Scheduler(actors, specs, **more).run(stop)

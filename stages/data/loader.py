@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from schemas.errors import IncompleteError, UserError
-from stages.data.servers import start_servers
+from stages.data.servers import end_with_parent, start_servers
 from stages.models.torch_compat import lost_data_process
 
 _AHEAD = 2
@@ -286,5 +286,6 @@ class _Pickler(pickle.Pickler):
 def _begin(_: int) -> None:
     """Open a worker process: one thread, since its neighbours have the other cores; Ctrl-C is the command's to hear."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and a part or step may be under way
+    end_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -6,8 +6,10 @@ sockets are in a folder that the next command removes if this process is killed.
 """
 
 import contextlib
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
@@ -16,7 +18,9 @@ from typing import Any
 
 from stages.storage.locks import scratch_folder
 
-_PREFIX = ".deit-pipeline-processes-"
+_PREFIX = ".deit-data-"
+_LONGEST_ROOT = 55
+"""Characters above such a folder, below which sockets lie, whose paths have 107 at most."""
 _LAST = -200
 """Priority of what runs at this process's end after multiprocessing has removed its own folder, at -100."""
 
@@ -28,6 +32,20 @@ def start_servers() -> None:
     with _own_groups():
         resource_tracker.ensure_running()
         forkserver.ensure_running()
+
+
+def end_with_parent() -> None:
+    """End this data process when the process ends that it builds for, however that ends.
+
+    The server lives as long as its data processes do, so none of them would ever see another parent.
+    """
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def keep_sockets_in(folder: str) -> None:
@@ -47,9 +65,14 @@ def _sockets_folder() -> None:
     if _removed_by:
         return
     stack = contextlib.ExitStack()
-    folder: Path = stack.enter_context(scratch_folder(_PREFIX))
+    folder: Path = stack.enter_context(scratch_folder(_PREFIX, _root()))
     util.Finalize(None, stack.close, exitpriority=_LAST)
     keep_sockets_in(str(folder))
+
+
+def _root() -> Path:
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= _LONGEST_ROOT else Path("/tmp")
 
 
 @contextlib.contextmanager

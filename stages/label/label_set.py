@@ -14,7 +14,7 @@ import torch
 
 from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
-from schemas.label_identity import LabelIdentity, TopK
+from schemas.label_identity import LabelIdentity, Sampled, TopK
 from schemas.manifests import LabelManifest
 from schemas.parts import ManifestPart
 from schemas.plan import Plan
@@ -199,9 +199,9 @@ class LabelSet:
                 f'train.distillation = "soft": {self.store} keeps classes alone; label with labels.store = "compact", '
                 '"topk" or "full" under another labels.name, or set train.distillation = "hard"'
             )
-        if not isinstance(store, TopK):
+        if isinstance(store, str):
             return
-        kept = [store.tau] if store.kind == "sampled" or store.tau == 1 else [store.tau, 1.0]
+        kept = [store.tau] if isinstance(store, Sampled) or store.tau == 1 else [store.tau, 1.0]
         if tau not in kept:
             raise UserError(
                 f"train.tau = {tau:g}: {self.store} is normalised for {' and '.join(f'{one:g}' for one in kept)}; set "
@@ -211,7 +211,7 @@ class LabelSet:
     def lost_mass(self, tau: float) -> float:
         """The mean share of the teacher's probability at a temperature outside the stored logits, in a part."""
         store = self.identity.store
-        if not isinstance(store, TopK) or store.kind == "sampled" or not self._files:
+        if not isinstance(store, TopK) or not self._files:
             return 0.0
         columns = self._part(*next(iter(self._files.values()))).columns
         log_sums = columns["lse_tau" if tau == store.tau else "lse_1"][:, None]
@@ -238,7 +238,7 @@ class LabelSet:
         found = [self._find(*address) for address in addresses]
         logits = self._stacked("logits", found)
         store = self.identity.store
-        if not isinstance(store, TopK):
+        if isinstance(store, str):
             return SoftLabels(logits, None, None)
         normaliser = self._stacked("lse_tau" if tau == store.tau else "lse_1", found)
         return SoftLabels(logits, self._stacked("classes", found).long(), normaliser)
@@ -250,7 +250,7 @@ class LabelSet:
             UserError: if it does not.
         """
         store = self.identity.store
-        if store == "hard" or (isinstance(store, TopK) and (store.kind == "sampled" or store.k < 2)):
+        if store == "hard" or isinstance(store, Sampled) or (isinstance(store, TopK) and store.k < 2):
             raise UserError(
                 f"train.min_margin = {least:g}: {self.store} keeps no margins; label with labels.store = "
                 '"compact", "topk" or "full", and labels.topk of 2 or more, under another labels.name, or set '
@@ -320,7 +320,7 @@ class LabelSet:
     def _read_part(self, spec: LabelSpec, file: StoredFile) -> PartLabels:
         columns, signatures = read_labels(read_checked(self.store, file, fix=_fix(self.store, spec)))
         store = self.identity.store
-        if isinstance(store, TopK) and store.kind != "topk":
+        if not isinstance(store, str) and store.kind != "topk":
             columns = probabilities(columns, store.kind, store.tau)
         first = spec.first_pass * self.repeats
         place = np.full((self.rows[spec.shard], (spec.end_pass - spec.first_pass) * self.repeats), -1, np.int32)

@@ -202,7 +202,12 @@ def _read_run_file(store: Store) -> RunFile:
 def _undeclared(stored: RunFile, made_from: dict[str, Any]) -> list[str]:
     """The keys of a stored run file that are not what its run was made from, as `key: then -> now`."""
     found = []
-    for table, name in (("views", "recipe"), ("student", "student"), ("train", "train")):
-        then, now = made_from.get(name, {}), getattr(stored, table).model_dump(mode="json")
-        found += differences(then, {key: now.get(key) for key in then}, table)
+    now = {
+        "views": ("recipe", stored.views.identity()),
+        "student": ("student", stored.student.model_dump(mode="json")),
+        "train": ("train", stored.train.model_dump(mode="json")),
+    }
+    for table, (name, values) in now.items():
+        then = made_from.get(name, {})
+        found += differences(then, {key: values.get(key) for key in then}, table)
     return found

@@ -49,7 +49,7 @@ class Ray:
     def remote(self, **needs):
         return lambda worker: SimpleNamespace(remote=self._actor)
 
-    def _actor(self, job, proof, folder):
+    def _actor(self, job, proof, folder, sockets):
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         self.started += 1
         methods = [SimpleNamespace(remote=lambda *_, it=it: Reference(it)) for it in (outcome, MADE)]

@@ -89,6 +89,9 @@ def test_default_labels_are_exactly_the_views_that_300_epochs_read():
         ("[views]\nauto_augment = 'v0'", 'views.auto_augment: set rand_augment = "" to use AutoAugment'),
         ("[student]\nnew_head = true", "student.new_head: without student.init_checkpoint all weights are fresh"),
         ("[labels]\nviews = 100", "labels.views: 100 is not a multiple of views.repeats = 3"),
+        ("[labels]\nsamples = 0", "labels.samples = 0: must be greater than or equal to 1"),
+        ("[train]\nmin_margin = 1.0\ndistillation = 'none'", "train.min_margin: selects decisions, which only"),
+        ("[train]\nmin_margin = 1.0", 'train.min_margin: labels.store = "hard" keeps no margins'),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_that_names_the_key_and_what_is_allowed(tmp_path, text, message):

@@ -116,4 +116,4 @@ def test_an_edited_manifest_of_a_run_is_refused_and_made_again_when_deleted_as_a
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../shards", "a/b"])
 def test_a_run_is_named_by_a_folder(copied, refused, name):
-    assert "is not the name of a run" in refused(open_run, copied().workspace, name)
+    assert "must be a folder name" in refused(open_run, copied().workspace, name)
