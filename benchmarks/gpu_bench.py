@@ -91,7 +91,7 @@ class Bench:
 
     @property
     def classes(self) -> int:
-        """Of the photographs: ImageNet's where they lie in folders of its names, so that the weights fit."""
+        """Of the photographs: ImageNet's if they are in folders of its names, so that the weights fit."""
         return 1000 if self.photographs else 8
 
     @cached_property

@@ -61,7 +61,7 @@ def ceilings(bench: Bench) -> dict[str, Any]:
     return found
 
 
-# ---- (b) the whole way --------------------------------------------------------------------------------------------
+# ---- (b) all stages -----------------------------------------------------------------------------------------------
 
 
 def ray_train(bench: Bench) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _killed_and_resumed(bench: Bench, name: str, file: Path) -> dict[str, Any]:
 
 
 def _command(verb: str, file: Path, kill: Callable[[], bool] | None = None) -> dict[str, Any]:
-    """What a command says with --json, without its long parts; killed with all its processes once `kill` says so."""
+    """A command's --json output, without its long parts; killed with all its processes once `kill` returns true."""
     start = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(ROOT / "cli.py"), verb, "-c", str(file), "--json"]

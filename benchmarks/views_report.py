@@ -33,7 +33,7 @@ def write_evidence(setting: Setting, out: Path) -> None:
 
 
 def alone(setting: Setting) -> dict[str, list[float]]:
-    """Top-1 of the main table's seeds that no decision, and every decision of all views, taught."""
+    """Top-1 of the main table's seeds trained on no decision, and on every decision of all views."""
     trainings = gather(setting)["trainings"]
     last = str(setting.sizes.epochs)
     return {

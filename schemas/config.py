@@ -1,4 +1,4 @@
-"""The run file: one TOML file that says everything a run depends on.
+"""The run file: one TOML file with everything a run depends on.
 
 Unknown keys, wrong types and impossible values are refused in one line that names the key and what
 it allows. Defaults are DeiT's. A key exists only if something acts on it.
@@ -208,7 +208,7 @@ class TeacherConfig(Table):
         return " + ".join(member.model for member in self.members)
 
     def identity(self) -> dict[str, Any]:
-        """The part of a teacher's identity that the run file says; its weights say the rest."""
+        """The part of a teacher's identity in the run file; its weights are the rest."""
         return {
             "model": self.model,
             "extra": self.extra,
@@ -428,7 +428,7 @@ class ClusterConfig(Table):
 
 
 class RunFile(Table):
-    """The whole run file."""
+    """The complete run file."""
 
     workspace: str = Field(
         "runs/deit",

@@ -1,4 +1,4 @@
-"""The exceptions that reach a user, each one line: the thing, the cause, the mend.
+"""The exceptions that reach a user, each one line: the thing, the cause, the fix.
 
 The command line turns them into exit codes; anything else that escapes is a bug of ours and keeps
 its traceback.
@@ -11,7 +11,7 @@ from schemas.visible import visible
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is the single line they read, without secrets of URIs or controls."""
+    """Something the user can fix; the message is the single line they read, without secrets of URIs or controls."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class BadImages(UserError):
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says in its last line, without secrets; its kind, where it says nothing."""
+    """The last line of an error, without secrets; its kind, if it has no message."""
     return hide_secrets((str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 

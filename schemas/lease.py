@@ -1,4 +1,4 @@
-"""Leases and failure records: what a stage's folder says of commands at work, and of parts that cannot be made."""
+"""Leases and failure records: running commands of a stage's folder, and parts that cannot be made."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from schemas.state import Count, StoredState
 
 
 class LeaseRecord(StoredState):
-    """A command that is at work on a stage's folder, as it last said.
+    """A command that runs on a stage's folder, as of its last report.
 
     Attributes:
         made_by: fingerprint of what it makes parts from.
@@ -16,7 +16,7 @@ class LeaseRecord(StoredState):
         namespace: identity of its namespace of process ids; "" = not known.
         born: when its process began, in ticks since the boot; 0 = not known.
         started: when it began, by its clock, in seconds since 1970.
-        refreshed: when it said this, by its clock.
+        refreshed: time of this report, by its clock.
         new: parts, or steps, that it has done.
         running: parts under way.
         training: whether it is a training.

@@ -1,4 +1,4 @@
-"""Manifests: what says that a stage's folder is complete, from what it was made, and which parts it has."""
+"""Manifests: they record that a stage's folder is complete, its identity, and its parts."""
 
 import json
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +13,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Manifest(StoredState):
-    """What every manifest says.
+    """The fields of every manifest.
 
     Attributes:
         VERB: the command that writes it, for messages.
@@ -69,7 +69,7 @@ class TrainManifest(Manifest):
 
 
 class PartsFile(BaseModel):
-    """Where a manifest's parts lie: how many they are, and the Parquet file that lists them."""
+    """A manifest's parts: their number, and the Parquet file that lists them."""
 
     model_config = _FROZEN
     count: Count
@@ -96,7 +96,7 @@ class PartsManifest(Manifest):
 
 
 class Adopted(BaseModel):
-    """The tars of a split that was adopted: where they lie, and what they are, shard by shard."""
+    """The tars of an adopted split: their folder, and their content, shard by shard."""
 
     model_config = _FROZEN
     root: str
@@ -113,7 +113,7 @@ class ShardManifest(PartsManifest):
         skipped: images that were not, each with `name` and `reason`.
         other_files: files of the source that are no images.
         left_out: what else of the source was left out, by kind.
-        adopted: the tars that the split uses where they lie; None = it has tars of its own.
+        adopted: the tars that the split uses in place; None = it has its own tars.
     """
 
     VERB: ClassVar[str] = "`deit-pipeline shard`"

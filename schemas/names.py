@@ -36,7 +36,7 @@ def require_folder_name(what: str, value: str) -> str:
     """`folder_name` for a name that no run file has checked, such as an argument of a command.
 
     Raises:
-        UserError: beginning with `what`, which says where the name comes from.
+        UserError: beginning with `what`, the origin of the name.
     """
     try:
         return folder_name(value)

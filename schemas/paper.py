@@ -1,6 +1,6 @@
 """Figures of DeiT's paper (Touvron et al. 2021, arXiv 2012.12877 v2) that are shown beside measured ones.
 
-Whatever prints one of them says that it is the paper's. They were checked against the paper's text, table by table.
+Code that prints one of them labels it as the paper's. They were checked against the paper's text, table by table.
 """
 
 from typing import NamedTuple

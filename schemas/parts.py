@@ -1,6 +1,6 @@
 """The parts that a manifest lists, as a table: a million of them take some hundred megabytes, and not gigabytes.
 
-A stage's parts lie as Parquet beside its manifest, one row a part; in manifests of version 0.1.0 they are JSON.
+A stage's parts are Parquet beside its manifest, one row a part; in manifests of version 0.1.0 they are JSON.
 """
 
 import builtins

@@ -31,8 +31,8 @@ class Preset:
         changes: tables of the run file with the keys in which it differs from the defaults, which are Table 9's.
         after: the preset whose run it starts from; "" = from fresh weights.
         data: on whose held-out images top1 was measured.
-        note: what the paper leaves open, or says besides.
-        workspace: where all of it lies.
+        note: what the paper leaves open, or adds.
+        workspace: the folder of everything.
     """
 
     name: str

@@ -34,7 +34,7 @@ def read_json(data: bytes, context: str) -> dict[str, Any]:
     """Parse a stored JSON object; `context` names the file in the error.
 
     Raises:
-        UserError: if the bytes are not a whole JSON object.
+        UserError: if the bytes are not a complete JSON object.
     """
     try:
         value = json.loads(data)
@@ -47,7 +47,7 @@ def read_json(data: bytes, context: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class PartOutput:
-    """What a stage hands back for one part: files (name below the stage's folder → content), rows, counts.
+    """What a stage returns for one part: files (name below the stage's folder → content), rows, counts.
 
     `sha256` has the hex sums of files that were hashed as they were written.
     """
@@ -102,7 +102,7 @@ class Receipt:
         """Parse what `to_json` wrote; `context` names the file in the error.
 
         Raises:
-            UserError: if the bytes are not a whole receipt.
+            UserError: if the bytes are not a complete receipt.
         """
         try:
             fields = json.loads(data)
@@ -136,7 +136,7 @@ def require_unchanged(context: str, old: Any, new: Any, hint: str) -> None:
     """Compare what made the existing parts with what would make new ones.
 
     Raises:
-        MismatchError: naming every difference and the mend.
+        MismatchError: naming every difference and the fix.
     """
     found = differences(old, new)
     for key, cause in _OF_THIS_VERSION.items():

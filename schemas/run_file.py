@@ -1,4 +1,4 @@
-"""Read a run file: TOML, with a command's overrides over it; one line says what is wrong and what is allowed."""
+"""Read a run file: TOML, with a command's overrides; errors have one line with the fault and what is allowed."""
 
 import tomllib
 from typing import Any
@@ -27,7 +27,7 @@ _PLAIN = {  # pydantic's error types whose own words speak of Python rather than
 
 
 def load_run_file(path: str, overrides: list[str]) -> RunFile:
-    """Read a run file and put `key=value` overrides (dotted keys, TOML values) over it.
+    """Read a run file and apply `key=value` overrides (dotted keys, TOML values) to it.
 
     Raises:
         UserError: one line naming the key, the cause and what is allowed.

@@ -1,1 +1,1 @@
-"""The verbs: what each command says, reads and writes."""
+"""The verbs: messages, inputs and outputs of each command."""

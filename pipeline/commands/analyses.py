@@ -56,7 +56,7 @@ def disagreement(config: RunFile, say: Say) -> dict[str, Any]:
     if "distillation" not in asked["student"].predictions.top:
         table_4.predictors(
             asked["student"].predictions, asked["student"].predictions, None
-        )  # says so before others are asked
+        )  # fails before other models are evaluated
     asked["teacher"] = _ask_its_teacher(config, image_set, say)
     if settings.baseline:
         asked["baseline"] = predict_images(config, ModelRef(run=settings.baseline), image_set, say)

@@ -186,7 +186,7 @@ def _cell(row: dict[str, Any], head: str) -> str:
 
 
 def _untrained(rows: Sequence[dict[str, Any]]) -> str:
-    """A word about heads that were never trained, where there are any."""
+    """A note about heads that were never trained, if there are any."""
     return " that was trained" if any(row["untrained_heads"] for row in rows) else ""
 
 

@@ -1,4 +1,4 @@
-"""The demo: the whole way in miniature, on real handwritten digits, without network or GPU.
+"""The demo: all stages on a small scale, on real handwritten digits, without network or GPU.
 
 Its teacher is trained here by the train stage itself, on the same data with the same augmentation, as the paper's was.
 Then two students of one architecture are trained alike, one from the teacher's decisions and one without, so
@@ -84,7 +84,7 @@ def _stages(files: dict[str, RunFile], root: Path, say: Callable[[str], None]) -
 
 
 def _train(config: RunFile) -> str:
-    """Train in this process; the line that says what came of it."""
+    """Train in this process; returns the line with the result."""
     lines: list[str] = []
     train(config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": INLINE})}), lines.append)
     return lines[-1]

@@ -1,7 +1,7 @@
-"""Evaluating as a command runs it: whom to ask, about which images, and where the figures go.
+"""Evaluating as a command runs it: which model, which images, and where the figures are stored.
 
 Answers are parts like any others, one a block of images, so an evaluation is resumed, and spread over all devices
-without an image asked twice:
+without predicting an image twice:
 
     WORKSPACE/
       predictions/<model>.<images>-<what made them>/   block-000000.parquet  receipts/  plan.json  manifest.json
@@ -59,7 +59,7 @@ def evaluate(config: RunFile, say: Say) -> dict[str, Any]:
 
     Raises:
         UserError: if there are no images, no run or no such model, or its weights do not fit.
-        MismatchError: if classes are not those of the images, or of ImageNet where its labels are asked for.
+        MismatchError: if classes are not those of the images, or of ImageNet where its labels are used.
     """
     config = compiled(settled(config))
     image_set = noted(open_image_set(config), config.evaluate.source)
@@ -121,7 +121,7 @@ def _devices(config: RunFile, evaluated: EvaluatedModel) -> str:
 
 
 def about(config: RunFile, image_set: ImageSet, evaluated: EvaluatedModel) -> dict[str, Any]:
-    """What every result says of whom and what it measured, and how."""
+    """The inputs that every result records: model, images and settings."""
     settings = config.evaluate
     return {
         "name": evaluated.name,

@@ -36,7 +36,7 @@ def export(config: RunFile, format_: str, out: str, say: Say, force: bool = Fals
     """Write the run file's trained model into the folder `out`.
 
     Args:
-        config: says the workspace, the run, and by `evaluate.weights` which of its weights.
+        config: has the workspace, the run, and in `evaluate.weights` which of its weights.
         format_: one of `stages.models.export.FORMATS`.
         out: a local folder.
         say: takes lines for the user.
@@ -79,7 +79,7 @@ def export(config: RunFile, format_: str, out: str, say: Say, force: bool = Fals
 
 
 def _untrained(config: RunFile, model: Classifier) -> str:
-    """What is said of a head that was never trained; "" where all were."""
+    """The note about a head that was never trained; "" if all were."""
     heads = config.train.untrained_heads
     if not model.distilled or not heads:
         return ""
@@ -134,7 +134,7 @@ def _card(
 
 
 def _teacher(config: RunFile) -> Iterator[str]:
-    """What the label set's manifest says."""
+    """The fields of the label set's manifest."""
     labels = read_manifest(Store(config.workspace).child(f"labels/{config.labels.name}"), LabelManifest)
     if config.train.distillation not in TAUGHT or labels is None:
         return

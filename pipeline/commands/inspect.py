@@ -1,4 +1,4 @@
-"""Inspect as a command runs it: opens what is stored, says what is missing, writes the picture."""
+"""Inspect as a command runs it: opens stored files, reports missing ones, writes the picture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +79,7 @@ def stability(config: RunFile, views: int, say: Say) -> dict[str, Any]:
     """Say how many decisions flip in other precisions and batch sizes.
 
     Returns:
-        `baseline` and, for each other way, what `stages.label.stability.stability` says.
+        `baseline` and, for each other setting, the fields of `stages.label.stability.stability`.
 
     Raises:
         UserError: if there are no shards, or the teacher cannot be had.
@@ -111,7 +111,7 @@ def _save(picture: Image.Image, out: Path) -> None:
 
 
 def _labels(config: RunFile, split: Split) -> tuple[LabelSet | None, str]:
-    """The run file's label set if it is whole and of these views, else why not."""
+    """The run file's label set if it is complete and of these views, else why not."""
     try:
         return LabelSet.open(config, split), ""
     except UserError as error:

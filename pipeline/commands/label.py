@@ -78,7 +78,7 @@ def _devices(config: RunFile) -> str:
 def _result(
     config: RunFile, split: Split, store: Store, found: CompleteStage[LabelManifest], new: int, say: Say
 ) -> dict[str, Any]:
-    """What there is to say of a whole label set."""
+    """The summary of a complete label set."""
     manifest, decisions = found.manifest, sum(found.parts.rows)
     stored = sum(length for folder in ("", "receipts") for length in store.files(folder).values())
     say(
@@ -100,7 +100,7 @@ def _result(
 
 
 def label_specs(done: dict[str, Receipt], shards: int, passes: int, passes_per_part: int) -> list[LabelSpec]:
-    """The parts of a label set, done ones as they were dealt, passes first, then shards.
+    """The parts of a label set, completed ones unchanged; ordered by passes, then shards.
 
     Raising `views` therefore adds parts and changes none.
     """

@@ -1,6 +1,6 @@
 """All stages in order, and each by its name.
 
-Every stage can be called again after any failure and goes on from what is stored. Each returns the object that
+Every stage can be called again after any failure and resumes from stored files. Each returns the object that
 `--json` prints. A stage has a module of its own, so that a command loads only what its stage needs.
 """
 

@@ -1,6 +1,6 @@
 """Sharding as a command runs it: what a split is made from, its parts, and what others read beside them.
 
-Nothing here or below loads torch: over a million images are listed within a gigabyte, and torch alone takes half of it.
+Nothing here or below loads torch: over a million images are listed within a gigabyte, and torch alone takes 50% of it.
 """
 
 import os
@@ -41,7 +41,7 @@ _HINT = "restore the images and the run file, or delete that folder"
 
 
 def shard(config: RunFile, say: Say) -> dict[str, Any]:
-    """Pack the run file's splits; one that is whole, and whose images are those of the source, is left as it is.
+    """Pack the run file's splits; a complete one, whose images are those of the source, is left unchanged.
 
     Raises:
         UserError: if a source is missing, or holds what cannot be packed.
@@ -106,7 +106,7 @@ def _store(config: RunFile, split: str) -> Store:
 
 
 def _settings(shards: ShardsConfig) -> dict[str, Any]:
-    return shards.model_dump(mode="json", exclude={"on_bad_image"})  # whole shards are the same
+    return shards.model_dump(mode="json", exclude={"on_bad_image"})  # complete shards are the same
 
 
 def _listed(config: RunFile) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _pack(
 
 
 def _result(config: RunFile, split: str, found: CompleteStage[ShardManifest], new: int, say: Say) -> dict[str, Any]:
-    """What there is to say of a whole split; refused where images were left out and that is not wanted."""
+    """The summary of a complete split; refused where images were skipped and `on_bad_image` forbids it."""
     store, skipped, parts = _store(config, split), found.manifest.skipped, found.parts
     if skipped and config.shards.on_bad_image == "fail":
         raise MismatchError(
@@ -195,7 +195,7 @@ def _tars(receipts: Sequence[Receipt]) -> list[StoredFile]:
 
 
 def _timm_info(split: str, receipts: Sequence[Receipt]) -> dict[str, Any]:
-    """What timm's reader of WebDataset shards asks for."""
+    """The file that timm's reader of WebDataset shards needs."""
     lengths = [receipt.rows for receipt in receipts]
     names = [tar.path for tar in _tars(receipts)]
     return {

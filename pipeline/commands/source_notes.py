@@ -1,4 +1,4 @@
-"""What a source was found to be, said before anything is written, and all of it that is not taken."""
+"""The form of a source, reported before anything is written, and everything that is left out."""
 
 from pipeline.execution.progress import note
 from stages.data.image_set import ImageSet, SourceImageSet
@@ -30,7 +30,7 @@ def note_source(context: str, listing: Listing, given: str) -> None:
 
 
 def noted(image_set: ImageSet, source: str) -> ImageSet:
-    """The images that models are measured on; what `evaluate.source` is has been said, where that is set."""
+    """The images that models are measured on; reports the form of `evaluate.source`, if that is set."""
     if isinstance(image_set, SourceImageSet):
         note_source(f"evaluate.source = {source}", image_set.listing, "the train split or source.classes")
     return image_set

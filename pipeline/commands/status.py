@@ -53,7 +53,7 @@ def _state(store: Store, stage: str) -> dict[str, Any]:
 
 
 def _progress(store: Store, manifest: Manifest | None, plan: Plan | None) -> dict[str, Any]:
-    """How far a stage's folder is, from its plan, receipts, failures and leases, or from its manifest where whole."""
+    """Progress of a stage's folder, from its plan, receipts, failures and leases, or its manifest if complete."""
     leases = live_leases(store)
     if manifest and not leases and _covers(manifest, plan):
         return _whole(manifest)
@@ -74,7 +74,7 @@ def _progress(store: Store, manifest: Manifest | None, plan: Plan | None) -> dic
 
 
 def _covers(manifest: Manifest, plan: Plan | None) -> bool:
-    """Whether a manifest is of all that is wanted by now: more views or steps may have been asked for since."""
+    """Whether a manifest covers everything wanted: the run file may have more views or steps since."""
     return manifest.wanted >= (plan.wanted if plan else 0)
 
 

@@ -90,7 +90,7 @@ def _settings_id(found: dict[str, Any]) -> str:
 def _current_evaluations(config: RunFile, say: Say) -> Iterator[dict[str, Any]]:
     """Evaluations of runs and models as they are now, at today's crop and of the weights of today's run file.
 
-    Others are left out; it is said of which an earlier version did not say enough.
+    Others are left out; results of earlier versions that lack inputs are reported.
     """
     val = read_manifest(Store(config.workspace).child("shards/val"), ShardManifest)
     for path, found in stored_evaluations(config.workspace):

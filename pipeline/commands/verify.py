@@ -1,4 +1,4 @@
-"""Whether every stored byte is what its receipt says, every receipt its own, and every plan and manifest sound."""
+"""Whether every stored byte agrees with its receipt, and every receipt, plan and manifest is valid."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ _READERS = 4
 
 
 class _Check(NamedTuple):
-    """Files that belong together, the folder they lie in, and what to do where one is damaged."""
+    """Files that belong together, their folder, and what to do when one is damaged."""
 
     store: Store
     files: tuple[StoredFile, ...]
@@ -97,7 +97,7 @@ class _Folder:
             self._refused(MANIFEST, error)
 
     def _made_by(self) -> str:
-        """What the plan says that the folder's parts are made from; "" where it does not say."""
+        """The plan's identity of the folder's parts; "" without one."""
         try:
             plan = read_plan(self.store)
         except IncompleteError:

@@ -1,7 +1,7 @@
 """`verify --deep`: replay and teacher run again on a few parts, whose decisions are compared with the stored ones.
 
-That every byte is as its receipt says proves storage; that the same views still get the same decisions proves the
-whole way that made them, on this machine with its libraries.
+That every byte agrees with its receipt proves storage; that the same views still get the same decisions proves the
+complete process that made them, on this machine with its libraries.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def verify_deep(config: RunFile, parts: int, say: Callable[[str], None]) -> dict
         say: gets a line.
 
     Returns:
-        `parts`, what `stages.label.margins.flips` says over all of them, how many `signatures` there were and how many
+        `parts`, `stages.label.margins.flips` over all of them, how many `signatures` there were and how many
         `other_signatures`, and `ok`: no signature differs, and every flipped decision was within rounding of a tie.
 
     Raises:

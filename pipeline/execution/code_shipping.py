@@ -19,13 +19,13 @@ _SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of a cluster says of itself.
+    """The description of a cluster's node.
 
     Attributes:
         name: of the node.
         version: of this package as it is installed there, "" where it is not.
         source: hex sha256 over this package's source there, "" where there is none.
-        asks: whether it asks for a token.
+        asks: whether it needs a token.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Node:
 
 
 def look_at_nodes(ray: Any) -> list[Node]:
-    """All living nodes, each asked by a task on it.
+    """All living nodes, each described by a task on it.
 
     Raises:
         UserError: if a node does not answer.
@@ -116,7 +116,7 @@ def _looker() -> Callable[[], tuple[str, str]]:
 
 
 def _asker() -> Callable[[], tuple[str, str, bool]]:
-    """The same for a node, and whether Ray asks for a token there."""
+    """The same for a node, and whether Ray needs a token there."""
     look = _looker()
 
     def ask() -> tuple[str, str, bool]:

@@ -1,8 +1,8 @@
-"""Devices: what a command computes on, and what "auto" in the run file comes to there.
+"""Devices: what a command computes on, and the values of "auto" in the run file there.
 
 A command replaces every "auto" before it plans anything, so that identities, plans, manifests and worker processes know
-settled values only. What was begun stays as it was begun: where a label set or a run exists, "auto" is what its plan
-says, on whatever device the command now runs, so one begun by version 0.1.0 in fp32 is resumed in fp32.
+resolved values only. Existing work keeps its values: where a label set or a run exists, "auto" is the value in its plan
+on any device, so work of version 0.1.0 in fp32 is resumed in fp32.
 """
 
 import math
@@ -33,7 +33,7 @@ def run_device(config: RunFile) -> str:
     """Either "cuda" or "cpu", as the run file and this machine have it.
 
     Raises:
-        UserError: if the run file asks for a GPU and there is none.
+        UserError: if the run file needs a GPU and there is none.
     """
     wanted, there = config.cluster.device, torch.cuda.is_available()
     if wanted == "cuda" and not there and config.cluster.address in (INLINE, LOCAL):
@@ -61,7 +61,7 @@ def settled(config: RunFile) -> RunFile:
     """The run file with what suits the devices, or what was begun with, in place of every "auto" but `compile`.
 
     Raises:
-        UserError: as `run_device` and `device_count`, or the cluster cannot be asked.
+        UserError: as `run_device` and `device_count`, or the cluster is unreachable.
     """
     device = run_device(config)
     teacher = _precision_of(config.teacher.precision, config, f"labels/{config.labels.name}", "teacher")
@@ -80,7 +80,7 @@ def settled(config: RunFile) -> RunFile:
 def compiled(config: RunFile, *, steps: int = 0, views: int = 0) -> RunFile:
     """The run file with true or false in place of compile = "auto": of a student's steps, or of a teacher's views.
 
-    A label set keeps what it was begun with. Where nothing can be compiled, since torch's compiler needs Triton and a
+    A label set keeps its first value. Where nothing can be compiled, since torch's compiler needs Triton and a
     C compiler, that is false.
     """
     able = run_device(config) == "cuda" and _can_compile()
@@ -147,7 +147,7 @@ def _precision_of(wanted: str, config: RunFile, folder: str, table: str) -> str:
 
 
 def _planned(config: RunFile, folder: str, table: str) -> dict[str, Any]:
-    """What a folder's plan says of teacher or training, from its first part on; nothing before."""
+    """The plan's values for teacher or training, once the first part exists; else nothing."""
     store = Store(config.workspace).child(folder)
     plan = binding_plan(store) or read_any_manifest(store)
     found = plan.made_from.get(table) if plan else None

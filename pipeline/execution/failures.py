@@ -1,7 +1,7 @@
-"""Quarantine: what is known of parts that failed in all their attempts, kept beside the receipts.
+"""Quarantine: records of parts that failed in all their attempts, stored beside the receipts.
 
-A record is put when a part is given up, so that the next command leaves it aside and people can read the traceback
-from any machine; it is deleted when the part is made after all. It is advice, never proof: a receipt outweighs it.
+A record is written when a part is quarantined, so that the next command skips it and people can read the traceback
+from any machine; it is deleted when the part is made later. It is advice, never proof: a receipt outweighs it.
 """
 
 import platform

@@ -1,13 +1,13 @@
-"""Leases: which commands are at work on a stage's folder, refreshed while they are.
+"""Leases: which commands run on a stage's folder, refreshed while they run.
 
-A lease warns a second driver and lets `status` say, on any machine that sees the storage, what is under way and how
-fast. Two drivers of one run file make the same bytes twice, and nothing depends on their leases. Two of different run
-files would mix: a command puts its lease, then looks for others' and withdraws where one is from something else, so of
-two that come at one moment at least one does.
+A lease warns a second driver and lets `status` show, on any machine that sees the storage, progress and rate. Two
+drivers of one run file make the same bytes twice, and nothing depends on their leases. Two of different run files
+would mix: a command writes its lease, then looks for others and withdraws if one has another identity, so of two that
+start at one moment at least one withdraws.
 
-A killed command leaves its lease. In its own namespace of process ids its process tells whether it is at work, even if
-suspended for hours. From elsewhere nobody can see that: a lease that was refreshed within a minute counts, and an older
-one is watched for a minute before it is cleared away, since clocks of two machines may be a day apart.
+A killed command leaves its lease. In the same PID namespace the process itself shows whether the command runs, even if
+suspended for hours. From elsewhere a lease counts that was refreshed within a minute, and an older
+one is watched for a minute before it is removed, since clocks of two machines may be a day apart.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""torch's process group of a training, joined without a listener that anybody may use.
+"""torch's process group of a training, joined without an open listener.
 
 Whoever reaches torch's TCP store reads and writes keys without a token. So processes of one host meet in a file, in a
 folder of their own that no other user may enter, and talk over the loopback interface. Those of several hosts meet at
 a TCP store, which listens at the address by which the cluster knows rank 0's node, and not on all interfaces: keep that
-network closed. Where they meet, rank 0 says to the others through the board, an actor on Ray. Rejected: Ray Train's
-own setup, whose store listens everywhere, for a single process too.
+network closed. Rank 0 sends the address to the others through an actor on Ray. Rejected: Ray Train's own setup, whose
+store listens on all interfaces, for a single process too.
 """
 
 import os

@@ -91,7 +91,7 @@ class Progress:
         self.advance(done - self._done)
 
     def note(self, text: str) -> None:
-        """Show a short text behind the rest from now on, such as "loss 2.31"."""
+        """Show a short text after the rest from now on, such as "loss 2.31"."""
         self._note = text
 
     def _new_bar(self) -> Bar | None:
@@ -129,7 +129,7 @@ class Progress:
 
 
 class _Words(ProgressColumn):
-    """A column of the bar that says what a function says at each redraw."""
+    """A column of the bar with a function's text at each redraw."""
 
     def __init__(self, words: Callable[[], str]) -> None:
         super().__init__(Column(no_wrap=True))

@@ -75,7 +75,7 @@ def lacks_token() -> bool:
 
 
 def asks_for_token() -> bool:
-    """Whether this process's Ray asks for a token."""
+    """Whether this process's Ray needs a token."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     return bool(is_token_auth_enabled())

@@ -2,8 +2,8 @@
 
 Workers are actors, for sharding and labelling alike, because a teacher is loaded once a process and one
 mechanism is enough. They are never restarted by Ray; a lost one is replaced, and
-`pipeline.execution.scheduler` hands its parts out again. Parts go to workers that have started only, so
-that a worker the cluster has no room for holds nothing up. Only receipts and faults cross the object store.
+`pipeline.execution.scheduler` submits its parts again. Parts go to workers that have started only, so
+that a worker for which the cluster has no resources blocks nothing. Only receipts and faults cross the object store.
 """
 
 import sys
@@ -161,11 +161,11 @@ class RayExecutor:
             if self._held.pop(actor, None) is not None:
                 self._ray.kill(actor)  # it may only be out of reach
                 self._start()
-            done = self._committed(spec)  # and lost only the word of it
+            done = self._committed(spec)  # and lost only the message about it
             return spec, done or WorkerLost(last_line(error), own=worked_on and died_alone(self._ray, error))
 
     def _committed(self, spec: Spec) -> Receipt | None:
-        """The receipt of a part whose worker is lost, if it had put it before: storage is the truth."""
+        """The receipt of a part whose worker is lost, if the worker had written it before."""
         stage_dir = self._worker.job.stage_dir
         with suppress(UserError):
             receipt = valid_receipt(stage_dir.store, spec.name)

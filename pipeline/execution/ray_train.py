@@ -64,7 +64,7 @@ def _train(config: RunFile, stage_dir: StageDir, report: "_Reporter") -> dict[st
 
 
 class _Reporter:
-    """Moves the progress to a step, with its loss as the note; says whether the user wants an end."""
+    """Moves the progress to a step, with its loss as the note; returns whether the user wants to stop."""
 
     def __init__(self, progress: Progress, lease: Lease, started: int, stop: GracefulShutdown) -> None:
         self._progress, self.lease, self.stop = progress, lease, stop
@@ -80,7 +80,7 @@ class _Reporter:
 
 
 def _note(metrics: dict[str, Any]) -> str:
-    """What the progress line says of the newest metrics."""
+    """The progress line's text for the newest metrics."""
     rate = (
         f", {metrics['views_per_second']:,.0f} views/s" if "views_per_second" in metrics else ""
     )  # none, just resumed
@@ -200,7 +200,7 @@ class _RankZeroReporter:
 
 
 class _ProgressActor:
-    """Where rank 0 says how far it is and the command whether the user wants an end; an actor that costs no CPU."""
+    """Where rank 0 reports progress and the command whether the user wants to stop; an actor that costs no CPU."""
 
     def __init__(self) -> None:
         self._news: tuple[int, dict[str, Any]] = (0, {})

@@ -65,7 +65,7 @@ def make_parts(
 ) -> None:
     """Make and commit parts, of `wanted` that there are to be; `done` is called with each receipt as it comes.
 
-    Parts that fail in all their attempts are put aside with their tracebacks while the others are made, and left aside
+    Parts that fail in all their attempts are quarantined with their tracebacks while the others are made, and skipped
     by later commands until `cluster.retry_failed`.
 
     Raises:

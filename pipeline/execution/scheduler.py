@@ -1,6 +1,6 @@
-"""The bounded loop: hand out missing parts, take poll back, try again what may be tried again.
+"""The bounded loop: submit missing parts, collect outcomes, retry parts that may be retried.
 
-It knows neither Ray nor the stages: hands make parts, be they of this process (`InlineExecutor`, `ThreadExecutor`) or a
+It knows neither Ray nor the stages: executors make parts, in this process (`InlineExecutor`, `ThreadExecutor`) or a
 cluster's (`pipeline.execution.ray_executor.RayExecutor`). An error while a part was made costs it one of its attempts,
 and so does the death of the process that was at work on it, since the part may be what killed it; a lost node, or
 waiting in a dead process's queue, costs nothing. A part waits for its next attempt without holding up others.
@@ -50,10 +50,10 @@ class Executor(Protocol):
         """Begin a part."""
 
     def poll(self, seconds: float) -> list[tuple[Spec, Outcome]]:
-        """What has become of parts that were begun, waiting for any at most so long."""
+        """Outcomes of submitted parts, waiting for any of them up to a timeout."""
 
     def in_flight(self) -> list[str]:
-        """The parts that were begun and have no outcome yet."""
+        """The submitted parts without an outcome."""
 
     def cancel_queued(self) -> None:
         """Forget the parts that are handed out and that nobody works on yet."""
@@ -159,7 +159,7 @@ class Scheduler:
         self._unmade: dict[str, str] = {}
 
     def run(self, stop: GracefulShutdown) -> None:
-        """Go on until nothing is left, or an end is asked for and nothing is under way.
+        """Run until nothing is left, or a shutdown is requested and nothing is in flight.
 
         Raises:
             UserError: a user's error of a part; parts under way are finished first, and what they found is added.

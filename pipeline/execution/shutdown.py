@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: the first asks for an orderly end, the second, or the end of the time of grace, ends at once.
+"""SIGTERM and Ctrl-C: the first requests an orderly shutdown; the second, or the end of the grace period, ends at once.
 
-A cluster's scheduler sends SIGTERM and kills some time later; so what is under way is given that time and not more.
+A cluster's scheduler sends SIGTERM and kills some time later; so running work gets that time and no more.
 """
 
 import signal
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class GracefulShutdown:
     """Whether the user wants an end; as a context manager, it listens to both signals.
 
-    At its end it raises KeyboardInterrupt if it has heard one, so that nothing else is begun.
+    At its end it raises KeyboardInterrupt if it received a signal, so that nothing else starts.
 
     Args:
         grace_seconds: from the first signal until KeyboardInterrupt is raised in the midst.

@@ -1,8 +1,8 @@
-"""Work: the parts a stage wants, less those that valid receipts prove, is what is left to do.
+"""A stage's folder: its missing parts are the wanted parts without a valid receipt.
 
 A stage's folder opens with a plan, which names all that determines its content, so that a changed run file meets
-existing parts with an error and never mixes with them. A plan is put under a lease, and who finds a lease from another
-plan withdraws: so two commands that begin at one moment from different run files do not mix either. The manifest is
+existing parts with an error and never mixes with them. A plan is written under a lease; who finds a lease of another
+plan withdraws, so two commands that start at one moment from different run files do not mix either. The manifest is
 written last, so its existence means that every part it lists is done.
 """
 
@@ -87,10 +87,10 @@ class StageDir:
 
     @contextmanager
     def hold_lease(self, wanted: int, step: int | None = None) -> Iterator[Lease]:
-        """Hold a lease, under which the plan is put: `wanted` is how many parts (or steps) there are to be.
+        """Hold a lease, under which the plan is written: `wanted` is the number of parts (or steps).
 
         Raises:
-            MismatchError: if the folder was begun from something else, or another command is about to.
+            MismatchError: if the folder has another identity, or another command is about to start one.
         """
         with Lease(self.store, self.made_by, step=step) as lease:
             plan = self.plan()
@@ -105,11 +105,11 @@ class StageDir:
 
 
 def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], hint: str) -> StageDir:
-    """Come to a stage's folder: sweep it, and see that what is there was made from the same.
+    """Open a stage's folder: remove stale temporary files, and check the identity of its parts.
 
     Raises:
         UserError: if the folder will not outlive the command.
-        MismatchError: if the folder was begun from something else, naming every difference.
+        MismatchError: if the folder has another identity, naming every difference.
     """
     if _RAY_WORKING_DIR in store.absolute:
         raise UserError(
@@ -132,7 +132,7 @@ def completed_manifest(
         stage_dir: the stage's folder.
         kind: the manifest's type.
         beside: further files that have to be there.
-        said: further values that the manifest has to have.
+        said: further values that the manifest must have.
 
     Raises:
         UserError: if the manifest is damaged.

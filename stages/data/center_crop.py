@@ -1,4 +1,4 @@
-"""Crops: a gallery's images as models are measured on them.
+"""Centre crops of an image set, as models are measured on them.
 
 They are timm's own evaluation transform on Pillow's decoding (resize the short side to size / crop_pct bicubic, centre
 crop), so that figures compare with everybody's. Threads make them, as Pillow lets go of Python's lock while it decodes

@@ -4,8 +4,8 @@ A shard's pixels are one file, named by what they are decoded from and with, of 
 before anything is decoded. It begins with a number for each image, zero until its pixels are there: they are written
 first, then the sum that proves them. So a process that dies leaves nothing that counts, two that decode one image write
 the same bytes, and an image that a crash of the machine or a bad disk has changed is decoded again. How the bound holds
-is `stages/storage/bounded.py`; a shard that finds no room is decoded whenever it is read, and those there stay, since
-making room for one by another of the same split would keep none until it is wanted again.
+is `stages/storage/bounded.py`; a shard without space is decoded at each read, and cached shards stay, since
+evicting one for another of the same split would never hit.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class DecodedCache:
     """The decoded images of a split's shards; one a process.
 
     Args:
-        split: of the images, whose `cache` says where they are kept.
+        split: of the images, whose `cache` has the folder.
     """
 
     def __init__(self, split: Split) -> None:
@@ -46,7 +46,7 @@ class DecodedCache:
         self._opened: OrderedDict[int, _Pixels | None] = OrderedDict()  # in no cycle: they end with their last image
 
     def image(self, shard: int, row: int, decoded: Callable[[], np.ndarray]) -> np.ndarray | None:
-        """An image, uint8 RGB (height, width, 3), not to be written to; None where its shard finds no room.
+        """An image, uint8 RGB (height, width, 3), not to be written to; None where its shard has no space.
 
         Args:
             shard: its shard.
@@ -71,7 +71,7 @@ class DecodedCache:
         return pixels is not None and bool(pixels.sums.all())
 
     def _of(self, shard: int) -> "_Pixels | None":
-        """A shard's pixels; None where it finds no room, which is tried again when many others were read since."""
+        """A shard's pixels; None without space, which is tried again after reads of many other shards."""
         if shard not in self._opened:
             self._opened[shard] = self._open(shard)
         self._opened.move_to_end(shard)
@@ -95,7 +95,7 @@ class DecodedCache:
                     return None
 
     def _begin(self, name: str, size: int) -> bool:
-        """Set aside the room for a shard's pixels, unless another process does; whether there is some."""
+        """Reserve the space for a shard's pixels, unless another process does; whether there is some."""
         with self._folder.half(name) as (out, half):
             if not self._folder.file(name).exists():
                 self._folder.refuse_larger(size)
@@ -115,7 +115,7 @@ class DecodedCache:
 
 
 class _Pixels:
-    """A shard's pixels, mapped; as long as an image of it is in use, its file makes no room for others.
+    """A shard's pixels, mapped; as long as an image of it is in use, its file is not evicted.
 
     Attributes:
         sums: what proves each image, uint64 [rows], as all processes see it; 0 = not there.
@@ -160,7 +160,7 @@ class _Pixels:
 
 
 def _starts(shapes: np.ndarray) -> np.ndarray:
-    """Where each image begins behind the table of sums, and the end, int64 [rows + 1]."""
+    """The offset of each image after the table of checksums, and the end, int64 [rows + 1]."""
     sizes = np.concatenate([[_WORD * max(len(shapes), 1)], 3 * shapes[:, 0] * shapes[:, 1]])
     return np.cumsum(-(-sizes // _ALIGNMENT) * _ALIGNMENT)
 

@@ -1,4 +1,4 @@
-"""Gallery: the images that models are measured on, a sharded split or any source as it lies, in blocks.
+"""Image sets: the images that models are measured on, a sharded split or an unpacked source, in blocks.
 
 A block is a unit of work: a shard, or a thousand images of a source that was never packed. Blocks do not depend on
 who works on them, so every image is in exactly one, whatever the number of workers, and nothing is padded.
@@ -70,7 +70,7 @@ class ShardedImageSet:
 
 
 class SourceImageSet:
-    """A source's images as they lie, which nothing has checked yet.
+    """A source's unpacked images, which nothing has checked yet.
 
     All of its bytes are read once to name it: names and lengths stay the same where pixels of plain formats change.
     """
@@ -144,7 +144,7 @@ def open_image_set(config: RunFile) -> ImageSet:
 
 
 def known_classes(config: RunFile) -> tuple[str, ...] | None:
-    """Class names by index, as the train split has them, else as the run file says; None = a source's own."""
+    """Class names by index, of the train split, else of the run file; None = a source's own."""
     manifest = read_manifest(Store(config.workspace).child("shards/train"), ShardManifest)
     if manifest:
         return manifest.classes

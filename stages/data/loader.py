@@ -3,7 +3,7 @@
 torch's DataLoader has the queue: two items a worker are under way and no more. Three things are done otherwise.
 Workers come from a clean server, not from a fork of the trainer. Items cross over in anonymous memory: torch's way is
 /dev/shm, of which a container has 64 MB, and one batch of 1,024 views has 154. And a lost worker is one line, after
-which the same command goes on.
+which a rerun of the same command resumes.
 """
 
 import io
@@ -37,9 +37,9 @@ class Loader:
     """Data processes that build a dataset's items ahead, order after order; they are started with the first.
 
     Args:
-        dataset: asked for the items of an order one by one; they are tensors, alone or in tuples.
+        dataset: read item by item in an order; they are tensors, alone or in tuples.
         workers: processes; 0 = build in this one.
-        pin: put tensors into page-locked memory, for asynchronous copies to a GPU.
+        pin: copy tensors to page-locked memory, for asynchronous copies to a GPU.
         preload: modules that the workers need, imported once by the server from which they are forked; timm among
             them would cost every worker 130 MB.
     """
@@ -115,9 +115,9 @@ def on_device(items: Iterable[Any], device: torch.device) -> Iterator[Any]:
 
 
 def one_late(items: Iterable[tuple[Any, dict[str, Tensor]]]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-    """Items with their named tensors in host memory, each handed on when the next one has been asked for.
+    """Items with their named tensors in host memory, each yielded when the next one has been requested.
 
-    A copy from a GPU is begun at once and waited for one item later, while the GPU computes that one.
+    A copy from a GPU is started at once and waited for one item later, while the GPU computes that one.
     """
     late: tuple[Any, dict[str, Tensor], torch.cuda.Event | None] | None = None
     for what, tensors in items:
@@ -174,7 +174,7 @@ def _tensors(item: Any) -> Iterator[Tensor]:
 
 
 def _unless_lost(items: Iterator[Any]) -> Iterator[Any]:
-    """Items, until they end or a worker is gone: DataLoader says so, or its socket breaks first."""
+    """Items, until they end or a worker is lost: DataLoader reports it, or its socket breaks first."""
     while True:
         try:
             item = next(items)
@@ -255,7 +255,7 @@ class _Parcel:
 
 
 def _open(head: bytes, sizes: list[int], memory: Any) -> Any:
-    """The item of a parcel; its tensors lie in the sender's pages, which are freed with the last of them."""
+    """The item of a parcel; its tensors are in the sender's pages, which are freed with the last of them."""
     descriptor = memory.detach()
     starts = _starts(sizes)
     try:

@@ -1,8 +1,8 @@
-"""The processes behind data processes: the server that forks them, and Python's tracker of their semaphores.
+"""The parents of data processes: the server that forks them, and Python's tracker of their semaphores.
 
 Both lead process groups of their own. So a signal to the command's group reaches no data process under the step that
 the command is about to finish, and a SIGKILL to it leaves the tracker alive, which then removes the semaphores. Their
-sockets lie in a folder that the next command removes, should this process be killed.
+sockets are in a folder that the next command removes if this process is killed.
 """
 
 import contextlib

@@ -122,7 +122,7 @@ class Split:
             self._cache.expect(*([self.tar(shard) for shard in shards] for shards in (now, after)))
 
     def tar(self, shard: int) -> StoredFile:
-        """A shard's tar, below where the split's tars lie."""
+        """A shard's tar, below the folder of the split's tars."""
         return self._adopted.tars[shard] if self._adopted else self._receipt(shard).file(".tar")
 
     def _read_receipt(self, shard: int) -> Receipt:

@@ -1,7 +1,7 @@
-"""Disagreement: how often two deciders name different classes for one image (paper, Table 4).
+"""Disagreement: how often two predictors choose different classes for one image (paper, Table 4).
 
-Deciders are the truth, the teacher, a student that no teacher taught, and the heads of a distilled student. All are
-counted from stored answers to the same images in the same order.
+Predictors are the truth, the teacher, a student without distillation, and the heads of a distilled student. All are
+counted from stored predictions for the same images in the same order.
 """
 
 from collections.abc import Mapping

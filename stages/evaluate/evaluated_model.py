@@ -46,12 +46,12 @@ class EvaluatedModel:
         model: timm's name, or the teacher's title.
         extra: further arguments it was built with.
         image_size: S at which it is measured.
-        usual_crop: at which it is measured unless the run file says otherwise.
+        usual_crop: the crop unless the run file sets one.
         weights_sha256: names its weights: of a run's file, else of all tensors.
         network: the model.
         untrained: heads of a distilled student that were never trained; they are not measured.
         why_untrained: `train.distillation` of the run that left them so.
-        device: where it lies.
+        device: the device of its weights.
     """
 
     name: str

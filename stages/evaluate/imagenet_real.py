@@ -1,4 +1,4 @@
-"""ImageNet-Real: what people saw in the official validation images when asked again (Beyer et al. 2020).
+"""ImageNet-Real: new human labels of the official validation images (Beyer et al. 2020).
 
 An image has any number of true classes there, and 3,163 of the 50,000 have none and are not scored. The labels are
 those that timm ships; an image is known by its original file name.

@@ -1,4 +1,4 @@
-"""Evaluate: what every head says of centre crops, each image exactly once, and how often that is right.
+"""Evaluate: every head's predictions for centre crops, each image exactly once, and its accuracy.
 
 A model's answers are kept image by image; accuracy, ImageNet-Real's accuracy and disagreement between models are all
 counted from them. Rejected: summing hits as the batches come, which leaves nothing that a figure could be traced to.
@@ -38,7 +38,7 @@ _RANKS = 5
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """A block of a gallery as a unit of work."""
+    """A block of an image set as a unit of work."""
 
     block: int
 
@@ -79,7 +79,7 @@ class Predictor:
 
 
 def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops], untrained: Collection[str] = ()) -> pa.Table:
-    """What a model says of batches, as `schemas.tables.PREDICTIONS`.
+    """A model's predictions for batches, as `schemas.tables.PREDICTIONS`.
 
     Args:
         heads: logits of uint8 views [B, S, S, 3].
@@ -98,7 +98,7 @@ def predict(heads: Callable[[Tensor], Heads], crops: Iterable[Crops], untrained:
 def rankings(heads: Heads, untrained: Collection[str] = ()) -> dict[str, Tensor]:
     """Scores [B, K] by which each head ranks the classes, and both ways to fuse them; one for a single head.
 
-    A head that was never trained says nothing, and nothing is fused with it.
+    A head that was never trained has no predictions, and neither has a fusion with it.
     """
     if heads.distillation is None:
         return {"class": heads.classes}
@@ -119,12 +119,12 @@ def _ranked(scores_BK: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers over a whole image_set, in its order.
+    """A model's predictions over a complete image set, in its order.
 
     Attributes:
         names: of the images.
         classes: their own, int64 [N].
-        top: by head, the likeliest classes, int64 [N, T]; heads that a model has not, or that were never trained, are
+        top: by head, the most probable classes, int64 [N, T]; heads that a model lacks, or that were never trained, are
             absent.
     """
 
@@ -137,7 +137,7 @@ class Predictions:
         """What the parts of a folder hold, in their order.
 
         Raises:
-            UserError: if a file is not what its receipt says.
+            UserError: if a file differs from its receipt.
         """
         files = [file for receipt in receipts for file in receipt.files]
         return cls.of(pa.concat_tables([pq.read_table(io.BytesIO(read_checked(store, file))) for file in files]))

@@ -1,7 +1,7 @@
-"""Stored results: what the file of a result is named by, what it carries, and whether it is of what is asked.
+"""Stored results: the name of a result's file, its fields, and whether it fits the request.
 
 A result is named by what differs from the usual: the val split by its own classes, a model's own size and crop, the
-weights themselves. It carries everything that made it, so whoever reads one compares that with what it wants, and never
+weights themselves. It holds all its inputs, so a reader compares these with the wanted ones, and never
 takes the figures of other weights, another crop or another size for these. No torch is loaded here.
 """
 

@@ -29,7 +29,7 @@ def token_cosines(evaluated: EvaluatedModel, crops: Iterable[Crops]) -> dict[str
 
     Returns:
         `samples`; `learned`, of the two vectors as they were learned; `layers`, mean cosines over the images at the
-        input (positions added) and after each of L blocks, L + 1 numbers; `normed`, behind the last norm, where the
+        input (positions added) and after each of L blocks, L + 1 numbers; `normed`, after the last norm, where the
         heads read; `deviation`, the standard deviations that belong to `layers`.
 
     Raises:

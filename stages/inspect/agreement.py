@@ -47,7 +47,7 @@ def class_agreement(labels: LabelSet, split: Split, recipe: Recipe) -> np.ndarra
 
 
 def agreement_lines(counts: np.ndarray, names: Sequence[str], manifest: LabelManifest) -> Iterator[str]:
-    """What a terminal shows: the whole set, then the classes that are named least and most often."""
+    """Text for a terminal: the complete set, then the classes that are named least and most often."""
     yield f"unmixed centre crops: {manifest.agreement:.1%} named right"
     shares = counts.sum(0) / counts.sum()
     named = [f"{VERDICTS[kind][1]} {share:.1%}" for kind, share in zip(KINDS, shares, strict=True)]
@@ -129,7 +129,7 @@ def _columns(counts: np.ndarray) -> Image.Image:
 
 
 def _rows(counts: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> Image.Image:
-    """A stacked bar a class, with its name before and its share of own behind."""
+    """A stacked bar a class, with its name before and the share of its own class after it."""
     plot = Image.new("RGB", (_WIDTH, _LINE * len(chosen)), PAPER)
     pen = ImageDraw.Draw(plot)
     full = _WIDTH - _NAME - 70

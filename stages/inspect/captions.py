@@ -1,4 +1,4 @@
-"""What is said of a view and of its sample, in words: the lines of a contact sheet."""
+"""Captions of a view and of its sample: the lines of a contact sheet."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Caption:
 
     Attributes:
         label: what it is called.
-        text: what it says.
+        text: the caption.
         mark: before the text, which takes its colour.
-        absent: whether it says that there is nothing, which is written faintly.
+        absent: whether the caption states an absence, which is drawn faintly.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Caption:
 
 
 def op_words(op: Op) -> str:
-    """An op and its strength as one says it; directions are those in which the picture moves."""
+    """An operation and its strength as text; directions are those in which the picture moves."""
     return _OP_WORDS[op.name](op.level or 0)
 
 

@@ -116,7 +116,7 @@ def _span(columns: int) -> int:
 def _photograph(image: np.ndarray, views: Sequence[SeenView], width: int) -> Image.Image:
     height, natural_width = image.shape[:2]
     scale = min(width / natural_width, _PHOTO_HEIGHT / height)
-    scale = int(scale) if scale >= 1 else scale  # whole enlargements only: pixels stay square
+    scale = int(scale) if scale >= 1 else scale  # integer enlargements only: pixels stay square
     size = max(1, round(natural_width * scale)), max(1, round(height * scale))
     filter_ = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     photo = Image.fromarray(image).resize(size, filter_)

@@ -1,6 +1,6 @@
 """All views of a part of a label set, batch by batch, for the teacher.
 
-Labelling walks whole parts: every data worker decodes its own rows once and makes all their views of the part.
+Labelling reads complete parts: every data worker decodes its own rows once and makes all their views of the part.
 
 Legend: S side of a view.
 """
@@ -94,7 +94,7 @@ class LabelDataset(Dataset[Contribution]):
 def part_batches(split: Split, recipe: Recipe, spec: LabelSpec, batch: int) -> Iterator[list[PairView]]:
     """A part's pair-views in the batches the teacher sees them in; passes do not share batches.
 
-    So the batches of a pass, and with them its decisions to the bit, do not depend on how passes are dealt into parts.
+    So the batches of a pass, and with them the bits of its decisions, do not depend on how passes form parts.
     """
     for pass_ in range(spec.first_pass, spec.end_pass):
         pairs = pairing(recipe.seed, spec.shard, pass_, split.rows[spec.shard]).tolist()

@@ -65,7 +65,7 @@ def keep(logits_BK: Tensor, settings: LabelsConfig, tau: float, offsets_B: Tenso
 
 
 def _steps(logits_BK: Tensor, classes_Bk: Tensor, tau: float) -> dict[str, Tensor]:
-    """How far logits lie below the largest, and the tail's log-odds at temperatures 1 and tau, all in steps."""
+    """Distances of logits from the largest, and the tail's log-odds at temperatures 1 and tau, all in steps."""
     kept_Bk = logits_BK.gather(1, classes_Bk)
     rest_BK = logits_BK.scatter(1, classes_Bk, -torch.inf)
     below_Bk = (kept_Bk[:, :1] - kept_Bk[:, 1:]) / COMPACT_STEP

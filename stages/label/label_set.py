@@ -1,4 +1,4 @@
-"""The label set as its readers see it: which part holds a view, and what the teacher said of it.
+"""The label set as its readers see it: which part holds a view, and the teacher's outputs for it.
 
 A part is a shard's block of passes; its file is proven against its receipt before it is used. Kept apart from the
 split, which knows images and no teacher.
@@ -53,7 +53,7 @@ class LabelSpec:
 
 @dataclass(frozen=True)
 class PartLabels:
-    """What the teacher said in one part.
+    """The teacher's outputs of one part.
 
     Attributes:
         first_view: of the part.
@@ -105,10 +105,10 @@ class LabelSet:
 
     @classmethod
     def open(cls, config: RunFile, split: Split) -> "LabelSet":
-        """Open the run file's label set, if it is whole and belongs to this split, recipe and teacher.
+        """Open the run file's label set, if it is complete and belongs to this split, recipe and teacher.
 
         Raises:
-            UserError: if it is not whole.
+            UserError: if it is incomplete.
             MismatchError: if it was made for others, naming every difference.
         """
         store = Store(config.workspace).child(f"labels/{config.labels.name}")
@@ -127,7 +127,7 @@ class LabelSet:
     def follow(cls, config: RunFile, split: Split) -> "LabelSet":
         """Open the run file's label set while it is being made; waits for its first part.
 
-        Every pass of the run file's `labels.views` counts as there; who asks for one that is not waits for its receipt.
+        Every pass of the run file's `labels.views` counts as present; a reader of a missing pass waits for its receipt.
 
         Raises:
             MismatchError: if it is being made for another split, recipe or teacher, naming every difference.
@@ -209,7 +209,7 @@ class LabelSet:
             )
 
     def lost_mass(self, tau: float) -> float:
-        """The mean share of the teacher's probability at a temperature that lies outside the logits kept, in a part."""
+        """The mean share of the teacher's probability at a temperature outside the stored logits, in a part."""
         store = self.identity.store
         if not isinstance(store, TopK) or not self._files:
             return 0.0
@@ -219,7 +219,7 @@ class LabelSet:
         return float(1 - kept.mean())
 
     def warning_of_lost_mass(self, tau: float) -> str:
-        """A line where more than a tenth of the probability lies outside the logits kept; else ""."""
+        """A warning if more than a tenth of the probability is outside the stored logits; else ""."""
         store = self.identity.store
         if not isinstance(store, TopK) or (lost := self.lost_mass(tau)) <= 0.1:
             return ""

@@ -2,7 +2,7 @@
 
 A part is a shard's block of passes. Worker processes decode each of the shard's images once and render all
 views of the block; this process mixes them on the teacher's device and keeps the argmax. Batches are dealt
-within a pass, so a decision does not depend on workers, blocks, or how many views are asked for.
+within a pass, so a decision does not depend on workers, blocks, or the number of views.
 """
 
 import os
@@ -35,7 +35,7 @@ from stages.replay.mix import Mix
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher says of a part's N views.
+    """A teacher's outputs for a part's N views.
 
     Attributes:
         columns: of the part's file, in the order of the batches.
@@ -107,11 +107,11 @@ class Labeller:
         if spec.first_pass == 0:
             facts["centre_crops"] = self._centre_crops(spec.shard, classes)
         if self.teacher.batch:
-            facts["forward_batch"] = self.teacher.batch  # memory did not suffice for the whole one
+            facts["forward_batch"] = self.teacher.batch  # memory did not suffice for the full batch
         return PartOutput(files={path.name: path}, rows=len(said.margins), facts=facts)
 
     def decide(self, spec: LabelSpec) -> TeacherOutput:
-        """What the teacher says of one part; partners are neighbours.
+        """The teacher's outputs for one part; partners are neighbours.
 
         Raises:
             UserError: if an image has changed, or a logit is not finite.
@@ -156,7 +156,7 @@ class Labeller:
     def batches(self, spec: LabelSpec) -> Iterator[PartBatch]:
         """The part's batches on the teacher's device; data processes start at once.
 
-        On a GPU what they made is copied, and put in its place there, while the batch before it is computed.
+        On a GPU the views are copied and arranged there while the previous batch is computed.
         """
         shares = max(self.settings.processes, 1)
         loader = self._idle.pop() if self._idle else self._new_loader()

@@ -23,19 +23,19 @@ _ROUNDING = {"fp32": 2.0**-18, "tf32": 2.0**-8, "fp16": 2.0**-8, "bf16": 2.0**-5
 
 
 def near_tie(logits_BK: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Margins of a batch, float32 [B], and whether each lies within rounding of a tie, bool [B]."""
+    """Margins of a batch, float32 [B], and whether each is within rounding of a tie, bool [B]."""
     top_B2 = logits_BK.topk(2, dim=1).values
     margin_B = top_B2[:, 0] - top_B2[:, 1]
     return margin_B, margin_B <= _ROUNDING[precision] * logits_BK.abs().amax(1)
 
 
 def histogram(margins: np.ndarray) -> list[int]:
-    """How many margins lie in each bin."""
+    """Number of margins in each bin."""
     return np.bincount(np.searchsorted(EDGES, margins, side="right"), minlength=len(EDGES) + 1).tolist()
 
 
 def quantiles(counts: Sequence[int]) -> dict[str, float]:
-    """The margins below which given shares lie, to the width of a bin (a factor of 1.4), interpolated in it."""
+    """Quantiles of the margins at given shares, to the width of a bin (a factor of 1.4), interpolated in it."""
     return {name: _quantile(np.asarray(counts), share) for name, share in SHARES.items()}
 
 

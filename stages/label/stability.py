@@ -29,7 +29,7 @@ def stability(config: RunFile, split: Split, device: torch.device, count: int) -
         count: of views, spread over the first pass of all shards; all are kept in memory.
 
     Returns:
-        For each way: `precision`, `batch_size`, what `flips` says, and `largest_difference` of two logits.
+        For each way: `precision`, `batch_size`, the fields of `flips`, and `largest_difference` of two logits.
     """
     views_BHWC, mixes = _sample(config, split, count)
     size = config.teacher.batch_size

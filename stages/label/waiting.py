@@ -5,7 +5,7 @@ import time
 
 
 class Waiting:
-    """Sleeps, longer each time, and says once for what; `what` is said."""
+    """Sleeps, longer each time, and reports once what it waits for: `what`."""
 
     def __init__(self, what: str) -> None:
         self._what, self._seconds = what, 0.25

@@ -2,7 +2,7 @@
 
 Legend: B = views, K = classes, N = tokens, D = width. The network is timm's own, so its state_dict has
 timm's names and the trained weights load anywhere timm does. Rejected: timm's switch for distilled
-training, which hands out the heads in train mode only and averages them in eval mode, where
+training, which returns the heads in train mode only and averages them in eval mode, where
 accuracy is wanted for each head and for two ways of fusing them.
 """
 
@@ -148,7 +148,7 @@ def usual_size(model: str) -> int:
 
 
 def _known(model: str) -> Any:
-    """What timm says of a model; it decides whether the network is built for one input size."""
+    """The configuration of a model in timm; it decides whether the network is built for one input size."""
     name = model.partition(".")[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -162,7 +162,7 @@ def _known(model: str) -> Any:
 
 
 def _refuse_cut_patches(model: str, network: nn.Module, img_size: int) -> None:
-    """Raise UserError if patches leave a rim of the image unseen, which timm builds without a word."""
+    """Raise UserError if patches leave an edge of the image unused, which timm does not report."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
     sides = tuple(patch) if isinstance(patch, tuple | list) else (patch,)
     step = math.lcm(*sides)

@@ -28,7 +28,7 @@ _IGNORED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def refuse_ignored(model: str, extra: dict[str, Any]) -> None:
-    """Raise UserError if an argument means nothing to a distilled student, which timm builds without a word."""
+    """Raise UserError if a distilled student ignores an argument, which timm does not report."""
     for key, (followed, why) in _IGNORED.items():
         if key in extra and extra[key] not in followed:
             raise UserError(f"extra = {extra}: a distilled student {why}; remove {key}, or choose {plain_name(model)}")

@@ -51,7 +51,7 @@ class TimmNetwork(NamedTuple):
 
 
 def supported_network(model: Classifier, config: RunFile, classes: tuple[str, ...]) -> TimmNetwork:
-    """The network to hand on: the whole one, or, where one of two heads was never trained, the one with the other.
+    """The network to export: the complete one, or, where one of two heads was never trained, one with the trained head.
 
     Args:
         model: with its trained weights.

@@ -59,7 +59,7 @@ class Precision:
 
     @contextmanager
     def switches(self, *, search: bool = False, deterministic: bool = False) -> Iterator[None]:
-        """Set torch's switches for a forward and backward pass on a GPU, and put them back; on a CPU nothing is set.
+        """Set torch's switches for a forward and backward pass on a GPU, and restore them; on a CPU nothing is set.
 
         Args:
             search: let cuDNN try its algorithms for each new shape; pays where a convnet sees few shapes.

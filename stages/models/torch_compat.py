@@ -1,4 +1,4 @@
-"""What torch says in words only, in one place; `tests/models/test_torch_compat.py` fails when it says it otherwise."""
+"""Messages of torch that the code matches, in one place; `tests/models/test_torch_compat.py` fails when they change."""
 
 import torch
 

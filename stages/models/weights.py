@@ -30,7 +30,7 @@ def find_weights(checkpoint: str, workspace: str, key: str, *, file: str = MODEL
 
     Args:
         checkpoint: as in the run file.
-        workspace: URI below which runs lie.
+        workspace: URI of the folder with the runs.
         key: the run file's key, for messages.
         file: which of the run's files.
 

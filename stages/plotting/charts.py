@@ -146,7 +146,7 @@ class _Axis:
         return cls(first * step, last * step, False, tuple(n * step for n in range(first, last + 1)))
 
     def place(self, value: float) -> float:
-        """Where a value lies, from 0 to 1."""
+        """The position of a value, from 0 to 1."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)

@@ -46,7 +46,7 @@ def wrap(text: str, width: float, size: int) -> list[str]:
 
 
 def _fitting(word: str, width: float, font: Any) -> int:
-    """How many of a word's characters fit; one does always."""
+    """Number of a word's characters that fit, at least one."""
     return max(1, bisect_right(range(len(word)), width, key=lambda count: font.getlength(word[:count])) - 1)
 
 

@@ -19,7 +19,7 @@ _LEVELS = np.arange(256)
 
 
 def autocontrast(view: np.ndarray, out: np.ndarray, _: float) -> None:
-    """Stretch each channel to the whole range."""
+    """Stretch each channel to the full range."""
     side = len(view)
     rows = view.reshape(side, side * 3)
     lows = rows.min(axis=0).reshape(side, 3).min(axis=0).tolist()

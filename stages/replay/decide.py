@@ -1,4 +1,4 @@
-"""Decide: an address becomes plain numbers, the whole of a view's randomness.
+"""Decide: an address becomes plain numbers, all randomness of a view.
 
 A view's address (shard, row, view) gives one block of uniforms; each choice reads its own place in it, so
 switching one augmentation off changes no other. Distributions are timm 1.0.31's for DeiT. What is

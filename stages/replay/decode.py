@@ -2,7 +2,7 @@
 
 A JPEG goes through libjpeg-turbo by simplejpeg, whose pixels are Pillow's; all else, CMYK too, through Pillow. The rows
 of a JPEG are coded from the top, and no binding of libjpeg-turbo stops early, so the height in the header is lowered:
-libjpeg then decodes that many rows as it would those of the whole image, and passes over the rest. Rejected: libvips,
+libjpeg then decodes that many rows as it would those of the full image, and skips the rest. Rejected: libvips,
 which reads line by line but takes twice as long (docs/replay.md).
 """
 
@@ -33,10 +33,10 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
 
     Returns:
         uint8 RGB of shape (height, width, 3), C-contiguous. Where `rows` are given there may be fewer than the image
-        has, never fewer than asked for; their pixels are those of the whole image.
+        has, never fewer than requested; their pixels are those of the full image.
 
     Raises:
-        ValueError: naming the cause, if the data is not a whole image.
+        ValueError: naming the cause, if the data is not a complete image.
     """
     if frame := _plain_jpeg(data):
         with contextlib.suppress(ValueError):
@@ -88,7 +88,7 @@ def _plain_jpeg(data: bytes) -> _JpegHeader | None:
 
 
 def _frame(data: bytes, at: int, scan: int) -> _JpegHeader | None:
-    """What a frame's header says, and the first scan's, at their places."""
+    """The fields of a frame's header, and of the first scan's, with their offsets."""
     height, width, components = (
         int.from_bytes(data[at + 5 : at + 7]),
         int.from_bytes(data[at + 7 : at + 9]),

@@ -36,7 +36,7 @@ def normalise(views_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...
 def normalise_by(views_BHWC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """`normalise` by its constants, of a row each: a compiled function takes them as they are and fuses what follows.
 
-    Works on whole rows, since a processor's vectors do not reach beyond the three channels of a pixel.
+    Works on complete rows, since a processor's vectors do not reach beyond the three channels of a pixel.
     """
     rows = views_BHWC.flatten(2).float().mul_(scale).sub_(shift)
     return rows.unflatten(2, (views_BHWC.shape[2], -1)).permute(0, 3, 1, 2)

@@ -26,7 +26,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def check_mode(image: Image.Image) -> None:
-    """Raise ValueError if an image's pixels cannot be brought to 8 bits, since nothing says what white is."""
+    """Raise ValueError if an image's pixels cannot be brought to 8 bits, since their white level is unknown."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise ValueError(f"has {kind} pixels, of which nothing says what white is; convert it to 8 bits a channel")

@@ -14,7 +14,7 @@ from typing import Protocol
 from schemas.errors import UserError
 from schemas.recipe import Recipe
 
-TOP_LEVEL = 10.0  # magnitudes run from 0 to 10 unless mmax says otherwise
+TOP_LEVEL = 10.0  # magnitudes are 0 to 10 unless mmax is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ _AUTO_AUGMENT = {
 
 
 def policy_of(recipe: Recipe) -> Policy:
-    """The policy a recipe asks for: RandAugment, AutoAugment, or colour jitter where both are off.
+    """The policy of a recipe: RandAugment, AutoAugment, or colour jitter where both are off.
 
     Raises:
         UserError: if the RandAugment string repeats an option or holds one that is not known.

@@ -92,7 +92,7 @@ def _decodes(frame: bytes, tables: bytes, scan: bytes) -> bool:
     try:
         mode = _MODES[frame[9]]
         Image.frombytes(mode, (1, 1), small, "jpeg", mode, "", _EIGHTH, 0)
-    except Exception:  # a full decode says what is wrong
+    except Exception:  # a full decode reports the fault
         return False
     return True
 
@@ -108,7 +108,7 @@ def _size(data: bytes, frame: bytes, known: bool) -> tuple[int, int] | None:
     if not known:
         try:
             _opened(data).close()
-        except Exception:  # a full decode says what is wrong
+        except Exception:  # a full decode reports the fault
             return None
     return height, width
 

@@ -5,7 +5,7 @@ fixed times and owners, so the same images make the same bytes on any machine an
 checked, so that nothing unreadable is met later, by a teacher or in the tenth epoch.
 
 A tar that is adopted gets an index only, and stays where it is. Rejected: webdataset's TarWriter, and tarfile's own
-headers, which take more time than a member's bytes; and the former does not say where those lie.
+headers, which take more time than a member's bytes; and the former does not report their offsets.
 """
 
 import hashlib

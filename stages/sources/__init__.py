@@ -1,5 +1,5 @@
-"""Sources: where images lie, as listings that a shard's maker can read anywhere.
+"""Sources: listings of images that the maker of a shard can read on any node.
 
-A source is told apart by what it is, not by a key that says so: `find.py` looks at the path and hands it to
-`folder.py`, `tars.py` or `parquet.py`; `labels.py` says what classes are called; `reading.py` opens the images again.
+A source is recognised from its content, not by a key: `discover.py` looks at the path and passes it to
+`image_folder.py`, `tar.py` or `parquet.py`; `class_labels.py` has the class names; `reader.py` reads the images.
 """

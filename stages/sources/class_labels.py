@@ -1,7 +1,7 @@
 """What the classes of a source are called, and which class an image has where its place does not say.
 
-The official validation images lie flat. Their classes come from the devkit (`ILSVRC2012_devkit_t12.tar.gz`: line n of
-the ground truth is the ILSVRC id of image n, and `meta.mat` says which synset that is) or from Kaggle's
+The official validation images are in one folder. Their classes come from the devkit (`ILSVRC2012_devkit_t12.tar.gz`:
+line n of the ground truth is the ILSVRC id of image n, and `meta.mat` maps it to a synset) or from Kaggle's
 `LOC_val_solution.csv`.
 """
 
@@ -32,7 +32,7 @@ _LARGEST_DEVKIT = 64 << 20
 
 
 class Labels:
-    """Classes of flat images by file name without suffix; notes which were asked for."""
+    """Classes of flat images by file name without suffix; notes which were looked up."""
 
     def __init__(self, classes: dict[str, str], context: str) -> None:
         self.context = context

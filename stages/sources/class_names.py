@@ -1,4 +1,4 @@
-"""What a label says: a class's index or its name, and nothing that could be either.
+"""The meaning of a label: a class's index or its name; ambiguous labels are errors.
 
 Numbers count as indices only where all labels of a source are numbers and no given name is one; a text that is neither
 a plain index nor a likely name is refused, so that no label of a wrong kind becomes a class of its own. What

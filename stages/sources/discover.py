@@ -73,7 +73,7 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
         value: a path or URI; braces and `*` name several files; a path may go on inside a tar.
         split: train or val.
         classes: class names by index; None = those of the source.
-        labels: classes of images that lie flat.
+        labels: classes of images without folders.
 
     Raises:
         UserError: naming the key, if there is no source, or not one whose images have classes.
@@ -141,7 +141,7 @@ def _beside(store: Store, names: list[str], context: str) -> list[str]:
         if entry.fault and suffix_of(entry.name) in _KINDS and not is_hidden(entry.name):
             raise UserError(f"{context}: {entry.name} {entry.fault}; remove it or put the file there")
         packed = not entry.is_folder and not is_hidden(entry.name) and _PACKED.search(entry.name)
-        if packed and entry.name not in MD5:  # the devkit lies with the official archives
+        if packed and entry.name not in MD5:  # the devkit is beside the official archives
             raise UserError(
                 f"{context}: holds {entry.name} beside {names[0]} and is packed; unpack it, or name what is "
                 f"meant, such as {context.partition(' = ')[2]}/*.{suffix_of(names[0])}"

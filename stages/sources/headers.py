@@ -1,9 +1,9 @@
 """The members of a tar by their headers alone: read by offset, and bounded by what is there.
 
-Whatever a header says, each step goes forward, and nothing is read that is longer than a name can be. Names, lengths
+For any header, each step goes forward, and nothing is read that is longer than a name can be. Names, lengths
 and kinds are those that tarfile finds (USTAR, GNU, pax, V7). What follows a tar's end is another tar, which is read
 as well, or an error: `cat one.tar two.tar` is a common way to join two. Rejected: tarfile, which on Python 3.11 goes in
-a circle at a negative length (CVE-2025-8194), reads as much as a header asks for and stops at the first end.
+a circle at a negative length (CVE-2025-8194), reads as much as a header requests and stops at the first end.
 """
 
 import io
@@ -158,7 +158,7 @@ def _text(data: bytes) -> str:
 
 
 def _said(kind: bytes, data: bytes) -> dict[str, str]:
-    """What a header before a member's own says of it: its name, or the records of a pax header."""
+    """The content of a header before a member's own: its name, or the records of a pax header."""
     if kind == _LONG_NAME:
         return {"path": _text(data.partition(b"\0")[0])}
     found: dict[str, str] = {}
@@ -177,7 +177,7 @@ def _said(kind: bytes, data: bytes) -> dict[str, str]:
 
 
 def _behind_maps(file: Any, header: bytes, at: int, end: int) -> int:
-    """Where a GNU sparse file's bytes begin: behind the blocks that say which parts of it are stored."""
+    """The offset of a GNU sparse file's bytes: after the blocks that list its stored parts."""
     more = header[482]
     while more:
         more = _read(file, at, BLOCK, end)[504]
@@ -186,7 +186,7 @@ def _behind_maps(file: Any, header: bytes, at: int, end: int) -> int:
 
 
 def _behind(file: Any, at: int, end: int) -> int | None:
-    """Where another tar begins behind the zeros that end one; None where nothing does."""
+    """The offset of another tar after the zeros that end one; None without one."""
     start = at
     while at < end:
         chunk = _read(file, at, min(_CHUNK, end - at), end)

@@ -74,7 +74,7 @@ class Listing:
         return sum(one["count"] for one in self.left_out)
 
     def reading(self, given: str) -> str:
-        """In one line what the source was found to be; `given` says where given names come from."""
+        """A line with the form of the source; `given` is the origin of given names."""
         naming = self.naming or f"names from {given}"
         return f"{self.what}, {len(self.classes):,} {naming}, {len(self.images):,} images"
 

@@ -47,7 +47,7 @@ def why_no_image(name: str) -> str:
 
 
 def group_of_file(path: str) -> str:
-    """Which split a file is of by its name, `train-00000-of-00002.parquet`, or a folder above it; "" = none is said."""
+    """Which split a file is of by its name, `train-00000-of-00002.parquet`, or a folder above it; "" = unknown."""
     *folders, base = path.split("/")
     if match := _SPLIT_FILE.fullmatch(base.rpartition(".")[0]):
         return GROUPS[match[1].lower()]

@@ -1,6 +1,6 @@
 """Parquet as a source, as Hugging Face stores image sets: a column `image` of bytes, and `label`.
 
-Row groups are read whole, so they are the blocks that are shuffled. Listing reads the labels and names, and of the
+Row groups are read completely, so they are the blocks that are shuffled. Listing reads the labels and names, and of the
 images only how long a row group's are, by which others are noticed.
 """
 
@@ -23,7 +23,7 @@ def list_parquet(store: Store, files: Sequence[str], classes: Classes, context: 
     """List the images of Parquet files.
 
     Labels that are numbers are class indices; names in the files' own description come with them. Where `classes`
-    lists those names, names decide; where it lists none of them and as many others, numbers do, which is said.
+    lists those names, names decide; where it lists none of them and as many others, numbers do, which is reported.
 
     Raises:
         UserError: if a file is damaged or has no such columns, files differ, or a label is no class.
@@ -131,10 +131,10 @@ def _list_file(
 
 
 def _class(label: str | int, names: tuple[str, ...] | None, check: LabelCheck, context: str) -> str | int:
-    """The class that a label says.
+    """The class of a label.
 
     Raises:
-        UserError: naming the row, if it says none.
+        UserError: naming the row, if the label has no class.
     """
     if isinstance(label, str):
         try:

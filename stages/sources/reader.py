@@ -1,4 +1,4 @@
-"""Read the images of a listing again, wherever they lie: a file, a range of a tar, a row of Parquet."""
+"""Read the images of a listing again: a file, a range of a tar, a row of Parquet."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -15,7 +15,7 @@ _OPEN_FILES = 32
 
 
 class SourceImage(NamedTuple):
-    """An image: its name in the source, its class index, its bytes or why they cannot be read, and where it lies."""
+    """An image: its name in the source, its class index, its bytes or why they cannot be read, and its location."""
 
     name: str
     class_index: int
@@ -34,7 +34,7 @@ class Reader:
 
     @property
     def read_attempts(self) -> int:
-        """How often an image is read before it is blamed: what came across a network may be garbled."""
+        """Reads of an image before it counts as bad: a network may corrupt data."""
         return self._store.read_attempts
 
     def read(self, images: pa.Table) -> Iterator[SourceImage]:

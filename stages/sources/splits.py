@@ -1,6 +1,6 @@
 """Which part of a source a split of the run file is, where its folders or files are called train, val and so on.
 
-The named split alone is taken, and what is beside it is left out and said. A folder around the splits is gone into.
+Only the named split is read; the others are left out and reported. A folder around the splits is entered.
 What could be read in two ways is refused. Folders are looked at through a `Tree`, on a disk or inside tars.
 """
 
@@ -36,7 +36,7 @@ class SplitFolder(NamedTuple):
 
 
 class Folders:
-    """A tree from the folders that images lie in."""
+    """A tree from the folders of the images."""
 
     def __init__(self, images: Iterable[str]) -> None:
         self._with_images = set(images)
@@ -116,7 +116,7 @@ def _by_words(tree: Tree, folder: str, names: Sequence[str], known: Collection[s
 
 
 def _are_classes(tree: Tree, folder: str, names: Sequence[str]) -> bool:
-    """Whether images lie directly in all of the folders, so that one that is called train is a class as well."""
+    """Whether all of the folders have images directly inside, so that a folder named train is a class as well."""
     return all(tree.shape(join(folder, name)) == Shape(images=True, folders=False) for name in names)
 
 

@@ -1,6 +1,6 @@
 """What tars hold, told from the names of all their members; what could be read in two ways is refused.
 
-A `Survey` is of one tar. `tell` says what all of a source's tars are together: each must be of one form, and where
+A `Survey` is of one tar. `tell` returns the form of all tars of a source: each must be of one form, and where
 several readings remain, `source.classes` decides, since it lists the names that one of them finds.
 """
 

@@ -44,7 +44,7 @@ def list_tars(
     Args:
         store: of the folder they are in.
         files: their names.
-        below: the folder inside a tar that is the source; "" = the whole tar.
+        below: the folder inside a tar that is the source; "" = the complete tar.
         split: train or val.
         classes: class names by index, or None.
         labels: classes of flat images.

@@ -1,9 +1,9 @@
 """A local folder that never takes more than its limit, shared by all processes of a machine.
 
-Its files are named by their content, so a file can be wrong for nobody. A file's whole length is set aside on the disk
-before its first byte comes, so the limit holds at every moment; files used longest ago make room, but for those that a
-process holds. A process that dies leaves a half-written file, whose lock is gone, and the next one that needs room
-takes it away.
+Its files are named by their content, so a file serves every process. A file's full length is reserved on the disk
+before its first byte comes, so the limit holds at every moment; least recently used files are evicted, but not those a
+process holds. A process that dies leaves a temporary file without lock, and the next one that needs space
+removes it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class BoundedFolder:
     """A folder of files with one suffix that together take at most `limit` bytes.
 
     Args:
-        path: where they lie; made when it is needed.
+        path: their folder; made when it is needed.
         suffix: of their names.
         limit: in bytes.
         key: of the run file that sets the limit, for errors.
@@ -33,12 +33,12 @@ class BoundedFolder:
         self._suffix, self._key = suffix, key
 
     def file(self, name: str) -> Path:
-        """Where the file of a name lies, if it does."""
+        """The path of a name's file, if it exists."""
         return self.path / f"{name}{self._suffix}"
 
     @contextlib.contextmanager
     def half(self, name: str) -> Iterator[tuple[Any, Path]]:
-        """The half-written file of a name under its lock, and its path: to be filled and renamed, or it is deleted."""
+        """The temporary file of a name under its lock, and its path: filled and renamed, or deleted."""
         self.path.mkdir(parents=True, exist_ok=True)
         half = self.path / f".{name}.half"
         with locked(half) as out:
@@ -49,12 +49,12 @@ class BoundedFolder:
                     half.unlink()
 
     def set_aside(self, needed: int, out: Any, keep: Callable[[Path], bool] = lambda _: False) -> bool:
-        """Take the room for a half-written file, in zeros, if there is some or can be made.
+        """Reserve the space for a temporary file, in zeros, if there is some or can be freed.
 
         Args:
             needed: its length.
             out: the file, under its lock.
-            keep: which files make no room, though nobody holds them.
+            keep: files that are not evicted, although nobody holds them.
 
         Raises:
             OSError: if the disk is full.
@@ -80,7 +80,7 @@ class BoundedFolder:
             remove_if_left(half)
         mine = os.fstat(out.fileno()).st_size
         halves = sum(size for _, size, _ in _used(self.path.glob(".*.half"))) - mine
-        files = sorted(_used(self.path.glob(f"*{self._suffix}")))  # after halves: what is renamed now counts twice
+        files = sorted(_used(self.path.glob(f"*{self._suffix}")))  # last: a file renamed now counts twice
         left = self.limit - needed - halves - sum(size for _, size, _ in files)
         for _, size, file in files:
             if left >= 0:
@@ -92,7 +92,7 @@ class BoundedFolder:
 
 
 def cache_folder(setting: str, name: str) -> Path:
-    """The folder of a cache: what the run file says, or the user's cache folder."""
+    """The folder of a cache: from the run file, or the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(setting or f"{root}/deit-pipeline/{name}").expanduser()
 

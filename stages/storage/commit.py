@@ -1,11 +1,11 @@
-"""The protocol by which a part becomes done, and what proves that it is.
+"""The commit protocol of a part, and the proof of its completion.
 
-A part is made in full in a local staging folder, then every file of it is *put*, then its receipt is put. A crash
-therefore leaves either no receipt, and the part is made again to the same bytes, or a whole part. A receipt counts
+A part is made in a local staging folder, then every file of it is *written* to the workspace, then its receipt. A crash
+therefore leaves either no receipt, and the part is made again to the same bytes, or a complete part. A receipt counts
 only while its files are there with their lengths; `verify` re-reads the bytes.
 
-It lives with the stages, not above them, because the training loop commits its own checkpoints. Rejected: completion
-markers without content (they survive a torn file) and one database of what is done (a second truth).
+It is a part of `stages`, not of `pipeline`, because the training loop commits its own checkpoints. Rejected: completion
+markers without content (they survive a damaged file) and a database of completed parts (it may contradict the files).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ StateT = TypeVar("StateT", bound=StoredState)
 
 
 def commit(store: Store, part: str, made: PartOutput, made_by: str) -> Receipt:
-    """Put a part's files, then the receipt that says so.
+    """Write a part's files, then its receipt.
 
     Raises:
         MismatchError: if the folder's plan has become that of something else.
@@ -92,7 +92,7 @@ def read_plan(store: Store) -> Plan | None:
 
 
 def refuse_other_plan(store: Store, made_by: str) -> None:
-    """Look again at the plan before anything is put into a stage's folder.
+    """Read the plan again before anything is written into a stage's folder.
 
     Raises:
         MismatchError: if it is of something else, since another command has begun there meanwhile.
@@ -161,7 +161,7 @@ def put_table(store: Store, path: str, table: pa.Table) -> None:
 
 
 def broken_files(store: Store, files: Iterable[StoredFile]) -> Iterator[tuple[str, str]]:
-    """Read files again; give the path and the fault of each that is not what its receipt says."""
+    """Read files again; yield path and fault of each that differs from its receipt."""
     for file in files:
         try:
             data = store.read(file.path)
@@ -177,7 +177,7 @@ def broken_files(store: Store, files: Iterable[StoredFile]) -> Iterator[tuple[st
 def read_checked(
     store: Store, file: StoredFile, *, proof: str = "receipt", fix: str = "run `deit-pipeline verify`"
 ) -> bytes:
-    """A file's bytes, proven against its receipt; across a network they are asked for again before they are blamed.
+    """A file's bytes, proven against its receipt; over a network they are read again before they count as damaged.
 
     Args:
         store: the stage's folder.

@@ -1,6 +1,6 @@
 """Files and folders under a lock that ends with the process that holds it, however that ends.
 
-So what is half-written is known to be left behind: nobody holds it.
+So a temporary file that no process holds is known to be stale.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
             except (FileNotFoundError, BlockingIOError):
                 continue  # another command has found it before it was locked, and takes it away
             except OSError:
-                pass  # a file system without locks, where nothing is ever swept
+                pass  # a file system without locks, where no stale file is removed
             try:
                 yield folder
             finally:
@@ -88,7 +88,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def remove_if_left(path: Path) -> None:
-    """Take a file away that no process holds: a half-written one whose process is gone, a copy that nobody reads."""
+    """Remove a file that no process holds: a temporary file of a dead process, a copy without readers."""
     with contextlib.suppress(OSError), path.open("r+b") as file:  # NFS locks only what may be written
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if still_named(path, file):

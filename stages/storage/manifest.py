@@ -1,7 +1,7 @@
-"""Plans and manifests as they lie in a stage's folder: read, proven and written here alone.
+"""Plans and manifests of a stage's folder: read, checked and written here only.
 
-A manifest is a small JSON file. Its parts lie beside it in a Parquet file, which is named by its sum, so that whoever
-reads a manifest while another is put still finds the parts of the one it has. A manifest of version 0.1.0 lists its
+A manifest is a small JSON file. Its parts are beside it in a Parquet file, which is named by its checksum, so whoever
+reads a manifest while another is written still finds the parts of the one it has. A manifest of version 0.1.0 lists its
 parts itself; its `content` proves them.
 """
 
@@ -88,7 +88,7 @@ def open_manifest(store: Store, kind: type[M]) -> CompleteStage[M] | None:
         try:
             return CompleteStage(manifest, _parts(store, manifest))
         except UserError:
-            newer = read_manifest(store, kind)  # a command may have put another, and taken away the parts of this one
+            newer = read_manifest(store, kind)  # a command may have written another, and removed the parts of this one
             if newer == manifest:
                 raise
             manifest = newer
@@ -130,7 +130,7 @@ def _parts(store: Store, manifest: PartsManifest) -> Parts:
 
 
 def first_made_by(store: Store) -> str:
-    """What made the folder's parts, as the first receipt that can be read says; "" where there is none."""
+    """What made the folder's parts, from the first readable receipt; "" where there is none."""
     for part in receipt_names(store):
         with contextlib.suppress(UserError, FileNotFoundError):
             return read_receipt(store, part).made_by

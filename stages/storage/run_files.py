@@ -42,7 +42,7 @@ class FinishedRun:
     workspace: str
 
     def file(self, path: str) -> StoredFile:
-        """What the manifest says of a weights file, such as `model.safetensors`.
+        """The manifest's entry of a weights file, such as `model.safetensors`.
 
         Raises:
             UserError: if the run has no such file.
@@ -121,7 +121,7 @@ def find_run(workspace: str, name: str, what: str = "") -> FinishedRun | None:
 def refuse_other_classes(run: FinishedRun, classes: tuple[str, ...]) -> None:
     """See that a run was trained for these classes in this order.
 
-    A run says a hash of its shards. Where the workspace's train split is that one, its classes are the run's.
+    A run stores a hash of its shards. Where the workspace's train split is that one, its classes are the run's.
 
     Raises:
         MismatchError: if the classes are others, or nothing here says which the run was trained for.

@@ -1,4 +1,4 @@
-"""Local copies of shards that lie across a network: bounded, shared by all processes of a machine, filled ahead.
+"""Local copies of shards from a network: bounded, shared by all processes of a machine, filled ahead.
 
 A copy is named by its sha256, which is proven when it is made, so a copy can be wrong for nobody: not for another run,
 not after the shards were made again. How the bound holds is `stages/storage/bounded.py`. Rejected: reading ranges of
@@ -28,7 +28,7 @@ class ShardCache:
     """The copies of one store's shards. Picklable; each process fills ahead in a thread of its own.
 
     Args:
-        store: where the shards lie.
+        store: the store of the shards.
         settings: folder and size.
     """
 
@@ -47,7 +47,7 @@ class ShardCache:
         """Bytes of a shard, which is copied first where it is not here.
 
         Raises:
-            UserError: if there is no room, or the shard is missing or has other bytes than its receipt says.
+            UserError: if there is no space, or the shard is missing or has other bytes than its receipt says.
         """
         path = self._path(file)
         while True:
@@ -80,7 +80,7 @@ class ShardCache:
             self._filler.start()
 
     def _fill(self) -> None:
-        """Copy what is wanted until nothing is left; what fails here is said where the shard is read."""
+        """Copy the queued shards; a failure is reported where the shard is read."""
         seen = None
         while seen is not (wanted := self._wanted):
             seen, room = wanted, self._limit

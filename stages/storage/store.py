@@ -189,7 +189,7 @@ class Store:
             self._fs.delete_dir(f"{self._base}/{folder}")
 
     def put(self, path: str, content: bytes | Path, sha256: str = "") -> StoredFile:
-        """Store a whole file under its name, or nothing; a local file is moved there, where it lies on the same disk.
+        """Store a complete file under its name, or nothing; a local file on the same disk is moved.
 
         `sha256` is that of the content, where it is known.
 
@@ -286,7 +286,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def split_uri(value: str) -> tuple[Store, str]:
-    """The store of the folder that a path or URI lies in, and its name there."""
+    """The store of a path's or URI's folder, and its name there."""
     path, options = uri_options(value)
     folder, _, name = path.rpartition("/")
     return Store((folder or ("/" if value.startswith("/") else ".")) + options), name
@@ -299,7 +299,7 @@ def uri_options(value: str) -> tuple[str, str]:
 
 
 def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
-    """What a receipt says of a file."""
+    """A receipt's entry of a file."""
     if isinstance(content, bytes):
         return StoredFile(path=path, bytes=len(content), sha256=sha256 or hashlib.sha256(content).hexdigest())
     with content.open("rb") as file:

@@ -1,9 +1,9 @@
-"""Checkpoints: all that a training needs to go on, committed like any other part.
+"""Checkpoints: everything that a training resumes from, committed like any other part.
 
 A checkpoint is three tensor files, the lines of metrics so far, and a receipt; without its receipt it does not exist,
-and one whose bytes are not its receipt's, or whose receipt is torn, is passed over with a warning. Nothing is pickled.
-No generator state is stored: randomness is addressed by step. Another command may train the same run: what it commits
-has the same bytes, and what it lets go of has newer ones after it.
+and one whose bytes are not its receipt's, or whose receipt is damaged, is skipped with a warning. Nothing is pickled.
+No generator state is stored: randomness is addressed by step. Another command may train the same run: its commits
+have the same bytes, and it deletes only checkpoints that have newer ones.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
 
 
 def newest_checkpoint(store: Store, made_by: str, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; a broken one is named and passed over.
+    """The newest valid checkpoint, or None; a damaged one is named and skipped.
 
     Args:
         store: of the run's folder.
@@ -101,7 +101,7 @@ def newest_lines(store: Store, made_by: str) -> bytes | None:
         except IncompleteError:
             raise
         except UserError:
-            continue  # it is passed over whole, or another command has newer ones by now
+            continue  # it is skipped as a unit, or another command has newer ones by now
     return None
 
 

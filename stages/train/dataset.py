@@ -1,6 +1,6 @@
 """Shards (and labels) → batches of uint8 views for training, by step.
 
-A batch is a pure function of its step, so any number of data workers may build batches, and resuming is asking for a
+A batch is a pure function of its step, so any number of data workers may build batches, and resuming is reading a
 later step. How batches come from the workers is `stages/data/loader.py`.
 
 Legend: B views of a local batch, U = B / 2 pair-views, S side of a view.
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
         classes: true classes, int64 [B].
         mix: how neighbours are mixed, over U.
         decisions: the teacher's classes, int64 [B]; empty without labels.
-        soft: the teacher's distributions; None where they are not asked for.
-        kept: whose decision has the margin that the run asks for, bool [B]; None where it asks for none.
+        soft: the teacher's distributions; None where the loss does not use them.
+        kept: whose decision has the margin `train.min_margin`, bool [B]; None where that is 0.
     """
 
     step: int
@@ -59,7 +59,7 @@ class TrainDataset(Dataset[Batch]):
         batch: global batch size, a multiple of 2 · world.
         rank: of this process.
         world: number of training processes.
-        spread: deal a step's pair-views over the ranks in turn, so that a rank sees as many images as there are; else a
+        spread: distribute a step's pair-views to the ranks in turn, so that a rank sees most images; else a
             rank takes a slice, in which the repeats of an image share one decode.
     """
 

@@ -1,4 +1,4 @@
-"""Rank 0 hands a checkpoint out to the other ranks as a tensor file: nothing from a network is unpickled."""
+"""Rank 0 sends a checkpoint to the other ranks as a tensor file: nothing from a network is unpickled."""
 
 import torch
 import torch.distributed as dist

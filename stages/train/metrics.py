@@ -1,9 +1,9 @@
 """Metrics of a training: one JSON line every few steps, without gaps or doubles whatever happens.
 
 Sums stay on the device between lines, so a step never waits for them. A checkpoint holds the lines so far and the sums
-since the last one, and a resumed run goes on from both. `metrics.jsonl` is the newest checkpoint's lines for people to
-read, with what the clock said of each, which is in no checkpoint: two commands at one run put the same bytes there.
-Rejected: metrics.jsonl as what a run goes on from. Of two commands the slower overwrote the faster one's lines.
+since the last one; a resumed run continues from both. `metrics.jsonl` is the newest checkpoint's lines for users to
+read, with measured times, which are in no checkpoint: two commands that train one run write the same bytes there.
+Rejected: resuming from metrics.jsonl. Of two commands the slower overwrote the faster one's lines.
 """
 
 import json
@@ -37,8 +37,8 @@ class Metrics:
         rank: of this process.
         world: number of processes, whose means are averaged.
         device: where sums are kept.
-        tensorboard: put the lines as TensorBoard's event file as well.
-        views_at_peak: views a second that a device would train at its peak; None = not known, and no `mfu` is said.
+        tensorboard: write the lines as TensorBoard's event file as well.
+        views_at_peak: views a second that a device would train at its peak; None = unknown, without `mfu`.
     """
 
     PREFIX = "metrics/"
@@ -121,24 +121,24 @@ class Metrics:
             self._refuse(self._means()["loss"], addresses)
 
     def loss(self) -> float | None:
-        """The mean loss since the last line, or of it; None before the first step. Every process asks."""
+        """Mean loss since the last line, or of it; None before the first step. Collective: all processes call it."""
         return self._means()["loss"] if self._sums else self.last.get("loss")
 
     def state(self) -> dict[str, Tensor]:
-        """The sums since the last line over all processes, for a checkpoint. Every process asks."""
+        """The sums since the last line over all processes, for a checkpoint. Collective: every process calls it."""
         values = self._over_ranks() if self._sums else ()
         sums = {f"{self.PREFIX}{name}": value.clone() for name, value in zip(self._sums, values, strict=True)}
         return sums | {f"{self.PREFIX}views": torch.tensor(self._views)}
 
     def lines(self) -> bytes:
-        """The lines so far without what the clock said, for a checkpoint."""
+        """The lines so far without measured times, for a checkpoint."""
         return _to_bytes([{key: line[key] for key in line if key not in _CLOCK} for line in self._lines])
 
     def restore(self, step: int, state: dict[str, Tensor], lines: bytes | None) -> None:
         """Go back to a checkpoint's step, sums and lines, made by any number of processes: the first takes all sums.
 
         Raises:
-            UserError: if a checkpoint of an earlier version has no lines, and those put beside are damaged.
+            UserError: if a checkpoint of an earlier version has no lines, and the stored `metrics.jsonl` is damaged.
         """
         self._lines = self._lines_of_earlier_version(step) if lines is None else _parse(lines)
         # in one order on all ranks, who add up by place: a tensor file's is another in every process
@@ -147,7 +147,7 @@ class Metrics:
         self._sums = {name: value.to(self._device) * (self._rank == 0) for name, value in named.items()}
 
     def _lines_of_earlier_version(self, step: int) -> list[dict[str, Any]]:
-        """Those put for people to read, up to a step."""
+        """The stored lines of `metrics.jsonl`, up to a step."""
         try:
             return [line for line in _read(self._store) or () if line["step"] <= step]
         except ValueError as error:
@@ -184,16 +184,16 @@ class Metrics:
 
 
 def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, tensorboard: bool = False) -> None:
-    """Put the newest checkpoint's lines for people to read, with what the clock said of them where that is known.
+    """Write the newest checkpoint's lines to `metrics.jsonl`, with measured times where they are known.
 
-    It looks again when it has put them: another command may have committed a newer checkpoint, and put its lines,
-    meanwhile. So whoever puts last puts the newest.
+    Afterwards it checks again: another command may have committed a newer checkpoint, and written its lines,
+    meanwhile. So the last writer writes the newest lines.
 
     Args:
         store: of the run's folder.
         made_by: fingerprint of what the training is made from.
-        timed: lines with what the clock said, beside those that are there.
-        tensorboard: put them as TensorBoard's event file as well.
+        timed: lines with measured times, besides the stored ones.
+        tensorboard: write them as TensorBoard's event file as well.
     """
     shown = None
     while (newest := newest_lines(store, made_by)) not in (None, shown):
@@ -201,7 +201,7 @@ def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, te
         try:
             beside = _read(store)
         except ValueError:
-            beside = None  # damaged; it is put anew
+            beside = None  # damaged; it is written again
         with_clock = (line for line in (*(beside or ()), *timed) if line.keys() >= _ALWAYS)
         clock = {line["step"]: {key: line[key] for key in _CLOCK if key in line} for line in with_clock}
         lines = [line | clock.get(line["step"], {}) for line in _parse(newest)]
@@ -212,7 +212,7 @@ def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, te
 
 
 def _read(store: Store) -> list[dict[str, Any]] | None:
-    """The lines that were put for people to read; raises ValueError if they are damaged."""
+    """The stored lines of `metrics.jsonl`; raises ValueError if they are damaged."""
     try:
         return _parse(store.read(METRICS_FILE))
     except FileNotFoundError:

@@ -27,7 +27,7 @@ def build_optimizer(
     until the trainer sets `group["lr"]`.
 
     Args:
-        model: any module; prefixes that wrappers put before the names do not matter.
+        model: any module; prefixes that wrappers add to the names are ignored.
         optimizer: "adamw" has betas (.9, .999) and eps 1e-8; "sgd" has Nesterov momentum .9.
         weight_decay: decay of the first group.
         fused: update all parameters in one kernel; else torch chooses.

@@ -129,9 +129,9 @@ def _made_from(config: RunFile, split: Split, labels: LabelSet | None) -> dict[s
 
 
 def _as_begun(made_from: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
-    """Values that make no difference stay those the run was begun with: changing them makes no other run.
+    """Keep the stored values of settings without effect: changing them does not change the identity.
 
-    They are where the initial weights lie, if these are the same, and what the loss in use does not read.
+    These are the path of equal initial weights, and keys that the loss in use does not read.
     """
     student, train = dict(made_from["student"]), dict(made_from["train"])
     if made_from["started_from"] and made_from["started_from"] == begun.get("started_from"):

@@ -9,10 +9,10 @@ _LISTEN_SECONDS = 2.0
 
 
 class StopSync:
-    """Brings all ranks to the same last step when rank 0 is requested to end: a checkpoint takes all of them.
+    """Makes all ranks stop at the same step when rank 0 gets a stop request: a checkpoint needs all ranks.
 
-    A rank hears of it from rank 0, and with each word at which step the next will come, in about two seconds: a step
-    in between costs nothing, and the device is waited for no more often. One rank alone ends at once.
+    Rank 0 tells the other ranks, and with each message the step of the next one, in about two seconds: a step
+    in between costs nothing and does not wait for the device. A single rank stops at once.
 
     Args:
         step: the first at which all ranks listen.
@@ -38,6 +38,6 @@ class StopSync:
         return bool(ends)
 
     def _pause(self, step: int) -> int:
-        """Steps that take two seconds at the rate since the last word, and at most twice as many as those were."""
+        """Steps that take two seconds at the rate since the last message, and at most twice as many as those were."""
         steps, seconds = step - self._heard, time.perf_counter() - self._since
         return max(1, int(steps * _LISTEN_SECONDS / max(seconds, _LISTEN_SECONDS / 2)))

@@ -1,6 +1,6 @@
 """The metrics once more, as TensorBoard reads them.
 
-The event file is made anew from all lines whenever they are put, so it can have neither gap nor double, and it is put
+The event file is written again from all lines each time, so it has neither gaps nor duplicates, and it is written
 like any other file, to wherever the workspace is. Rejected: a writer that appends while training, whose files of
 killed attempts overlap.
 """

@@ -174,12 +174,12 @@ class Trainer:
         return found.step
 
     def _newest(self) -> Checkpoint | None:
-        """The newest checkpoint; the first process hands it out, since another command may commit one meanwhile."""
+        """The newest checkpoint; rank 0 sends it, because another command may commit one meanwhile."""
         found = newest_checkpoint(self.store, self.made_by, warn=_warn) if self.rank == 0 else None
         return found if self.world == 1 else hand_out(found, rank=self.rank, device=self.device)
 
     def step(self, batch: Batch) -> None:
-        """One step of the optimiser on one local batch, which lies on the device."""
+        """One step of the optimiser on one local batch on the device."""
         with self.precision.switches(
             search=not self.classifier.transformer, deterministic=self.config.train.deterministic
         ):
@@ -245,7 +245,7 @@ class Trainer:
             )
 
     def finish(self, loss: float | None) -> None:
-        """Put the trained model, then the manifest that says the run is whole."""
+        """Write the trained model, then the manifest, which completes the run."""
         if self.rank:
             return
         refuse_other_plan(self.store, self.made_by)
