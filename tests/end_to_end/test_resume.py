@@ -147,7 +147,9 @@ def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run
 
 def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path):
     folder = tmp_path / "killed/shards/train"
-    killed_at_random(command("shard", config=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 122)
+    killed_at_random(
+        command("shard", config=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 122
+    )
     assert not (folder / "manifest.json").exists()
     stages.shard(many("killed"), silent)
     stages.shard(many("undisturbed"), silent)
