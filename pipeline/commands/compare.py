@@ -23,7 +23,10 @@ from stages.storage.store import Store
 
 Say = Callable[[str], None]
 _HEADS = {"class": "class", "distillation": "distillation", "fused": "fused", "fused_softmax": "sum of softmaxes"}
-_NOT_TRAINED = ("workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every")
+_NOT_TRAINED = (
+    "workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every", "train.trackers",
+    "train.validate_every", "train.validate_images",
+)  # fmt: skip
 """Keys that do not change what is trained, or that today's run file decides."""
 
 

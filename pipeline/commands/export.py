@@ -14,10 +14,10 @@ from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.run_file import parse_run
 from stages.data.split import Split
+from stages.evaluate.evaluated_model import run_weights
 from stages.models.classifier import Classifier
 from stages.models.export import exported, refuse_missing_packages
 from stages.models.student import trained_student
-from stages.models.weights import EMA_FILE, MODEL_FILE, weights_sha256
 from stages.storage.commit import read_manifest
 from stages.storage.store import Store
 from stages.train.plan import TAUGHT
@@ -55,13 +55,13 @@ def export(run: RunFile, format_: str, out: str, say: Say) -> dict[str, Any]:
         raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
     split = Split.open(run.workspace, "train", run.cache)
     trained = _as_trained(run, store)
-    file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
+    file, sha256 = run_weights(run)
     model = trained_student(trained, split, file)
     if _untrained_head(trained, model):
         say(f"warning: {_UNTRAINED}")
     files = exported(model, format_, trained, split.classes)
     if format_ == "huggingface":
-        files[CARD_FILE] = "\n".join(_card(trained, manifest, split, model, file)).encode() + b"\n"
+        files[CARD_FILE] = "\n".join(_card(trained, manifest, split, model, (file, sha256))).encode() + b"\n"
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,9 @@ def _as_trained(run: RunFile, store: Store) -> RunFile:
     return stored.model_copy(update={"workspace": run.workspace, "evaluate": run.evaluate})
 
 
-def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifier, file: str) -> Iterator[str]:
+def _card(
+    run: RunFile, manifest: dict[str, Any], split: Split, model: Classifier, weights: tuple[str, str | None]
+) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     taught = "from the stored decisions of a teacher" if run.train.distillation in TAUGHT else "without a teacher"
     yield from (
@@ -100,7 +102,7 @@ def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifie
     )
     yield ""
     yield f"{run.student.model} with {parameters:,} parameters for {len(split.classes):,} classes, trained {taught}"
-    yield f"by deit-pipeline at {run.views.image_size} pixels. Weights: {file}."
+    yield f"by deit-pipeline at {run.views.image_size} pixels. Weights: {weights[0]}."
     yield from ("", "    import timm", '    model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
     if _untrained_head(run, model):
         yield from ("", f"Beware: {_UNTRAINED}.")
@@ -114,7 +116,7 @@ def _card(run: RunFile, manifest: dict[str, Any], split: Split, model: Classifie
     for table, keys in (("student", run.student), ("train", run.train), ("views", run.views)):
         yield from (f"| {table}.{key} | {json.dumps(value)} |" for key, value in keys.model_dump(mode="json").items())
     yield from ("", "## Results", "")
-    yield from _results(run, manifest, file)
+    yield from _results(run, weights[1])
 
 
 def _teacher(run: RunFile) -> Iterator[str]:
@@ -129,11 +131,11 @@ def _teacher(run: RunFile) -> Iterator[str]:
     yield f"| views labelled of each image | {labels['views']:,} |"
 
 
-def _results(run: RunFile, manifest: dict[str, Any], file: str) -> Iterator[str]:
+def _results(run: RunFile, sha256: str | None) -> Iterator[str]:
     """What evaluation.json says, if it is of these very weights."""
     store = Store(run.workspace).at(f"runs/{run.train.name}")
     found = json.loads(store.read("evaluation.json")) if store.exists("evaluation.json") else {}
-    if found.get("model_sha256") != weights_sha256(manifest, file):
+    if found.get("model_sha256") != sha256:
         yield "These weights were not evaluated."
         return
     yield f"On {found['samples']:,} held-out images, centre crops of {found['image_size']} pixels:"

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.execution.devices import compiled, device_count, device_line, settled
+from pipeline.execution.devices import changed, compiled, device_count, device_line, settled
 from pipeline.execution.ray_train import launch_training
 from pipeline.execution.stage_dir import open_stage
-from schemas.config import RunFile
+from schemas.config import AUTO, RunFile
+from schemas.errors import UserError
 from stages.data.views import pixel_versions
 from stages.models.student import new_student
 from stages.models.weights import MODEL_FILE
@@ -15,6 +16,7 @@ from stages.storage.store import Store
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.metrics import show
 from stages.train.plan import plan_training
+from stages.train.validation import validation_images
 
 Say = Callable[[str], None]
 
@@ -26,7 +28,7 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
         UserError: if shards or labels are missing or too few, or the loss is not finite.
         MismatchError: if the run there was trained from something else.
     """
-    run = settled(run)
+    run = _validating(settled(run), say)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
     new_student(run, plan.split)  # a model that cannot be built is refused here, before any process is started
@@ -50,6 +52,24 @@ def train(run: RunFile, say: Say) -> dict[str, Any]:
     result = launch_training(run, plan, begun, found.step if found else 0)
     say(f"run {run.train.name}: {result['steps']} steps, from step {result['resumed_from_step']} → {store}")
     return {"stage": "train", "run": run.train.name} | result
+
+
+def _validating(run: RunFile, say: Say) -> RunFile:
+    """The run file with a number in place of validate_every = "auto": 0 where there is no val split to validate on.
+
+    Raises:
+        UserError: if the run file asks for validations, and there is none.
+    """
+    every = run.train.epochs_between_validations
+    if every:
+        try:
+            validation_images(run)
+        except UserError as error:
+            if run.train.validate_every != AUTO:
+                raise
+            say(f"no validation during training: {error}")
+            every = 0
+    return changed(run, {"train": {"validate_every": every}})
 
 
 def _devices(run: RunFile) -> str:

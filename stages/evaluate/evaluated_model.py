@@ -23,6 +23,7 @@ from stages.replay.mix import normalise
 from stages.storage.commit import read_manifest
 from stages.storage.run_files import stored_run
 from stages.storage.store import Store
+from stages.storage.validations import best_weights
 
 
 class ModelRef(NamedTuple):
@@ -115,13 +116,22 @@ def as_trained(run: RunFile, name: str) -> RunFile:
     return stored_run(run, name)
 
 
-def weights_file(run: RunFile) -> str:
-    """Which file of a run `evaluate.weights` names."""
-    return MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
+def run_weights(run: RunFile) -> tuple[str, str | None]:
+    """The file below a run's folder that `evaluate.weights` names, and its sha256; None where no manifest has it.
+
+    Raises:
+        UserError: if it names the best weights, and none were validated.
+    """
+    store = Store(run.workspace).at(f"runs/{run.train.name}")
+    if run.evaluate.weights == "best":
+        best = best_weights(store)
+        return best.file, best.sha256
+    file = MODEL_FILE if run.evaluate.weights == "model" else EMA_FILE
+    return file, weights_sha256(read_manifest(store), file)
 
 
 def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedModel:
-    store, file = Store(run.workspace).at(f"runs/{run.train.name}"), weights_file(run)
+    store, (file, sha256) = Store(run.workspace).at(f"runs/{run.train.name}"), run_weights(run)
     if not store.exists(file):
         raise UserError(f"{store.name(file)}: is missing; run `deit-pipeline train` first")
     size = run.evaluate.image_size or run.student.img_size or run.views.image_size
@@ -134,7 +144,7 @@ def _run(run: RunFile, gallery: ImageSet, device: torch.device) -> EvaluatedMode
         model=run.student.model,
         extra=run.student.extra,
         image_size=size,
-        weights_sha256=weights_sha256(read_manifest(store), file) or weights_digest(network.model.state_dict()),
+        weights_sha256=sha256 or weights_digest(network.model.state_dict()),
         network=network.eval().requires_grad_(False).to(device),
         device=device,
     )

@@ -103,6 +103,6 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
     except FileNotFoundError:
         raise UserError(f"{key} = {checkpoint}: {store.name(file)} is missing; train that run first") from None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, file)
+        path = Path(folder, Path(file).name)
         path.write_bytes(data)
         yield path

@@ -42,6 +42,17 @@ class Batch(NamedTuple):
     decisions: Tensor
     soft: SoftLabels | None = None
 
+    def slots(self, start: int, end: int) -> "Batch":
+        """Slots [start, end) of the batch, both even."""
+        return Batch(
+            step=self.step,
+            views=self.views[start:end],
+            classes=self.classes[start:end],
+            mix=Mix(*(one[start // 2 : end // 2] for one in self.mix)),
+            decisions=self.decisions[start:end],
+            soft=self.soft and self.soft.map(lambda one: one[start:end]),
+        )
+
 
 class TrainDataset(Dataset[Batch]):
     """A rank's batches by step: `steps[s]`.

@@ -1,4 +1,4 @@
-"""Train: shards (and decisions) → a model, resumable to the bit, with no teacher in memory.
+"""Trainer: all that one process of a training holds, with no teacher in memory; `stages/train/loop.py` drives it.
 
 Step s sees the s-th batch of the run's stream, its learning rate is a function of s, and the randomness inside the
 model is drawn from (seed, s, rank): so a training is its checkpoint and its step, and nothing else has to be
@@ -10,6 +10,7 @@ Legend: B views of a local batch, K classes.
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,78 +23,31 @@ from torch.nn.parallel import DistributedDataParallel
 from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.receipts import fingerprint
-from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
 from stages.models.flops import TRAINING, forward_flops, peak_flops
 from stages.models.from_views import FromViews
-from stages.models.precision import Precision, chosen_precision, deterministic_algorithms
+from stages.models.precision import Precision, chosen_precision
 from stages.models.student import new_student
 from stages.models.weights import EMA_FILE, MODEL_FILE, to_bytes
 from stages.replay.draws import Draws, Purpose
-from stages.replay.mix import Mix
 from stages.storage.commit import MANIFEST, put_json
+from stages.storage.hours import Hours
 from stages.storage.store import Store
-from stages.train import losses
 from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from stages.train.dataset import Batch, TrainDataset
 from stages.train.metrics import Metrics
-from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
-from stages.train.plan import TAUGHT, Plan, plan_training
-from stages.train.stop_sync import StopSync
-
-Report = Callable[[int, dict[str, Any]], bool]
-"""Told a step and the newest metrics; whether the user wants an end."""
-_SCALE = "scaler/"
-_SCALE_KEYS = ("scale", "_growth_tracker")
-"""In a checkpoint's state, what torch's gradient scaler says of itself, but for its constants."""
-
-
-def train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    """Train to the plan's last step, or until the user wants an end, from the newest checkpoint if there is one.
-
-    Args:
-        run: the run file.
-        rank: of this process among `world`, which torch.distributed already joins.
-        world: number of training processes.
-        device: of this process.
-        report: called on rank 0 before the first step and after each.
-
-    Returns:
-        `steps`, `resumed_from_step`, `loss`. With fewer steps than planned, the newest checkpoint is at the last one.
-
-    Raises:
-        UserError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
-    """
-    precision = chosen_precision(run.train.precision, "student", device.type)
-    run = run.model_copy(update={"train": run.train.model_copy(update={"precision": precision})})
-    with deterministic_algorithms(run.train.deterministic and device.type == "cuda"):
-        return _train(run, rank=rank, world=world, device=device, report=report)
-
-
-def _train(run: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    plan = plan_training(run, world)
-    trainer = Trainer(run, plan, rank=rank, world=world, device=device)
-    step = started = trainer.restore()
-    batches = load(
-        trainer.data,
-        workers=run.train.processes,
-        order=range(started, plan.steps),
-        pin=device.type == "cuda",
-        preload=(TrainDataset.__module__,),
-    )
-    ready = trainer.metrics.timed(on_device(batches, device))
-    ending = StopSync(started, world=world, device=device)
-    ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
-    while step < plan.steps and not ended:
-        trainer.step(next(ready))
-        step += 1
-        ended = ending.agreed(step, rank == 0 and report(step, trainer.metrics.last))
-        if ended or step % trainer.checkpoint_every == 0 or step == plan.steps:
-            trainer.save(step)
-    loss = trainer.metrics.loss()
-    if step == plan.steps:
-        trainer.finish(loss)
-    return {"steps": step, "resumed_from_step": started, "loss": loss}
+from stages.train.objective import loss_terms
+from stages.train.optim import (
+    SCALE_PREFIX,
+    build_optimizer,
+    learning_rate,
+    scale_to_tensors,
+    state_to_tensors,
+    tensors_to_scale,
+    tensors_to_state,
+)
+from stages.train.plan import Plan
+from stages.train.validation import Asked, Validator
 
 
 class Trainer:
@@ -101,6 +55,7 @@ class Trainer:
 
     def __init__(self, run: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
         self.run, self.plan, self.rank, self.world, self.device = run, plan, rank, world, device
+        self._since = time.perf_counter()
         if device.type == "cpu":
             # Not the launcher's number, since bits may depend on it; a core is left to the data.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // world - 1))
@@ -139,6 +94,8 @@ class Trainer:
             tensorboard=run.train.tensorboard,
             views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, run.views.image_size, device)),
         )
+        self.validator = Validator(run, plan, self.store, rank=rank, world=world, device=device)
+        self._hours = Hours(self.store, device.type)
         self._draws = Draws(run.train.seed, Purpose.MODEL)
         self._student = FromViews(self.classifier, self.precision)
         self._forward = self._wrapped()
@@ -159,11 +116,9 @@ class Trainer:
             self.ema.module.load_state_dict(found.ema)
         state = dict(found.state)
         meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
-        self._restore_scale({name: state.pop(name) for name in list(state) if name.startswith(_SCALE)})
+        tensors_to_scale(self.scaler, {name: state.pop(name) for name in list(state) if name.startswith(SCALE_PREFIX)})
         tensors_to_state(self.optimizer, self.classifier.model, state)
         self.metrics.restore(found.step, meters, found.lines)
-        if self.rank == 0:
-            self.metrics.show()
         return found.step
 
     def _newest(self) -> Checkpoint | None:
@@ -189,7 +144,7 @@ class Trainer:
         count = len(batch.classes)
         size = self.run.train.micro_batch or count
         for nth, start in enumerate(range(0, count, size)):
-            part = _slice(batch, start, min(start + size, count))
+            part = batch.slots(start, min(start + size, count))
             self._seed_model(batch.step, nth)
             last = start + size >= count
             with contextlib.nullcontext() if last else self._no_sync():
@@ -213,22 +168,37 @@ class Trainer:
             step=step,
             model=self.classifier.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else {},
-            state=state_to_tensors(self.optimizer, self.classifier.model) | self._scale() | sums,
+            state=state_to_tensors(self.optimizer, self.classifier.model) | scale_to_tensors(self.scaler) | sums,
             lines=self.metrics.lines(),
         )
-        save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints)
-        self.metrics.show()
+        best = self.validator.best_step()
+        save_checkpoint(self.store, checkpoint, self.made_by, self.run.train.keep_checkpoints, best)
 
-    def _scale(self) -> dict[str, Tensor]:
-        """What fp16's gradients are multiplied with, and for how long it was right; nothing in other precisions."""
-        state = self.scaler.state_dict()
-        return {f"{_SCALE}{key}": torch.tensor(state[key], dtype=torch.float64) for key in _SCALE_KEYS if key in state}
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps: those that are validated are among them."""
+        return step % self.checkpoint_every == 0 or step == self.plan.steps or self.validator.due(step)
 
-    def _restore_scale(self, state: dict[str, Tensor]) -> None:
-        if state:
-            found = {key: state[f"{_SCALE}{key}"].item() for key in _SCALE_KEYS}
-            found["_growth_tracker"] = int(found["_growth_tracker"])
-            self.scaler.load_state_dict(self.scaler.state_dict() | found)
+    def validate(self, step: int, asked: Asked) -> bool:
+        """Validate the newest checkpoint where that is due; False if an end was asked for meanwhile."""
+        with self.metrics.paused():
+            return self.validator.validate(step, self.classifier, self.ema, asked)
+
+    def show(self) -> None:
+        """Put the metrics of the newest checkpoint, and of all validations, for people to read."""
+        if self.rank == 0:
+            self.metrics.show([one.line for one in self.validator.done.values()])
+
+    def note_hours(self, step: int) -> None:
+        """Take down what the steps since the last checkpoint took, its validation included."""
+        now = time.perf_counter()
+        if self.rank == 0:
+            self._hours.add(f"step-{step:09d}", now - self._since, self.world)
+        self._since = now
+
+    def news(self, validating: float | None = None) -> dict[str, Any]:
+        """What the progress line says: of the newest line of metrics, and of the newest validation."""
+        share = {} if validating is None else {"validating": validating}
+        return self.metrics.last | self.validator.note() | share
 
     def _refuse_bad_weights(self, step: int) -> None:
         """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
@@ -257,35 +227,8 @@ class Trainer:
         put_json(self.store, MANIFEST, manifest)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        train = self.run.train
         heads: Heads = self._forward(*self._student.given(batch.views, batch.mix))
-        partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
-        targets = losses.soft_targets(
-            batch.classes,
-            partners,
-            batch.mix.lam.repeat_interleave(2),
-            num_classes=heads.classes.shape[1],
-            smoothing=train.label_smoothing,
-        )
-        terms = {"class_loss": losses.class_loss(heads.classes, targets)}
-        logits = heads.classes if heads.distillation is None else heads.distillation
-        second = None
-        if train.distillation in TAUGHT:
-            second = terms["teacher_loss"] = self._teacher_loss(logits, batch)
-            terms["teacher_agreement"] = (logits.argmax(1) == batch.decisions).float().mean()
-        elif train.distillation == "label":
-            second = terms["label_loss"] = losses.class_loss(logits, targets)
-        return {"loss": losses.total(terms["class_loss"], second, alpha=train.alpha)} | terms
-
-    def _teacher_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        tau, reduction, soft = self.run.train.tau, self.run.train.soft_reduction, batch.soft
-        if soft is None:
-            return losses.hard_distillation(logits, batch.decisions)
-        if soft.classes is None or soft.log_sum_exp is None:
-            return losses.soft_distillation(logits, soft.logits, tau=tau, reduction=reduction)
-        return losses.topk_distillation(
-            logits, soft.logits, soft.classes, soft.log_sum_exp, tau=tau, reduction=reduction
-        )
+        return loss_terms(heads, batch, self.run.train)
 
     def _wrapped(self) -> Callable[..., Any]:
         model: nn.Module = self._student
@@ -323,15 +266,3 @@ class Trainer:
 
 def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
-def _slice(batch: Batch, start: int, end: int) -> Batch:
-    """Slots [start, end) of a batch."""
-    return Batch(
-        step=batch.step,
-        views=batch.views[start:end],
-        classes=batch.classes[start:end],
-        mix=Mix(*(one[start // 2 : end // 2] for one in batch.mix)),
-        decisions=batch.decisions[start:end],
-        soft=batch.soft and batch.soft.map(lambda one: one[start:end]),
-    )
