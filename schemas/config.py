@@ -76,19 +76,10 @@ def _cadence(value: Any) -> Any:
     raise ValueError('must be "auto" or a whole number of epochs; 0 = never')
 
 
-def _trackers(value: Any) -> Any:
-    if isinstance(value, tuple) and all(one in TRACKERS for one in value) and len(set(value)) == len(value):
-        return value
-    raise ValueError(f"must be a list of {', '.join(TRACKERS)}, each at most once")
-
-
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-"""What `train.trackers` may name; each is an extra of the package."""
 _MOST_VALIDATIONS = 60
 """Of a training whose `validate_every` is "auto", not counting the one at its end."""
 _PROCESSES = 2
 Cadence = Annotated[int | str, PlainValidator(_cadence)]
-Trackers = Annotated[tuple[str, ...], PlainValidator(_trackers)]
 Workers = Annotated[int | str, PlainValidator(_workers)]
 Switch = Annotated[bool | str, PlainValidator(_switch)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -321,9 +312,6 @@ class TrainConfig(Table):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="write the metrics as TensorBoard's event file as well")
-    trackers: Trackers = Field(
-        (), description="where metrics go as well: tensorboard, wandb, mlflow, trackio; each is an extra to install"
-    )
     validate_every: Cadence = Field(
         AUTO,
         description="epochs between validations on the val split; 0 = never; auto = every epoch of up to 60, 60 times "

@@ -24,7 +24,7 @@ from stages.storage.store import Store
 Say = Callable[[str], None]
 _HEADS = {"class": "class", "distillation": "distillation", "fused": "fused", "fused_softmax": "sum of softmaxes"}
 _NOT_TRAINED = (
-    "workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every", "train.trackers",
+    "workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every",
     "train.validate_every", "train.validate_images",
 )  # fmt: skip
 """Keys that do not change what is trained, or that today's run file decides."""

@@ -92,7 +92,7 @@ def ask(run: RunFile, who: ModelRef, gallery: ImageSet, say: Say) -> ModelPredic
     seats = Resources(count=workers, cpus=1 + run.train.processes if gpu else 1, gpus=int(gpu))
     alone = run.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = run.cluster.model_copy(update={"address": INLINE}) if alone else run.cluster
-    job = Job(begun, partial(Predictor, run, who, gallery, device))
+    job = Job(begun, partial(Predictor, run, who, gallery, device), device=device)
     with Progress(f"evaluate {subject.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, _ = make_missing(job, specs, cluster=cluster, seats=seats, progress=progress)
     write_manifest(begun, receipts, stage="evaluate")

@@ -169,7 +169,7 @@ def _make(run: RunFile, split: Split, begun: StageDir) -> tuple[dict[str, Any], 
     specs = label_specs(done, len(split.rows), passes, run.labels.passes_per_part)
     gpu = run_device(run) == "cuda"
     seats = Resources(count=device_count(run), cpus=1 + run.labels.processes if gpu else 1, gpus=int(gpu))
-    job = Job(begun, partial(Labeller, run, split, run_device(run)), lanes=2 if gpu else 1)
+    job = Job(begun, partial(Labeller, run, split, run_device(run)), lanes=2 if gpu else 1, device=run_device(run))
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
         receipts, new = make_missing(job, specs, cluster=run.cluster, seats=seats, progress=progress, receipts=done)
     return write_manifest(begun, receipts, stage="label-teacher", views=run.labels.views, **_summary(receipts)), new

@@ -6,6 +6,7 @@ from pipeline.execution.failures import Failures
 from pipeline.execution.lease import live_leases
 from pipeline.execution.progress import duration, rate
 from stages.storage.commit import PLAN, RECEIPTS, read_manifest
+from stages.storage.hours import device_hours
 from stages.storage.run_files import METRICS_FILE as METRICS
 from stages.storage.store import Store
 
@@ -17,9 +18,10 @@ def status(workspace: str) -> dict[str, Any]:
     return {
         "workspace": Store(workspace).shown,
         "stages": [
-            {"stage": stage, "name": name} | _state(Store(workspace).at(f"{folder}/{name}"))
+            {"stage": stage, "name": name} | _state(store) | {"device_hours": device_hours(store)}
             for stage, folder in STAGES.items()
             for name in Store(workspace).folders(folder)
+            for store in [Store(workspace).at(f"{folder}/{name}")]
         ],
     }
 
@@ -32,7 +34,8 @@ def about_stage(one: dict[str, Any]) -> str:
     words += [f"{len(one[key])} {key}" for key in ("running", "failed") if one.get(key)]
     words += [f"{one['missing']:,} missing"] if one.get("missing") else []
     pace = f"; {rate(one['per_second'], unit)}, {duration(one['seconds_left'])} left" if "per_second" in one else ""
-    return ", ".join(words) + pace
+    hours = [f"{duration(3600 * spent)} of {device}" for device, spent in one.get("device_hours", {}).items()]
+    return ", ".join(words) + pace + (f"; took {', '.join(hours)}" if hours else "")
 
 
 def _state(store: Store) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pipeline.execution.stage_dir import StageDir
 from schemas.errors import UserError
 from schemas.receipts import PartOutput, Receipt
 from stages.storage.commit import commit
+from stages.storage.hours import Hours
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store
 
@@ -45,11 +47,13 @@ class Job:
         begun: the folder.
         maker: builds what makes the parts, once a process; picklable.
         lanes: parts that a process makes at once, each in a thread of its own, where the maker allows it.
+        device: "cpu" or "cuda", on which they are made.
     """
 
     begun: StageDir
     maker: Callable[[], Maker]
     lanes: int = 1
+    device: str = "cpu"
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Worker:
     proof: str
     folder: str = field(default_factory=os.getcwd)
     _maker: Maker | None = field(default=None, init=False)
+    _hours: Hours | None = field(default=None, init=False)
     _building: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def settle(self) -> UserError | None:
@@ -77,9 +82,13 @@ class Worker:
         try:
             with self._building:
                 maker = self._maker = self._maker or self.job.maker()
+                hours = self._hours = self._hours or Hours(self.job.begun.store, self.job.device)
+            since = time.perf_counter()
             with scratch_folder(STAGING) as staging:
                 made = maker(spec, staging)
-                return commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
+                receipt = commit(self.job.begun.store, spec.name, made, self.job.begun.made_by)
+            hours.add(spec.name, time.perf_counter() - since, lanes=self.job.lanes)
+            return receipt
         except UserError as error:  # IncompleteError among them: a data process or the store was lost
             return error
         except OSError as error:

@@ -38,9 +38,16 @@ class Hours:
         self._lines: list[bytes] = []
         self._lock = threading.Lock()
 
-    def add(self, part: str, seconds: float, devices: int = 1) -> None:
-        """Take down one part: the seconds from its beginning to its commit, and how many devices it kept busy."""
-        said = {"part": part, "seconds": round(seconds, 3), "devices": devices, "device": self._device}
+    def add(self, part: str, seconds: float, devices: int = 1, lanes: int = 1) -> None:
+        """Take down one part.
+
+        Args:
+            part: its name.
+            seconds: from its beginning to its commit.
+            devices: that it kept busy.
+            lanes: parts that shared these at a time.
+        """
+        said = {"part": part, "seconds": round(seconds, 3), "devices": devices, "lanes": lanes, "device": self._device}
         with self._lock, contextlib.suppress(UserError, OSError):
             if len(self._lines) >= _LINES_A_FILE:
                 self._lines, self._file = [], self._file + 1
@@ -63,14 +70,14 @@ def read_hours(stage: Store) -> list[dict[str, Any]]:
             for line in store.read(name).splitlines():
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
-    return [one for one in found if isinstance(one, dict) and one.keys() >= {"seconds", "devices", "device"}]
+    return [one for one in found if isinstance(one, dict) and one.keys() >= {"seconds", "devices", "lanes", "device"}]
 
 
 def device_hours(stage: Store) -> dict[str, float]:
     """Hours of devices that the parts of a stage's folder took, by the device's name."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for one in read_hours(stage):
-        seconds[str(one["device"])] += float(one["seconds"]) * int(one["devices"])
+        seconds[str(one["device"])] += float(one["seconds"]) * int(one["devices"]) / int(one["lanes"])
     return {device: round(total / 3600, 6) for device, total in sorted(seconds.items())}
 
 

@@ -48,15 +48,19 @@ def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: in
     if checkpoint.lines is not None:
         files[_lines_path(part)] = checkpoint.lines
     commit(store, part, PartOutput(files=files, rows=checkpoint.step, facts={}), made_by)
+    drop_checkpoints(store, keep, best)
+
+
+def drop_checkpoints(store: Store, keep: int, best: int | None) -> None:
+    """Let go of all checkpoints but the newest `keep` and that of step `best`; there has to be one."""
     kept = [receipt.part for receipt in _receipts(store, lambda line: None)[-keep:]]
     too = None if best is None else _name(best)
     for part in _parts(store):
         if part not in kept and part != too:
             store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
     for part in store.folders(FOLDER):
-        if (
-            part < kept[0] and part != too
-        ):  # also what a killed process had begun to write; newer ones may be another's at work
+        # also what a killed process had begun to write; newer ones may be another's at work
+        if part < kept[0] and part != too:
             with contextlib.suppress(OSError):  # so may this one; what is left of it goes with a later save
                 store.delete_folder(f"{FOLDER}/{part}")
 
@@ -102,8 +106,10 @@ def newest_lines(store: Store) -> bytes | None:
 
 
 def stored_weights(store: Store, step: int) -> dict[str, tuple[str, str]]:
-    """The tensor files "model" and "ema" of a checkpoint: path below the run's folder and sha256; raises FileNotFoundError
-    where there is no such checkpoint.
+    """The tensor files "model" and "ema" of a checkpoint: path below the run's folder and sha256 of each.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
     """
     receipt = read_receipt(store, _name(step))
     files = {name: receipt.file(f"/{name}.safetensors") for name in ("model", "ema")}

@@ -96,7 +96,7 @@ def _enough_views(run: RunFile, split: Split, labels: LabelSet, steps: int) -> N
 
 _NO_MATTER = {
     "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
-    "follow", "deterministic", "trackers", "validate_every", "validate_images",
+    "follow", "deterministic", "validate_every", "validate_images",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 

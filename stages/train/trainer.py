@@ -33,7 +33,7 @@ from stages.replay.draws import Draws, Purpose
 from stages.storage.commit import MANIFEST, put_json
 from stages.storage.hours import Hours
 from stages.storage.store import Store
-from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.train.checkpoint import Checkpoint, drop_checkpoints, newest_checkpoint, save_checkpoint
 from stages.train.dataset import Batch, TrainDataset
 from stages.train.metrics import Metrics
 from stages.train.objective import loss_terms
@@ -181,7 +181,10 @@ class Trainer:
     def validate(self, step: int, asked: Asked) -> bool:
         """Validate the newest checkpoint where that is due; False if an end was asked for meanwhile."""
         with self.metrics.paused():
-            return self.validator.validate(step, self.classifier, self.ema, asked)
+            whole = self.validator.validate(step, self.classifier, self.ema, asked)
+        if self.rank == 0 and whole and self.validator.due(step):
+            drop_checkpoints(self.store, self.run.train.keep_checkpoints, self.validator.best_step())
+        return whole
 
     def show(self) -> None:
         """Put the metrics of the newest checkpoint, and of all validations, for people to read."""

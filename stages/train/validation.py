@@ -221,7 +221,6 @@ class Validator:
         rounds = -(-len(walk.batches) // self._world)
         for nth in range(rounds):
             if ending.agreed(nth, self._rank == 0 and asked(nth / rounds)):
-                crops.close()
                 return None
             for batch in islice(crops, 1):  # none, where the last batches are fewer than ranks
                 hits += torch.tensor([_hits(model, batch, heads) for model in models.values()])

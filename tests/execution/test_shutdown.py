@@ -21,7 +21,7 @@ from pipeline.execution import ray_train
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from schemas.errors import IncompleteError, UserError
 from stages.storage.store import Store
-from stages.train import trainer
+from stages.train import loop, trainer
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.stop_sync import StopSync
 from stages.train.trainer import Trainer
