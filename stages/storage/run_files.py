@@ -23,6 +23,8 @@ MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
 WEIGHTS_FILES = {"model": MODEL_FILE, "ema": EMA_FILE}
 """By `evaluate.weights`; "best" is in a checkpoint."""
 RUN_FILE = "run.toml"
+_CHECKPOINTS = "checkpoints/"
+_OTHER_WEIGHTS = 'set evaluate.weights = "model"'
 _FIX = "rerun `deit-pipeline train` with that run's run file, which makes it again"
 
 
@@ -67,7 +69,7 @@ class FinishedRun:
         if found.sha256 != best.sha256:
             raise UserError(
                 f"{self.store.display_path(best.file)}: is not the file that was validated after step {best.step}; "
-                f"delete {self.store.display_path(validation_path(best.step))}, and {_FIX}"
+                f"delete {self.store.display_path(validation_path(best.step))}, or {_OTHER_WEIGHTS}"
             )
         return found
 
@@ -77,6 +79,10 @@ class FinishedRun:
         Raises:
             UserError: if the run has no such file, or it is missing or damaged.
         """
+        if path.startswith(_CHECKPOINTS):
+            return read_checked(
+                self.store, self.file(path), proof="checkpoint's receipt", fix=f"restore it, or {_OTHER_WEIGHTS}"
+            )
         return read_checked(self.store, self.file(path), proof="run's manifest", fix=_FIX)
 
     def broken(self) -> list[str]:
@@ -106,7 +112,7 @@ class FinishedRun:
         return stored
 
     def _in_checkpoint(self, path: str) -> StoredFile | None:
-        if not path.startswith("checkpoints/"):
+        if not path.startswith(_CHECKPOINTS):
             return None
         try:
             receipt = read_receipt(self.store, path.split("/")[1])

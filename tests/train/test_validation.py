@@ -92,6 +92,16 @@ def test_the_best_checkpoint_is_kept_and_is_what_best_weights_are(copied, tmp_pa
     assert (tmp_path / "out/model.safetensors").exists()
 
 
+def test_best_weights_that_are_not_those_that_were_validated_are_refused(copied, refused):
+    run = copied(EVERY, {"train": {"max_steps": 3}, "evaluate": {"weights": "best"}})
+    stages.train(run, silent)
+    path = Path(run.workspace, "runs/seen/validations/step-000000003.json")
+    told = json.loads(path.read_text())
+    told["weights"] = {kind: [file, "0" * 64] for kind, (file, _) in told["weights"].items()}
+    path.write_text(json.dumps(told))
+    assert "is not the file that was validated after step 3; delete " in refused(stages.evaluate, run, silent)
+
+
 def test_best_weights_without_a_validation_are_refused_in_one_line(copied, refused, tmp_path):
     run = copied({"evaluate": {"weights": "best"}})
     assert "has no validation; train with a val split" in refused(stages.evaluate, run, silent)
