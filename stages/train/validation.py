@@ -27,6 +27,7 @@ from stages.data.center_crop import Crops, batches_of, crops_of
 from stages.data.image_set import ImageSet, open_image_set
 from stages.evaluate.evaluated_model import EvaluatedModel
 from stages.evaluate.predictions import Predictions, count_hits, predict
+from stages.evaluate.reports import HEADS
 from stages.models.classifier import Classifier
 from stages.storage.store import Store
 from stages.storage.validations import (
@@ -148,7 +149,7 @@ class Validator:
                 step=step,
                 epoch=(step - 1) // self._plan.steps_per_epoch,
                 measured_on=self._measured_on(),
-                head="fused" if "fused" in self._heads(classifier) else "class",
+                head="fused" if "fused" in self._heads(classifier) else self._heads(classifier)[0],
                 weights=self._weights(step),
                 figures=figures,
             )
@@ -170,8 +171,15 @@ class Validator:
 
     def _heads(self, classifier: Classifier) -> tuple[str, ...]:
         """The heads that are trained."""
-        both = classifier.distilled and self._config.train.distillation != "none"
-        return ("class", "distillation", "fused", "fused_softmax") if both else ("class",)
+        untrained = self._untrained(classifier)
+        if not classifier.distilled:
+            return ("class",)
+        if untrained:
+            return ("distillation",) if "class" in untrained else ("class",)
+        return HEADS
+
+    def _untrained(self, classifier: Classifier) -> tuple[str, ...]:
+        return self._config.train.untrained_heads if classifier.distilled else ()
 
     def _copy(self, classifier: Classifier, ema: ModelEmaV3 | None) -> EvaluatedModel:
         """A copy of the network, with its own weights or their moving average."""
@@ -183,9 +191,10 @@ class Validator:
             run=self._config.train.name,
             model=self._config.student.model,
             extra=self._config.student.extra,
-            image_size=self._config.views.image_size,
+            image_size=self._config.image_size,
             weights_sha256=None,
             network=network.eval().requires_grad_(False),
+            untrained=self._untrained(classifier),
             device=self._device,
         )
 
@@ -211,7 +220,7 @@ class Validator:
             "split": self._images.content if self._images else None,
             "images": self._pass(self._stride(), full=False).images,
             "crop_pct": self._config.evaluate.crop_pct,
-            "image_size": self._config.views.image_size,
+            "image_size": self._config.image_size,
         }
 
     def _walk(self, walk: _Pass, models: dict[str, EvaluatedModel], asked: Asked) -> dict[str, float | int] | None:
@@ -243,7 +252,7 @@ class Validator:
         return crops_of(
             self._images,
             walk.batches[self._rank :: self._world],
-            image_size=self._config.views.image_size,
+            image_size=self._config.image_size,
             crop_pct=self._config.evaluate.crop_pct,
             threads=self._config.train.processes,
         )
@@ -251,7 +260,7 @@ class Validator:
 
 def _hits(model: EvaluatedModel, batch: Crops, heads: tuple[str, ...]) -> list[tuple[int, int]]:
     """How many images of a batch each head names right, at rank 1 and among five."""
-    found = Predictions.of(predict(model.heads, [batch]))
+    found = Predictions.of(predict(model.heads, [batch], model.untrained))
     _, hits = count_hits(found, [{int(own)} for own in found.classes])
     return [hits[head] for head in heads]
 

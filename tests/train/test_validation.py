@@ -44,6 +44,16 @@ def test_a_validated_training_has_the_bits_of_one_that_is_not_and_the_figures_of
                 assert validated(run.workspace)[-1][f"{prefix}{head}_{figure}"] == found[head][figure]
 
 
+@pytest.mark.parametrize(("alpha", "head", "other"), [(0.0, "class", "distillation"), (1.0, "distillation", "class")])
+def test_a_head_that_was_never_trained_is_not_validated(copied, alpha, head, other):
+    run = copied(EVERY, {"train": {"max_steps": 3, "alpha": alpha}})
+    stages.train(run, silent)
+    (found,) = read_validations(Store(f"{run.workspace}/runs/seen"))
+    evaluated = stages.evaluate(run, silent)
+    assert found.head == head and found.figures[f"val_{head}_top1"] == evaluated[head]["top1"]
+    assert evaluated[other] is None and not any(other in name or "fused" in name for name in found.figures)
+
+
 def test_validating_leaves_generator_modes_buffers_and_switches_as_they_were(copied):
     run = copied(EVERY, {"student": {"model": "test_resnet", "extra": {}, "drop_path": 0.0}})
     trainer = Trainer(run, plan_training(run, 1), rank=0, world=1, device=torch.device("cpu"))
