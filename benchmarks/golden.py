@@ -87,7 +87,7 @@ COMMANDS: list[tuple[str, list[str]]] = [
 ]
 """Each command and its `--set`s; the teacher is a run of this workspace, trained here first."""
 
-NOT_COMPARED = ("runs/*/metrics.jsonl", "shards/listed.json")
+NOT_COMPARED = ("runs/*/metrics.jsonl", "shards/listed.json", "hours/*/*/*.jsonl")
 """Files that hold what the clock said (a checkpoint has the same lines without it), and absolute paths."""
 
 

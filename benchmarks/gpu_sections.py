@@ -36,8 +36,9 @@ from stages.data.split import Split
 from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.stability import stability
+from stages.train.loop import train
 from stages.train.plan import plan_training
-from stages.train.trainer import Trainer, train
+from stages.train.trainer import Trainer
 
 # ---- (a) ceilings -------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from stages.storage.store import Store
 from stages.train.checkpoint import FOLDER
-from stages.train.trainer import train
+from stages.train.loop import train
 
 REPEATS = 3
 STUDENT = {"depth": 4, "embed_dim": 96, "num_heads": 3}

@@ -87,7 +87,16 @@ def _switch(value: Any) -> Any:
     raise ValueError('must be "auto", true or false')
 
 
+def _cadence(value: Any) -> Any:
+    if value == AUTO or (type(value) is int and 0 <= value <= 100_000):
+        return value
+    raise ValueError('must be "auto" or a whole number of epochs; 0 = never')
+
+
+_MOST_VALIDATIONS = 60
+"""Of a training whose `validate_every` is "auto", not counting the one at its end."""
 _PROCESSES = 2
+Cadence = Annotated[int | str, PlainValidator(_cadence)]
 Workers = Annotated[int | str, PlainValidator(_workers)]
 Switch = Annotated[bool | str, PlainValidator(_switch)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -329,6 +338,14 @@ class TrainConfig(Table):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="write the metrics as TensorBoard's event file as well")
+    validate_every: Cadence = Field(
+        AUTO,
+        description="epochs between validations on the val split; 0 = never; auto = every epoch of up to 60, 60 times "
+        "in longer trainings; the last step is validated too",
+    )
+    validate_images: int = Field(
+        5000, ge=0, description="images of a validation, spread evenly; the last one takes the whole split too; 0 = all"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights, order of the stream, stochastic depth")
 
     @model_validator(mode="after")
@@ -351,6 +368,12 @@ class TrainConfig(Table):
         """`workers` as a number; 2 where no command has replaced "auto" by what suits its devices."""
         return _PROCESSES if self.workers == AUTO else int(self.workers)
 
+    @property
+    def epochs_between_validations(self) -> int:
+        """`validate_every` as a number; 0 = never."""
+        every = self.validate_every
+        return math.ceil(self.epochs / _MOST_VALIDATIONS) if every == AUTO else int(every)
+
 
 class CacheConfig(Table):
     """Local copies: of shards, where these are across a network, and of decoded pixels, where these are wanted."""
@@ -370,7 +393,10 @@ class EvaluateConfig(Table):
     crop_pct: float = Field(0.875, gt=0, le=1, description="the centre crop's share of the resized short side")
     image_size: int = Field(0, ge=0, description="side of the crop; 0 = the run's own, or a model's usual one")
     batch_size: int = Field(256, ge=1, description="images in one forward pass")
-    weights: Literal["model", "ema"] = Field("model", description="the trained weights, or their moving average")
+    weights: Literal["model", "ema", "best"] = Field(
+        "model",
+        description="the trained weights, their moving average, or of all validated the ones with the highest top-1",
+    )
     model: Names = Field(
         "", description='any timm classifier, or a list of them, in place of the run; "" = the run of train.name'
     )

@@ -23,7 +23,7 @@ from stages.data.image_set import open_image_set
 from stages.evaluate.reports import USUAL_CROP, best_head, carried_by_run, outdated, report_file
 from stages.plotting.charts import Series, chart, markdown
 from stages.storage.manifest import read_manifest
-from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, stored_run
+from stages.storage.run_files import FinishedRun, open_run, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -32,7 +32,10 @@ _OF_EVALUATION = (
     "weights", "model_sha256", "untrained_heads", "image_size", "crop_pct", "precision", "images", "labels", "split",
 )  # fmt: skip
 """What a row says of the evaluation that its figures are from."""
-_NOT_TRAINED = ("workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every")
+_NOT_TRAINED = (
+    "workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every",
+    "train.validate_every", "train.validate_images",
+)  # fmt: skip
 """Keys that do not change what is trained, or that today's run file decides."""
 
 
@@ -122,7 +125,7 @@ def _evaluation(stored: RunFile, finished: FinishedRun, images: _Images) -> tupl
     name, settings, store = finished.name, stored.evaluate, finished.store
     again = f"run `deit-pipeline evaluate --set train.name={name}` with the same run file and --set"
     file = report_file("evaluation", settings, images.title, finished.trained_with().evaluate.crop_pct)
-    weights = finished.file(WEIGHTS_FILES[settings.weights]).sha256
+    weights = finished.weights(settings.weights).sha256
     if not store.exists(file):
         raise UserError(f"{store}: is not evaluated; {again} first, which makes {file}")
     found = read_json(store.read(file), store.display_path(file))

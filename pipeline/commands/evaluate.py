@@ -90,7 +90,7 @@ def predict_images(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say
     resources = Resources(count=workers, cpus=1 + config.train.processes if gpu else 1, gpus=int(gpu))
     alone = config.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray
     cluster = config.cluster.model_copy(update={"address": INLINE}) if alone else config.cluster
-    job = Job(stage_dir, partial(Predictor, config, ref, image_set, device))
+    job = Job(stage_dir, partial(Predictor, config, ref, image_set, device), device=device)
     with Progress(f"evaluate {evaluated.name}", total=len(specs), unit="parts", rate_unit="images") as progress:
         receipts, _ = make_missing(job, specs, cluster=cluster, resources=resources, progress=progress)
     write_manifest(stage_dir, PredictionsManifest, receipts, stage="evaluate")

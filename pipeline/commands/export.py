@@ -20,7 +20,7 @@ from stages.models.export import TimmNetwork, exported, file_names, refuse_missi
 from stages.models.export_folder import CARD_FILE, refuse_foreign, write_export
 from stages.models.student import trained_student
 from stages.storage.manifest import read_manifest
-from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, refuse_other_classes
+from stages.storage.run_files import FinishedRun, open_run, refuse_other_classes
 from stages.storage.store import Store
 from stages.train.plan import TAUGHT
 
@@ -53,7 +53,7 @@ def export(config: RunFile, format_: str, out: str, say: Say, force: bool = Fals
     finished = open_run(config.workspace, config.train.name)
     split = Split.open(config.workspace, "train", config.cache)
     refuse_other_classes(finished, split.classes)
-    trained, file = finished.config(config), WEIGHTS_FILES[config.evaluate.weights]
+    trained, file = finished.config(config), finished.weights(config.evaluate.weights).path
     model = trained_student(trained, split, file)
     handed_on = supported_network(model, trained, split.classes)
     untrained = _untrained(trained, model)
@@ -93,7 +93,7 @@ def _untrained(config: RunFile, model: Classifier) -> str:
 def _card(
     config: RunFile, finished: FinishedRun, split: Split, handed_on: TimmNetwork, untrained: str
 ) -> Iterator[str]:
-    file = WEIGHTS_FILES[config.evaluate.weights]
+    file = finished.weights(config.evaluate.weights).path
     parameters = sum(parameter.numel() for parameter in handed_on.network.parameters())
     taught = "from the stored decisions of a teacher" if config.train.distillation in TAUGHT else "without a teacher"
     yield from (
@@ -152,7 +152,7 @@ def _results(config: RunFile, finished: FinishedRun) -> Iterator[str]:
     )
     config, store = config.model_copy(update={"evaluate": figures}), finished.store
     file = report_file("evaluation", figures, "val", finished.trained_with().evaluate.crop_pct)
-    sha256 = finished.file(WEIGHTS_FILES[figures.weights]).sha256
+    sha256 = finished.weights(figures.weights).sha256
     wanted = carried_by_run(config, finished.manifest.steps, sha256) | {"images": "val", "labels": "source"}
     val = read_manifest(Store(config.workspace).child("shards/val"), ShardManifest)
     wanted |= {"split": val.content} if val else {}

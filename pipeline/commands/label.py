@@ -179,9 +179,10 @@ def _make(config: RunFile, split: Split, stage_dir: StageDir) -> tuple[CompleteS
     passes = config.labels.views // config.views.repeats
     done = {name: one for name, one in valid_receipts(stage_dir.store).items() if one.made_by == stage_dir.made_by}
     specs = label_specs(done, len(split.rows), passes, config.labels.passes_per_part)
-    gpu = run_device(config) == "cuda"
+    device = run_device(config)
+    gpu = device == "cuda"
     resources = Resources(count=device_count(config), cpus=1 + config.labels.processes if gpu else 1, gpus=int(gpu))
-    job = Job(stage_dir, partial(Labeller, config, split, run_device(config)), lanes=2 if gpu else 1)
+    job = Job(stage_dir, partial(Labeller, config, split, device), lanes=2 if gpu else 1, device=device)
     with Progress("label-teacher", total=len(specs), unit="parts", rate_unit="views") as progress:
         receipts, new = make_missing(
             job, specs, cluster=config.cluster, resources=resources, progress=progress, receipts=done

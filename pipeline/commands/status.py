@@ -10,6 +10,7 @@ from schemas.lease import LeaseRecord
 from schemas.manifests import MANIFESTS, Manifest, TrainManifest
 from schemas.plan import Plan
 from stages.storage.commit import read_plan, receipt_names
+from stages.storage.hours import device_hours
 from stages.storage.manifest import read_manifest
 from stages.storage.run_files import METRICS_FILE as METRICS
 from stages.storage.store import Store
@@ -22,9 +23,10 @@ def status(workspace: str) -> dict[str, Any]:
     return {
         "workspace": Store(workspace).display_uri,
         "stages": [
-            {"stage": stage, "name": name} | _state(Store(workspace).child(f"{folder}/{name}"), stage)
+            {"stage": stage, "name": name} | _state(store, stage) | {"device_hours": device_hours(store)}
             for stage, folder in STAGES.items()
             for name in Store(workspace).folders(folder)
+            for store in [Store(workspace).child(f"{folder}/{name}")]
         ],
     }
 
@@ -39,7 +41,8 @@ def about_stage(one: dict[str, Any]) -> str:
     words += [f"{len(one[key])} {key}" for key in ("running", "failed") if one.get(key)]
     words += [f"{one['missing']:,} missing"] if one.get("missing") else []
     pace = f"; {rate(one['per_second'], unit)}, {duration(one['seconds_left'])} left" if "per_second" in one else ""
-    return ", ".join(words) + pace
+    hours = [f"{duration(3600 * spent)} of {device}" for device, spent in one.get("device_hours", {}).items()]
+    return ", ".join(words) + pace + (f"; took {', '.join(hours)}" if hours else "")
 
 
 def _state(store: Store, stage: str) -> dict[str, Any]:

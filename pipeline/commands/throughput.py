@@ -29,7 +29,7 @@ from stages.evaluate.throughput import throughput as measure
 from stages.models.precision import chosen_precision
 from stages.plotting.charts import Series, chart, markdown
 from stages.storage.manifest import read_manifest
-from stages.storage.run_files import RUN_FILE, WEIGHTS_FILES, open_run, run_store, stored_run
+from stages.storage.run_files import RUN_FILE, open_run, run_store, stored_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -115,7 +115,7 @@ def _other_weights(config: RunFile, path: str, found: dict[str, Any]) -> str:
         return "it is in another run's folder"
     try:
         finished = open_run(config.workspace, found["run"])
-        sha256 = finished.file(WEIGHTS_FILES[found["weights"]]).sha256
+        sha256 = finished.weights(found["weights"]).sha256
         wanted = carried_by_run(finished.config(config), finished.manifest.steps, sha256)
     except UserError as error:
         return str(error)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.execution.devices import compiled, device_count, device_line, settled
+from pipeline.execution.devices import changed, compiled, device_count, device_line, settled
 from pipeline.execution.ray_train import launch_training
 from pipeline.execution.stage_dir import StageDir, open_stage
-from schemas.config import RunFile
+from schemas.config import AUTO, RunFile
 from schemas.errors import UserError
 from schemas.manifests import TrainManifest
 from schemas.receipts import require_unchanged
@@ -17,6 +17,7 @@ from stages.storage.store import Store
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.metrics import show
 from stages.train.plan import plan_training
+from stages.train.validation import validation_images
 
 Say = Callable[[str], None]
 
@@ -28,7 +29,7 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
         UserError: if shards or labels are missing or too few, or the loss is not finite.
         MismatchError: if the run there was trained from something else.
     """
-    run = settled(config)
+    run = _validating(settled(config), say)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
     student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
@@ -73,6 +74,24 @@ def _finished(config: RunFile, stage_dir: StageDir, steps: int, say: Say) -> Tra
         say(f"warning: {error}; it is written again")
         store_run_file(stage_dir.store, config)
     return found.manifest
+
+
+def _validating(run: RunFile, say: Say) -> RunFile:
+    """The run file with a number in place of validate_every = "auto": 0 where there is no val split to validate on.
+
+    Raises:
+        UserError: if the run file asks for validations, and there is none.
+    """
+    every = run.train.epochs_between_validations
+    if every:
+        try:
+            validation_images(run)
+        except UserError as error:
+            if run.train.validate_every != AUTO:
+                raise
+            say(f"no validation during training: {error}")
+            every = 0
+    return changed(run, {"train": {"validate_every": every}})
 
 
 def _devices(config: RunFile) -> str:

@@ -29,15 +29,15 @@ from schemas.errors import IncompleteError, UserError, last_line
 from stages.data.servers import keep_sockets_in
 from stages.storage.locks import scratch_folder
 from stages.storage.run_files import store_run_file
+from stages.train.loop import train
 from stages.train.plan import Plan
-from stages.train.trainer import train
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 
 
 def launch_training(config: RunFile, plan: Plan, stage_dir: StageDir, started: int) -> dict[str, Any]:
-    """Train on all devices to the plan's last step; see `stages.train.trainer.train` for what comes back.
+    """Train on all devices to the plan's last step; see `stages.train.loop.train` for what comes back.
 
     Raises:
         UserError: as the training raised it.
@@ -85,7 +85,9 @@ def _note(metrics: dict[str, Any]) -> str:
         f", {metrics['views_per_second']:,.0f} views/s" if "views_per_second" in metrics else ""
     )  # none, just resumed
     used = f", MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
-    return f"loss {metrics['loss']:.3f}{rate}{used}"
+    right = f", val top-1 {metrics['val_top1']:.1%} at step {metrics['val_step']:,}" if "val_top1" in metrics else ""
+    now = f", validating {metrics['validating']:.0%}" if "validating" in metrics else ""
+    return f"loss {metrics['loss']:.3f}{rate}{used}{right}{now}"
 
 
 def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from schemas.errors import UserError
 from schemas.receipts import PartOutput, Receipt
 from stages.data.servers import keep_sockets_in
 from stages.storage.commit import commit
+from stages.storage.hours import Hours
 from stages.storage.locks import scratch_folder
 from stages.storage.store import Store
 
@@ -46,11 +48,13 @@ class Job:
         stage_dir: the folder.
         maker: builds what makes the parts, once a process; picklable.
         lanes: parts that a process makes at once, each in a thread of its own, where the maker allows it.
+        device: "cpu" or "cuda", on which they are made.
     """
 
     stage_dir: StageDir
     maker: Callable[[], Maker]
     lanes: int = 1
+    device: str = "cpu"
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Worker:
     folder: str = field(default_factory=os.getcwd)
     sockets: str = ""
     _maker: Maker | None = field(default=None, init=False)
+    _hours: Hours | None = field(default=None, init=False)
     _building: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def check_storage(self) -> UserError | None:
@@ -82,9 +87,13 @@ class Worker:
         try:
             with self._building:
                 maker = self._maker = self._maker or self.job.maker()
+                hours = self._hours = self._hours or Hours(self.job.stage_dir.store, self.job.device)
+            since = time.perf_counter()
             with scratch_folder(STAGING) as staging:
                 made = maker(spec, staging)
-                return commit(self.job.stage_dir.store, spec.name, made, self.job.stage_dir.made_by)
+                receipt = commit(self.job.stage_dir.store, spec.name, made, self.job.stage_dir.made_by)
+            hours.add(spec.name, time.perf_counter() - since, lanes=self.job.lanes)
+            return receipt
         except UserError as error:  # IncompleteError among them: a data process or the store was lost
             return error
         except OSError as error:

@@ -49,14 +49,35 @@ def centre_crops(
     Raises:
         UserError: if an image cannot be read.
     """
+    return crops_of(
+        image_set,
+        [(block, rows) for rows in batches_of(image_set.rows[block], batch)],
+        image_size=image_size,
+        crop_pct=crop_pct,
+        threads=threads,
+    )
+
+
+def batches_of(count: int, batch: int, every: int = 1) -> list[range]:
+    """Rows of a block in batches: all of its `count`, or every so many-th; the last batch may be smaller."""
+    rows = range(0, count, every)
+    return [rows[start : start + batch] for start in range(0, len(rows), batch)]
+
+
+def crops_of(
+    image_set: ImageSet, batches: Sequence[tuple[int, range]], *, image_size: int, crop_pct: float, threads: int
+) -> Iterator[Crops]:
+    """Centre crops of batches of images, each given as its block and rows; see `centre_crops`.
+
+    Raises:
+        UserError: if an image cannot be read.
+    """
     transform = create_transform(
         image_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct, use_prefetcher=True
     )
-    count = image_set.rows[block]
-    ranges = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         before: list[tuple[EncodedImage, Future[np.ndarray]]] = []
-        for rows in ranges:
+        for block, rows in batches:
             now = [(one, pool.submit(_crop, transform, one)) for one in image_set.read(block, rows)]
             if before:
                 yield _stacked(before)

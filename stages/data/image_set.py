@@ -104,7 +104,7 @@ class SourceImageSet:
 
     def read(self, block: int, rows: range) -> Iterator[EncodedImage]:
         """Images of a block; raises UserError if one cannot be read."""
-        images = self.listing.images.slice(block * _BLOCK + rows.start, len(rows))
+        images = self.listing.images.take([block * _BLOCK + row for row in rows])
         for found in self._reader.read(images):
             if found.fault:
                 raise UserError(f"evaluate.source: {found.name} cannot be read ({found.fault}); mend or remove it")

@@ -25,7 +25,7 @@ from stages.models.student import trained_student
 from stages.models.teacher import Teacher
 from stages.models.weights import find_weights, pretrained_weights, weights_digest
 from stages.replay.mix import normalise
-from stages.storage.run_files import WEIGHTS_FILES, FinishedRun, open_run, refuse_other_classes
+from stages.storage.run_files import FinishedRun, open_run, refuse_other_classes
 
 
 class ModelRef(NamedTuple):
@@ -140,9 +140,9 @@ def open_evaluated_model(config: RunFile, ref: ModelRef, image_set: ImageSet, de
 
 def _run(config: RunFile, finished: FinishedRun, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
     refuse_other_classes(finished, image_set.classes)
-    stored, file = finished.config(config), WEIGHTS_FILES[config.evaluate.weights]
+    stored, weights = finished.config(config), finished.weights(config.evaluate.weights)
     size = config.evaluate.image_size or stored.image_size
-    network = trained_student(stored, image_set, file, size)
+    network = trained_student(stored, image_set, weights.path, size)
     return EvaluatedModel(
         name=finished.name,
         run=finished.name,
@@ -151,7 +151,7 @@ def _run(config: RunFile, finished: FinishedRun, image_set: ImageSet, device: to
         extra=stored.student.extra,
         image_size=size,
         usual_crop=finished.trained_with().evaluate.crop_pct,
-        weights_sha256=finished.file(file).sha256,
+        weights_sha256=weights.sha256,
         network=network.eval().requires_grad_(False).to(device),
         untrained=stored.train.untrained_heads if network.distilled else (),
         why_untrained=stored.train.distillation,

@@ -160,14 +160,29 @@ def score(found: Predictions, truth: Sequence[Collection[int]]) -> dict[str, Any
     Raises:
         UserError: if no image is scored.
     """
-    scored = np.array([bool(classes) for classes in truth], bool)
-    if not scored.any():
+    scored, hits = count_hits(found, truth)
+    if not scored:
         raise UserError("evaluate: there are no images with labels")
-    result: dict[str, Any] = {"samples": int(scored.sum())}
+    result: dict[str, Any] = {"samples": scored}
     for head in HEADS:
         result[head] = None
-        if head in found.top:
-            hits = [[one in classes for one in ranks] for ranks, classes in zip(found.top[head], truth, strict=True)]
-            right = np.array(hits, bool)[scored]
-            result[head] = {"top1": float(right[:, 0].mean()), "top5": float(right.any(1).mean())}
+        if head in hits:
+            top1, top5 = hits[head]
+            result[head] = {"top1": top1 / scored, "top5": top5 / scored}
     return result
+
+
+def count_hits(found: Predictions, truth: Sequence[Collection[int]]) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Number of images that are scored, and by head how many are right at rank 1 and among the ranks kept.
+
+    Args:
+        found: a model's answers.
+        truth: an image's true classes, of which any is right; an image without one is not scored.
+    """
+    scored = np.array([bool(classes) for classes in truth], bool)
+    counts = {}
+    for head in found.top:
+        hits = [[one in classes for one in ranks] for ranks, classes in zip(found.top[head], truth, strict=True)]
+        right = np.array(hits, bool).reshape(len(hits), -1)[scored]
+        counts[head] = int(right[:, 0].sum()), int(right.any(1).sum())
+    return int(scored.sum()), counts

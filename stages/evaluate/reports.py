@@ -36,8 +36,8 @@ def report_file(kind: str, settings: EvaluateConfig, title: str, usual_crop: flo
     crop = f"crop{repr(settings.crop_pct).removesuffix('.0')}"
     size = f"{settings.image_size}px-{crop}" if settings.image_size else crop * (settings.crop_pct != usual_crop)
     real = "real" if settings.labels == "imagenet-real" else ""
-    ema = "ema" if settings.weights == "ema" and not settings.model else ""
-    return "-".join(filter(None, [kind, title if settings.source else "", real, size, ema, *more])) + ".json"
+    weights = settings.weights if settings.weights != "model" and not settings.model else ""
+    return "-".join(filter(None, [kind, title if settings.source else "", real, size, weights, *more])) + ".json"
 
 
 def report_dir(run: str | None, name: str, identity: Mapping[str, Any]) -> str:

@@ -102,6 +102,6 @@ def _local_file(checkpoint: str, workspace: str, key: str, file: str) -> Iterato
         )
     data = run.read(file)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, file)
+        path = Path(folder, Path(file).name)
         path.write_bytes(data)
         yield path

@@ -12,16 +12,19 @@ from schemas.receipts import StoredFile, differences
 from schemas.run_file import parse_run
 from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_text
-from stages.storage.commit import read_checked
+from stages.storage.commit import read_checked, read_receipt
 from stages.storage.manifest import read_manifest
 from stages.storage.store import Store
+from stages.storage.validations import best_weights, validation_path
 
 METRICS_FILE = "metrics.jsonl"
 MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
 """What a run leaves: its model, and the moving average of that."""
 WEIGHTS_FILES = {"model": MODEL_FILE, "ema": EMA_FILE}
-"""By `evaluate.weights`."""
+"""By `evaluate.weights`; "best" is in a checkpoint."""
 RUN_FILE = "run.toml"
+_CHECKPOINTS = "checkpoints/"
+_OTHER_WEIGHTS = 'set evaluate.weights = "model"'
 _FIX = "rerun `deit-pipeline train` with that run's run file, which makes it again"
 
 
@@ -42,15 +45,32 @@ class FinishedRun:
     workspace: str
 
     def file(self, path: str) -> StoredFile:
-        """The manifest's entry of a weights file, such as `model.safetensors`.
+        """The manifest's entry of a weights file such as `model.safetensors`, or the receipt's of one of a checkpoint.
 
         Raises:
             UserError: if the run has no such file.
         """
-        found = self.manifest.file(path)
+        found = self.manifest.file(path) or self._in_checkpoint(path)
         if found is None:
             there = ", ".join(file.path for file in self.manifest.files)
             raise UserError(f"{self.store}: has no {path}; it has {there} (train.ema_decay keeps a moving average)")
+        return found
+
+    def weights(self, kind: str) -> StoredFile:
+        """The weights file that `evaluate.weights` names.
+
+        Raises:
+            UserError: if the run has no such file, or was not validated where it names the best weights.
+        """
+        if kind != "best":
+            return self.file(WEIGHTS_FILES[kind])
+        best = best_weights(self.store)
+        found = self.file(best.file)
+        if found.sha256 != best.sha256:
+            raise UserError(
+                f"{self.store.display_path(best.file)}: is not the file that was validated after step {best.step}; "
+                f"delete {self.store.display_path(validation_path(best.step))}, or {_OTHER_WEIGHTS}"
+            )
         return found
 
     def read(self, path: str) -> bytes:
@@ -59,6 +79,10 @@ class FinishedRun:
         Raises:
             UserError: if the run has no such file, or it is missing or damaged.
         """
+        if path.startswith(_CHECKPOINTS):
+            return read_checked(
+                self.store, self.file(path), proof="checkpoint's receipt", fix=f"restore it, or {_OTHER_WEIGHTS}"
+            )
         return read_checked(self.store, self.file(path), proof="run's manifest", fix=_FIX)
 
     def broken(self) -> list[str]:
@@ -86,6 +110,15 @@ class FinishedRun:
                 f"({'; '.join(found)}); {_FIX}"
             )
         return stored
+
+    def _in_checkpoint(self, path: str) -> StoredFile | None:
+        if not path.startswith(_CHECKPOINTS):
+            return None
+        try:
+            receipt = read_receipt(self.store, path.split("/")[1])
+        except FileNotFoundError:
+            return None
+        return next((file for file in receipt.files if file.path == path), None)
 
     def _is_sound(self, file: StoredFile) -> bool:
         try:

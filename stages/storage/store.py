@@ -91,6 +91,17 @@ class Store:
         parts = urlsplit(self.uri)
         return Store(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(folder)}")))
 
+    def parent(self) -> "Store":
+        """The store of the folder that this one lies in."""
+        if "://" not in self.uri:
+            return Store(os.path.dirname(self.absolute))
+        parts = urlsplit(self.uri)
+        return Store(urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0])))
+
+    def folder_name(self) -> str:
+        """The last part of its path."""
+        return os.path.basename(str(self._base))
+
     def display_path(self, path: str) -> str:
         """How a file of this store is called in messages."""
         return f"{self.display_uri}/{path}"

@@ -40,20 +40,27 @@ class Checkpoint:
     lines: bytes | None = None
 
 
-def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: int) -> None:
-    """Commit a checkpoint, then let go of all but the newest `keep`."""
-    part = f"step-{checkpoint.step:09d}"
+def save_checkpoint(store: Store, checkpoint: Checkpoint, made_by: str, keep: int, best: int | None = None) -> None:
+    """Commit a checkpoint, then let go of all but the newest `keep` and that of step `best`."""
+    part = _name(checkpoint.step)
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "state": checkpoint.state}
     files: dict[str, bytes | Path] = {_path(part, name): to_bytes(table) for name, table in tensors.items()}
     if checkpoint.lines is not None:
         files[_lines_path(part)] = checkpoint.lines
     commit(store, part, PartOutput(files=files, rows=checkpoint.step, facts={}), made_by)
+    drop_checkpoints(store, made_by, keep, best)
+
+
+def drop_checkpoints(store: Store, made_by: str, keep: int, best: int | None) -> None:
+    """Let go of all checkpoints but the newest `keep` and that of step `best`; there has to be one."""
     kept = [receipt.part for receipt in _receipts(store, made_by, lambda line: None)[-keep:]]
+    too = None if best is None else _name(best)
     for part in _parts(store):
-        if part not in kept:
+        if part not in kept and part != too:
             store.delete(_receipt_path(part))  # first: without it the rest counts for nothing
     for part in store.folders(FOLDER):
-        if part < kept[0]:  # also what a killed process had begun to write; newer ones may be another's at work
+        # also what a killed process had begun to write; newer ones may be another's at work
+        if part < kept[0] and part != too:
             with contextlib.suppress(OSError):  # so may this one; what is left of it goes with a later save
                 store.delete_folder(f"{FOLDER}/{part}")
 
@@ -103,6 +110,21 @@ def newest_lines(store: Store, made_by: str) -> bytes | None:
         except UserError:
             continue  # it is skipped as a unit, or another command has newer ones by now
     return None
+
+
+def stored_weights(store: Store, step: int) -> dict[str, tuple[str, str]]:
+    """The tensor files "model" and "ema" of a checkpoint: path below the run's folder and sha256 of each.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+    """
+    receipt = read_receipt(store, _name(step))
+    files = {name: receipt.file(f"/{name}.safetensors") for name in ("model", "ema")}
+    return {name: (file.path, file.sha256) for name, file in files.items()}
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 def _path(part: str, name: str) -> str:

@@ -45,6 +45,18 @@ class Batch(NamedTuple):
     soft: SoftLabels | None = None
     kept: Tensor | None = None
 
+    def slots(self, start: int, end: int) -> "Batch":
+        """Slots [start, end) of the batch, both even."""
+        return Batch(
+            step=self.step,
+            views=self.views[start:end],
+            classes=self.classes[start:end],
+            mix=Mix(*(one[start // 2 : end // 2] for one in self.mix)),
+            decisions=self.decisions[start:end],
+            soft=self.soft and self.soft.map(lambda one: one[start:end]),
+            kept=None if self.kept is None else self.kept[start:end],
+        )
+
 
 class TrainDataset(Dataset[Batch]):
     """A rank's batches by step: `steps[s]`.

@@ -6,6 +6,7 @@ read, with measured times, which are in no checkpoint: two commands that train o
 Rejected: resuming from metrics.jsonl. Of two commands the slower overwrote the faster one's lines.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -19,6 +20,7 @@ from torch import Tensor
 from schemas.errors import UserError
 from stages.storage.run_files import METRICS_FILE
 from stages.storage.store import Store
+from stages.storage.validations import read_validations
 from stages.train.checkpoint import newest_lines
 from stages.train.tensorboard import EVENTS_FILE, event_file
 
@@ -147,18 +149,25 @@ class Metrics:
         self._sums = {name: value.to(self._device) * (self._rank == 0) for name, value in named.items()}
 
     def _lines_of_earlier_version(self, step: int) -> list[dict[str, Any]]:
-        """The stored lines of `metrics.jsonl`, up to a step."""
+        """The stored lines of `metrics.jsonl`, up to a step, but for validations."""
         try:
-            return [line for line in _read(self._store) or () if line["step"] <= step]
+            return [line for line in _read(self._store) or () if line["step"] <= step and not _validated(line)]
         except ValueError as error:
             raise UserError(
                 f"{self._store.display_path(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on "
                 "without its lines"
             ) from None
 
-    def show(self) -> None:
-        """Put the lines for people to read, once a checkpoint has them."""
-        show(self._store, self._made_by, self._lines, tensorboard=self._tensorboard)
+    def show(self, validations: Sequence[dict[str, Any]] = ()) -> None:
+        """Put the lines for people to read, once a checkpoint has them, with those of validations."""
+        show(self._store, self._made_by, self._lines, tensorboard=self._tensorboard, validations=validations)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what is done between two steps and is no part of them: the clock of rates stands still."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
 
     def _means(self) -> dict[str, float]:
         means = zip(self._sums, (self._over_ranks() / self._views).tolist(), strict=True)
@@ -183,7 +192,14 @@ class Metrics:
         )
 
 
-def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, tensorboard: bool = False) -> None:
+def show(
+    store: Store,
+    made_by: str,
+    timed: Sequence[dict[str, Any]] = (),
+    *,
+    tensorboard: bool = False,
+    validations: Sequence[dict[str, Any]] | None = None,
+) -> None:
     """Write the newest checkpoint's lines to `metrics.jsonl`, with measured times where they are known.
 
     Afterwards it checks again: another command may have committed a newer checkpoint, and written its lines,
@@ -194,7 +210,10 @@ def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, te
         made_by: fingerprint of what the training is made from.
         timed: lines with measured times, besides the stored ones.
         tensorboard: write them as TensorBoard's event file as well.
+        validations: lines of validations, besides the stored ones; None = read them.
     """
+    if validations is None:
+        validations = [one.line for one in read_validations(store)]
     shown = None
     while (newest := newest_lines(store, made_by)) not in (None, shown):
         shown = newest
@@ -202,13 +221,28 @@ def show(store: Store, made_by: str, timed: Sequence[dict[str, Any]] = (), *, te
             beside = _read(store)
         except ValueError:
             beside = None  # damaged; it is written again
-        with_clock = (line for line in (*(beside or ()), *timed) if line.keys() >= _ALWAYS)
-        clock = {line["step"]: {key: line[key] for key in _CLOCK if key in line} for line in with_clock}
-        lines = [line | clock.get(line["step"], {}) for line in _parse(newest)]
+        lines = _merged(_parse(newest), [*(beside or ()), *timed], validations)
         if lines != beside:
             store.put(METRICS_FILE, _to_bytes(lines))
             if tensorboard:
                 store.put(EVENTS_FILE, event_file(lines))
+
+
+def _merged(
+    lines: list[dict[str, Any]], beside: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Lines with what the clock said of them, and after that of its step each validation."""
+    clock = {
+        line["step"]: {key: line[key] for key in _CLOCK if key in line} for line in beside if line.keys() >= _ALWAYS
+    }
+    validated = {line["step"]: line for line in (*filter(_validated, beside), *validations)}
+    trained = [line | clock.get(line["step"], {}) for line in lines]
+    return sorted([*trained, *validated.values()], key=lambda line: (line["step"], _validated(line)))
+
+
+def _validated(line: dict[str, Any]) -> bool:
+    """Whether a line is a validation's."""
+    return "val_images" in line
 
 
 def _read(store: Store) -> list[dict[str, Any]] | None:

@@ -117,6 +117,27 @@ def tensors_to_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+SCALE_PREFIX = "scaler/"
+_SCALE_KEYS = ("scale", "_growth_tracker")
+"""In a checkpoint's state, what torch's gradient scaler says of itself, but for its constants."""
+
+
+def scale_to_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """What fp16's gradients are multiplied with, and for how long it was right; nothing in other precisions."""
+    state = scaler.state_dict()
+    return {
+        f"{SCALE_PREFIX}{key}": torch.tensor(state[key], dtype=torch.float64) for key in _SCALE_KEYS if key in state
+    }
+
+
+def tensors_to_scale(scaler: torch.amp.GradScaler, tensors: dict[str, Tensor]) -> None:
+    """Put back what `scale_to_tensors` gave; without tensors the scaler stays as it is."""
+    if tensors:
+        found = {key: tensors[f"{SCALE_PREFIX}{key}"].item() for key in _SCALE_KEYS}
+        found["_growth_tracker"] = int(found["_growth_tracker"])
+        scaler.load_state_dict(scaler.state_dict() | found)
+
+
 def _decays(name: str, parameter: Tensor) -> bool:
     last = name.rpartition(".")[2]
     return parameter.ndim > 1 and last != "bias" and last not in _NEVER_DECAYED

@@ -101,7 +101,7 @@ def _enough_views(config: RunFile, split: Split, labels: LabelSet, steps: int) -
 
 _NO_MATTER = {
     "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
-    "follow", "deterministic",
+    "follow", "deterministic", "validate_every", "validate_images",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 _LATER: dict[str, Any] = {"min_margin": 0.0}

@@ -1,4 +1,4 @@
-"""Train: shards (and decisions) → a model, resumable to the bit, with no teacher in memory.
+"""Trainer: all that one process of a training holds, with no teacher in memory; `stages/train/loop.py` drives it.
 
 Step s sees the s-th batch of the run's stream, its learning rate is a function of s, and the randomness inside the
 model is drawn from (seed, s, rank): so a training is its checkpoint and its step, and nothing else has to be
@@ -10,6 +10,7 @@ Legend: B views of a local batch, K classes.
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,80 +24,33 @@ from schemas.errors import UserError
 from schemas.manifests import TrainManifest
 from schemas.parts import ManifestPart
 from schemas.receipts import fingerprint
-from stages.data.loader import load, on_device
 from stages.models.classifier import Heads
 from stages.models.flops import TRAINING, forward_flops, peak_flops
 from stages.models.from_views import FromViews
-from stages.models.precision import Precision, chosen_precision, deterministic_algorithms
+from stages.models.precision import Precision, chosen_precision
 from stages.models.student import new_student
 from stages.models.tensors import to_bytes
 from stages.models.weights import EMA_FILE, MODEL_FILE
 from stages.replay.draws import Draws, Purpose
-from stages.replay.mix import Mix
 from stages.storage.commit import MANIFEST, refuse_other_plan
+from stages.storage.hours import Hours
 from stages.storage.store import Store
-from stages.train import losses
-from stages.train.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.train.checkpoint import Checkpoint, drop_checkpoints, newest_checkpoint, save_checkpoint
 from stages.train.dataset import Batch, TrainDataset
 from stages.train.hand_out import hand_out
 from stages.train.metrics import Metrics
-from stages.train.optim import build_optimizer, learning_rate, state_to_tensors, tensors_to_state
-from stages.train.plan import TAUGHT, Plan, plan_training
-from stages.train.stop_sync import StopSync
-
-Report = Callable[[int, dict[str, Any]], bool]
-"""Told a step and the newest metrics; whether the user wants an end."""
-_SCALE = "scaler/"
-_SCALE_KEYS = ("scale", "_growth_tracker")
-"""In a checkpoint's state, what torch's gradient scaler says of itself, but for its constants."""
-
-
-def train(config: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    """Train to the plan's last step, or until the user wants an end, from the newest checkpoint if there is one.
-
-    Args:
-        config: the run file.
-        rank: of this process among `world`, which torch.distributed already joins.
-        world: number of training processes.
-        device: of this process.
-        report: called on rank 0 before the first step and after each.
-
-    Returns:
-        `steps`, `resumed_from_step`, `loss`. With fewer steps than planned, the newest checkpoint is at the last one.
-
-    Raises:
-        UserError: if the plan does not hold, stored bytes are wrong, or the loss is not finite.
-    """
-    precision = chosen_precision(config.train.precision, "student", device.type)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-    with deterministic_algorithms(config.train.deterministic and device.type == "cuda"):
-        return _train(config, rank=rank, world=world, device=device, report=report)
-
-
-def _train(config: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
-    plan = plan_training(config, world)
-    trainer = Trainer(config, plan, rank=rank, world=world, device=device)
-    step = started = trainer.restore()
-    batches = load(
-        trainer.data,
-        workers=config.train.processes,
-        order=range(started, plan.steps),
-        pin=device.type == "cuda",
-        preload=(TrainDataset.__module__,),
-    )
-    ready = trainer.metrics.timed(on_device(batches, device))
-    ending = StopSync(started, world=world, device=device)
-    ended = ending.should_stop(step, rank == 0 and report(step, trainer.metrics.last))
-    while step < plan.steps and not ended:
-        trainer.step(next(ready))
-        step += 1
-        ended = ending.should_stop(step, rank == 0 and report(step, trainer.metrics.last))
-        if ended or step % trainer.checkpoint_every == 0 or step == plan.steps:
-            trainer.save(step)
-    loss = trainer.metrics.loss()
-    if step == plan.steps:
-        trainer.finish(loss)
-    return {"steps": step, "resumed_from_step": started, "loss": loss}
+from stages.train.objective import loss_terms
+from stages.train.optim import (
+    SCALE_PREFIX,
+    build_optimizer,
+    learning_rate,
+    scale_to_tensors,
+    state_to_tensors,
+    tensors_to_scale,
+    tensors_to_state,
+)
+from stages.train.plan import Plan
+from stages.train.validation import Asked, Validator
 
 
 class Trainer:
@@ -104,6 +58,7 @@ class Trainer:
 
     def __init__(self, config: RunFile, plan: Plan, *, rank: int, world: int, device: torch.device) -> None:
         self.config, self.plan, self.rank, self.world, self.device = config, plan, rank, world, device
+        self._since = time.perf_counter()
         if device.type == "cpu":
             # Not the launcher's number, since bits may depend on it; a core is left to the data.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // world - 1))
@@ -146,6 +101,8 @@ class Trainer:
             tensorboard=config.train.tensorboard,
             views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, config.views.image_size, device)),
         )
+        self.validator = Validator(config, plan, self.store, rank=rank, world=world, device=device)
+        self._hours = Hours(self.store, device.type)
         self._draws = Draws(config.train.seed, Purpose.MODEL)
         self._student = FromViews(self.classifier, self.precision)
         self._forward = self._wrapped()
@@ -166,11 +123,9 @@ class Trainer:
             self.ema.module.load_state_dict(found.ema)
         state = dict(found.state)
         meters = {name: state.pop(name) for name in list(state) if name.startswith(Metrics.PREFIX)}
-        self._restore_scale({name: state.pop(name) for name in list(state) if name.startswith(_SCALE)})
+        tensors_to_scale(self.scaler, {name: state.pop(name) for name in list(state) if name.startswith(SCALE_PREFIX)})
         tensors_to_state(self.optimizer, self.classifier.model, state)
         self.metrics.restore(found.step, meters, found.lines)
-        if self.rank == 0:
-            self.metrics.show()
         return found.step
 
     def _newest(self) -> Checkpoint | None:
@@ -194,7 +149,7 @@ class Trainer:
         count = len(batch.classes)
         size = self.config.train.micro_batch or count
         for nth, start in enumerate(range(0, count, size)):
-            part = _slice(batch, start, min(start + size, count))
+            part = batch.slots(start, min(start + size, count))
             self._seed_model(batch.step, nth)
             last = start + size >= count
             with contextlib.nullcontext() if last else self._no_sync():
@@ -218,22 +173,40 @@ class Trainer:
             step=step,
             model=self.classifier.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else {},
-            state=state_to_tensors(self.optimizer, self.classifier.model) | self._scale() | sums,
+            state=state_to_tensors(self.optimizer, self.classifier.model) | scale_to_tensors(self.scaler) | sums,
             lines=self.metrics.lines(),
         )
-        save_checkpoint(self.store, checkpoint, self.made_by, self.config.train.keep_checkpoints)
-        self.metrics.show()
+        best = self.validator.best_step()
+        save_checkpoint(self.store, checkpoint, self.made_by, self.config.train.keep_checkpoints, best)
 
-    def _scale(self) -> dict[str, Tensor]:
-        """What fp16's gradients are multiplied with, and for how long it was right; nothing in other precisions."""
-        state = self.scaler.state_dict()
-        return {f"{_SCALE}{key}": torch.tensor(state[key], dtype=torch.float64) for key in _SCALE_KEYS if key in state}
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps: those that are validated are among them."""
+        return step % self.checkpoint_every == 0 or step == self.plan.steps or self.validator.due(step)
 
-    def _restore_scale(self, state: dict[str, Tensor]) -> None:
-        if state:
-            found = {key: state[f"{_SCALE}{key}"].item() for key in _SCALE_KEYS}
-            found["_growth_tracker"] = int(found["_growth_tracker"])
-            self.scaler.load_state_dict(self.scaler.state_dict() | found)
+    def validate(self, step: int, asked: Asked) -> bool:
+        """Validate the newest checkpoint where that is due; False if an end was asked for meanwhile."""
+        with self.metrics.paused():
+            whole = self.validator.validate(step, self.classifier, self.ema, asked)
+        if self.rank == 0 and whole and self.validator.due(step):
+            drop_checkpoints(self.store, self.made_by, self.config.train.keep_checkpoints, self.validator.best_step())
+        return whole
+
+    def show(self) -> None:
+        """Put the metrics of the newest checkpoint, and of all validations, for people to read."""
+        if self.rank == 0:
+            self.metrics.show([one.line for one in self.validator.done.values()])
+
+    def note_hours(self, step: int) -> None:
+        """Take down what the steps since the last checkpoint took, its validation included."""
+        now = time.perf_counter()
+        if self.rank == 0:
+            self._hours.add(f"step-{step:09d}", now - self._since, self.world)
+        self._since = now
+
+    def news(self, validating: float | None = None) -> dict[str, Any]:
+        """What the progress line says: of the newest line of metrics, and of the newest validation."""
+        share = {} if validating is None else {"validating": validating}
+        return self.metrics.last | self.validator.note() | share
 
     def _refuse_bad_weights(self, step: int) -> None:
         """A gradient may be bad where the loss was not; it must not enter the checkpoint that is gone back to."""
@@ -263,39 +236,8 @@ class Trainer:
         self.store.put(MANIFEST, manifest.to_json())
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        train = self.config.train
         heads: Heads = self._forward(*self._student.given(batch.views, batch.mix))
-        partners = batch.classes.unflatten(0, (-1, 2)).flip(1).flatten()
-        targets = losses.soft_targets(
-            batch.classes,
-            partners,
-            batch.mix.lam.repeat_interleave(2),
-            num_classes=heads.classes.shape[1],
-            smoothing=train.label_smoothing,
-        )
-        terms = {"class_loss": losses.class_loss(heads.classes, targets)}
-        logits = heads.classes if heads.distillation is None else heads.distillation
-        second = None
-        if train.distillation in TAUGHT:
-            second = terms["teacher_loss"] = self._teacher_loss(logits, batch, targets)
-            terms["teacher_agreement"] = (logits.argmax(1) == batch.decisions).float().mean()
-            if batch.kept is not None:
-                terms["kept_decisions"] = batch.kept.float().mean()
-        elif train.distillation == "label":
-            second = terms["label_loss"] = losses.class_loss(logits, targets)
-        return {"loss": losses.total(terms["class_loss"], second, alpha=train.alpha)} | terms
-
-    def _teacher_loss(self, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
-        tau, reduction, soft = self.config.train.tau, self.config.train.soft_reduction, batch.soft
-        if batch.kept is not None:
-            return losses.selected_distillation(logits, batch.decisions, batch.kept, targets)
-        if soft is None:
-            return losses.hard_distillation(logits, batch.decisions)
-        if soft.classes is None or soft.log_sum_exp is None:
-            return losses.soft_distillation(logits, soft.logits, tau=tau, reduction=reduction)
-        return losses.topk_distillation(
-            logits, soft.logits, soft.classes, soft.log_sum_exp, tau=tau, reduction=reduction
-        )
+        return loss_terms(heads, batch, self.config.train)
 
     def _wrapped(self) -> Callable[..., Any]:
         model: nn.Module = self._student
@@ -333,16 +275,3 @@ class Trainer:
 
 def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
-def _slice(batch: Batch, start: int, end: int) -> Batch:
-    """Slots [start, end) of a batch."""
-    return Batch(
-        step=batch.step,
-        views=batch.views[start:end],
-        classes=batch.classes[start:end],
-        mix=Mix(*(one[start // 2 : end // 2] for one in batch.mix)),
-        decisions=batch.decisions[start:end],
-        soft=batch.soft and batch.soft.map(lambda one: one[start:end]),
-        kept=None if batch.kept is None else batch.kept[start:end],
-    )

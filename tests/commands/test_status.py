@@ -23,6 +23,7 @@ from tests.support.world import flip_byte, stored
 def test_status_shows_every_stage_and_how_far_it_is(copied):
     run = copied()
     shown = {(one["stage"], one["name"]): one for one in status(run.workspace)["stages"]}
+    assert sum(shown["shard", "train"].pop("device_hours").values()) > 0
     assert shown["shard", "train"] == {"stage": "shard", "name": "train", "state": "done", "parts": 3}
     assert shown["label-teacher", "teacher"]["state"] == "done"
     assert (shown["train", "student"]["state"], shown["train", "student"]["steps"]) == ("done", 12)
@@ -50,6 +51,7 @@ def test_status_tells_from_the_storage_alone_what_is_done_running_failed_and_mis
     Failures(store).put(parts[2], PartFailure("ValueError: why", ""), 3)
     put_lease(store, running=[parts[3]], training=False, at=2)
     (shown,) = [one for one in status(run.workspace)["stages"] if one["stage"] == "label-teacher"]
+    assert "; took " in about_stage(shown) and sum(shown.pop("device_hours").values()) > 0
     assert shown == {
         "stage": "label-teacher", "name": "teacher", "state": "running", "parts": 2, "wanted": 6, "running": [parts[3]],
         "failed": [parts[2]], "missing": 2, "per_second": 0.5, "seconds_left": 6.0,
@@ -66,6 +68,7 @@ def test_status_of_a_training_under_way_counts_steps(copied):
     put_lease(store, running=[], training=True, at=11)
     (shown,) = [one for one in status(run.workspace)["stages"] if one["name"] == "student"]
     assert (shown["state"], shown["steps"], shown["wanted"], shown["missing"]) == ("running", 11, 12, 1)
+    shown.pop("device_hours")
     assert about_stage(shown) == "11 of 12 steps done, 1 missing; 30 steps/min, 2 s left"
 
 

@@ -22,7 +22,7 @@ from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from schemas.errors import IncompleteError, UserError
 from stages.storage.commit import read_plan
 from stages.storage.store import Store
-from stages.train import trainer
+from stages.train import loop, trainer
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.stop_sync import StopSync
 from stages.train.trainer import Trainer
@@ -57,7 +57,7 @@ def test_a_training_stopped_after_every_single_step_ends_with_the_bits_and_metri
     run = copied()
     shutil.rmtree(Path(run.workspace, "runs/student"))
     for done in range(12):
-        result = trainer.train(run, rank=0, world=1, device=CPU, report=lambda step, _, done=done: step > done)
+        result = loop.train(run, rank=0, world=1, device=CPU, report=lambda step, _, done=done: step > done)
         assert (result["resumed_from_step"], result["steps"], newest(run.workspace)) == (done, done + 1, done + 1)
     assert same(run.workspace, "student", Path(whole.workspace, "runs/student"))
     assert lines(run.workspace) == lines(whole.workspace)
@@ -131,7 +131,7 @@ def of_two(trainings: list, rank: int, meeting: Path, ended) -> None:
     if rank:
         trainer.newest_checkpoint = lambda store, warn: None
     for run, stop_at in trainings:
-        result = trainer.train(run, rank=rank, world=2, device=CPU, report=partial(asked_at, stop_at))
+        result = loop.train(run, rank=rank, world=2, device=CPU, report=partial(asked_at, stop_at))
         ended.put((result["resumed_from_step"], result["steps"]))
     dist.destroy_process_group()
 

@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "train": {
         "name": "student", "epochs": 4, "batch_size": 16, "warmup_epochs": 1, "lr": 0.01, "ema_decay": 0.9,
         "workers": 0, "checkpoint_every": 3, "log_every": 2, "window": 2,
+        "validate_every": 0,
     },
     "evaluate": {"batch_size": 8},
     "cluster": {"address": "inline", "device": "cpu"},
