@@ -293,14 +293,15 @@ def report(
         raise typer.BadParameter("--compare wants two or more runs" if compare else "several runs want --compare")
     with _errors():
         settings = load_run_file(config, set_ or [])
-        from pipeline.commands import report as pages
+        from pipeline.commands.report import report as write_report
+        from pipeline.commands.report import report_comparison, report_labels
 
         if labels:
-            result = pages.report_labels(settings, out, _say(json_))
+            result = report_labels(settings, out, _say(json_))
         elif compare:
-            result = pages.report_comparison(settings, names, out, _say(json_))
+            result = report_comparison(settings, names, out, _say(json_))
         else:
-            result = pages.report(settings, names[0] if names else "", out, _say(json_))
+            result = write_report(settings, names[0] if names else "", out, _say(json_))
         _print(result, json_)
 
 

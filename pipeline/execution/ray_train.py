@@ -97,13 +97,14 @@ def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter)
         IncompleteError: if an embedded Ray has lost the training's controller.
         KeyboardInterrupt: if the user wants an end and no attempt is under way.
     """
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     left, furthest = config.cluster.attempts, 0
     while not report.stop.requested:
         try:
             return _fit(ray, config, stage_dir, report)
-        except (TrainingFailedError, ray.exceptions.RayError) as error:
+        except (TrainingFailedError, RayError) as error:
             if config.cluster.address == LOCAL and not isinstance(error, TrainingFailedError):
                 raise IncompleteError(
                     "the embedded Ray lost the process that controls the training, as when memory runs out; the same "
@@ -195,7 +196,7 @@ class _RankZeroReporter:
         if first:
             self._answer = self._actor.put.remote(step, metrics)
         if self._ray.wait([self._answer], timeout=_ANSWER_SECONDS if first else 0)[0]:
-            with contextlib.suppress(self._ray.exceptions.RayError):  # a actor that is lost ends nothing under way
+            with contextlib.suppress(self._RayError):  # a actor that is lost ends nothing under way
                 self._ends = self._ray.get(self._answer)
             self._answer = self._actor.put.remote(step, metrics)
         return self._ends

@@ -118,7 +118,7 @@ def test_patches_of_another_size_are_another_model_and_not_resampled():
 
 @pytest.mark.parametrize("name", ["../runs/s", "", "a/b", "..", "/tmp/x"])
 def test_a_run_outside_of_the_workspace_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="must be run:NAME"):
+    with pytest.raises(UserError, match="must be a folder name"):
         find_weights(f"run:{name}", str(tmp_path), "teacher.checkpoint")
 
 
