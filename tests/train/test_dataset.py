@@ -164,7 +164,9 @@ def test_one_flipped_bit_stops_the_trainer_with_a_line_that_names_the_file(copie
     dataset = steps(run)
     line = refused(lambda: [dataset[step] for step in range(20)])
     assert line.startswith(f"{run.workspace}/{path}: ")
-    assert says in line and line.endswith("run `deit-pipeline verify`")
+    assert says in line and line.endswith(
+        ("and rerun `deit-pipeline shard`", "and rerun `deit-pipeline label-teacher`")
+    )
 
 
 @pytest.mark.parametrize("what", DAMAGE)
