@@ -1,8 +1,7 @@
 """The verbs: init, demo, shard, label-teacher, train, evaluate, compare, export, run, status, report, verify, inspect.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
-mend, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 things that do not belong
-together.
+fix, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 incompatible inputs.
 """
 
 import atexit
@@ -403,7 +402,7 @@ def main() -> NoReturn:
 
 
 def _stopped() -> NoReturn:
-    print("deit-pipeline: stopped; the same command goes on", file=sys.stderr, flush=True)
+    print("deit-pipeline: stopped; rerun the same command to resume", file=sys.stderr, flush=True)
     sys.exit(3)
 
 
@@ -460,7 +459,7 @@ def _in_one_line() -> Iterator[None]:
         print(f"deit-pipeline: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("deit-pipeline: stopped; the same command goes on", file=sys.stderr, flush=True)
+        print("deit-pipeline: stopped; rerun the same command to resume", file=sys.stderr, flush=True)
         raise typer.Exit(3) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -469,7 +468,7 @@ def _in_one_line() -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # met in an open file, which has no name; a store names its
         path = error.filename or (tempfile.gettempdir() if full else "")
         cause = visible(f"{path}: {error.strerror}" if path else last_line(error))
-        print(f"deit-pipeline: {cause}; mend that, then type the same command again", file=sys.stderr, flush=True)
+        print(f"deit-pipeline: {cause}; fix that, then rerun the same command", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
 
 

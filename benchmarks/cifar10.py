@@ -4,7 +4,7 @@
 
 The tar holds an image folder, train/<class>/NNNN.jpg and test/<class>/NNNN.jpg. The whole pipeline runs as a user's
 would: shard, train the teacher with the students' augmentation, label every view of every epoch once, train the rows at
-equal epochs, evaluate on all test images. Rerun the same command to resume: each stage goes on from what is stored.
+equal epochs, evaluate on all test images. Rerun the same command to resume: each stage resumes from what is stored.
 Every training has a process of its own; after each one docs/evidence/cifar10.json, .md and .png are written anew.
 
 The profile decides sizes, and was decided before any accuracy was seen. A machine with a GPU takes "gpu", all 50,000

@@ -8,7 +8,7 @@ followed by one in another folder; two drivers work at once; an object store spo
 of the workspace, or that of TMPDIR, runs full. Stages and faults take turns. Workers pause before each file they put,
 so that a fault finds them in the middle of a part, and keep a ledger of what they begin (`watched.py`). A round is good
 if it ends with the same bytes, no worker that was lost cost more than the part it was at (a training: the steps since
-its checkpoint), and nothing was made again without a reason. `--log FILE` keeps a line a round, and goes on from what
+its checkpoint), and nothing was made again without a reason. `--log FILE` keeps a line a round, and resumes from what
 it holds, so that rounds can be run in several sittings.
 
 Where mounting is not permitted, the disks are not filled.

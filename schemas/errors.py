@@ -36,7 +36,7 @@ class BadImages(UserError):
 
     def __init__(self, images: Sequence[dict[str, str]]) -> None:
         named = "; ".join(f"{one['name']} {one['reason']}" for one in images)
-        hint = 'mend or remove them, or set shards.on_bad_image = "skip"'
+        hint = 'fix or remove them, or set shards.on_bad_image = "skip"'
         super().__init__(f"unreadable images: {named} ({hint})")
         self.images = tuple(images)
 

@@ -319,7 +319,7 @@ def test_a_disk_that_refuses_is_one_line(fresh, tmp_path):
     Path(run.workspace).mkdir(exist_ok=True)
     Path(run.workspace, "shards").write_bytes(b"a file where a folder should be")
     line = complaint(1, "shard", "-c", written(run, tmp_path))
-    assert "shards/train/plan.json: Not a directory; mend that" in line
+    assert "shards/train/plan.json: Not a directory; fix that" in line
 
 
 def test_evaluating_tries_failed_parts_again_by_the_option_its_message_names(done):

@@ -28,7 +28,7 @@ def test_a_signal_ends_a_command_with_the_code_that_is_due(tmp_path, moment):
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "holds nothing yet" in done.stdout and "Traceback" not in done.stderr
-    assert done.stderr.splitlines() == (["deit-pipeline: stopped; the same command goes on"] if code else [])
+    assert done.stderr.splitlines() == (["deit-pipeline: stopped; rerun the same command to resume"] if code else [])
 
 
 def test_what_ascii_cannot_say_is_escaped_and_ends_no_command(tmp_path):

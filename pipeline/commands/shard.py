@@ -136,7 +136,7 @@ def _pack(
         receipts, new = make_missing(job, specs, cluster=config.cluster, resources=resources, progress=progress)
     skipped = [*listing.refused, *(one for receipt in receipts for one in receipt.facts["skipped"])]
     if not any(receipt.rows for receipt in receipts):
-        raise UserError(f"{store}: none of its {len(skipped)} images can be read; mend them and delete that folder")
+        raise UserError(f"{store}: none of its {len(skipped)} images can be read; fix them and delete that folder")
     more: dict[str, Any] = {
         "stage": "shard",
         "classes": tuple(listing.classes),

@@ -111,7 +111,7 @@ def _other_weights(config: RunFile, path: str, found: dict[str, Any]) -> str:
     folder = path.rpartition("/")[0]
     if found["run"] is None:
         return "" if folder == report_dir(None, found["name"], _identity(found)) else "its folder is of other weights"
-    if folder != f"runs/{found['config']}":
+    if folder != f"runs/{found['run']}":
         return "it is in another run's folder"
     try:
         finished = open_run(config.workspace, found["run"])

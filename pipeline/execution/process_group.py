@@ -113,6 +113,8 @@ def _asked(meeting: Callable[[], str]) -> str:
     end = time.monotonic() + _MEETING_SECONDS
     while not (place := meeting()):
         if time.monotonic() > end:
-            raise IncompleteError("training processes did not meet: rank 0 said nothing; the same command goes on")
+            raise IncompleteError(
+                "training processes did not meet: rank 0 said nothing; rerun the same command to resume"
+            )
         time.sleep(0.1)
     return place

@@ -135,7 +135,7 @@ class RayExecutor:
         rounds = self._start_losses // self._count  # a lost node takes many at once
         if rounds >= _MOST_START_LOSSES:
             times = f"{self._start_losses} processes, one after the other, died at their start ({cause})"
-            self._do_without(IncompleteError(f"no worker can start: {times}; the same command goes on"))
+            self._do_without(IncompleteError(f"no worker can start: {times}; rerun the same command to resume"))
             return
         pause = min(2.0**rounds, _LONGEST_PAUSE)
         print(f"warning: a worker died at its start ({cause}); another in {pause:g} s", file=sys.stderr, flush=True)

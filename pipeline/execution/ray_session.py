@@ -153,7 +153,7 @@ def _while_it_lives(ray: Any, stop: GracefulShutdown | None) -> Iterator[None]:
         if own or not (daemon := ended_daemon(ray)):
             raise
         raise IncompleteError(
-            f"the embedded Ray lost its {daemon} process, as when memory runs out; the same command goes on"
+            f"the embedded Ray lost its {daemon} process, as when memory runs out; rerun the same command to resume"
         ) from None
     finally:
         over.set()

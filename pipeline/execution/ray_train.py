@@ -53,7 +53,7 @@ def launch_training(config: RunFile, plan: Plan, stage_dir: StageDir, started: i
             store_run_file(stage_dir.store, config)
             return _train(config, stage_dir, _Reporter(progress, lease, started, stop))
     except KeyboardInterrupt:
-        raise IncompleteError("stopped; the same command goes on from the newest checkpoint") from None
+        raise IncompleteError("stopped; rerun the same command to resume from the newest checkpoint") from None
 
 
 def _train(config: RunFile, stage_dir: StageDir, report: "_Reporter") -> dict[str, Any]:
@@ -107,8 +107,8 @@ def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter)
         except (TrainingFailedError, RayError) as error:
             if config.cluster.address == LOCAL and not isinstance(error, TrainingFailedError):
                 raise IncompleteError(
-                    "the embedded Ray lost the process that controls the training, as when memory runs out; the same "
-                    "command goes on from the newest checkpoint"
+                    "the embedded Ray lost the process that controls the training, as when memory runs out; "
+                    "rerun the same command to resume from the newest checkpoint"
                 ) from None
             cause = _cause(error)
             if isinstance(cause, UserError) and not isinstance(cause, IncompleteError):
@@ -120,8 +120,8 @@ def _attempts(ray: Any, config: RunFile, stage_dir: StageDir, report: _Reporter)
             line = last_line(cause)
             if not left:
                 raise IncompleteError(
-                    f"training failed {config.cluster.attempts} times at step {furthest} ({line}); the same command "
-                    "goes on from the newest checkpoint"
+                    f"training failed {config.cluster.attempts} times at step {furthest} ({line}); "
+                    "rerun the same command to resume from the newest checkpoint"
                 ) from error
             print(
                 f"warning: training is started again from its newest checkpoint ({line})", file=sys.stderr, flush=True

@@ -129,7 +129,7 @@ def _make(
                 finally:
                     actors.close()
     except KeyboardInterrupt:
-        raise IncompleteError("stopped; what is done is kept, the same command goes on") from None
+        raise IncompleteError("stopped; what is done is kept; rerun the same command to resume") from None
 
 
 def _quote(aside: dict[str, str]) -> str:

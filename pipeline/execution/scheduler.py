@@ -185,7 +185,7 @@ class Scheduler:
             part, cause = next(iter(self._unmade.items()))
             raise IncompleteError(
                 f"{len(self._unmade)} parts could not be made for want of store or cluster ({part}: {cause}); "
-                "the same command goes on"
+                "rerun the same command to resume"
             )
 
     def _hand_out(self) -> None:

@@ -93,7 +93,7 @@ def _crop(transform: Callable[[Image.Image], np.ndarray], picture: EncodedImage)
             return np.asarray(transform(_middle(to_rgb(image)))).transpose(1, 2, 0)
     except Exception as error:  # decoders raise whatever they meet
         cause = last_line(error)
-        raise UserError(f"{picture.name}: cannot be decoded ({cause}); mend or remove it") from None
+        raise UserError(f"{picture.name}: cannot be decoded ({cause}); fix or remove it") from None
 
 
 def _middle(image: Image.Image) -> Image.Image:

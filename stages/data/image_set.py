@@ -107,7 +107,7 @@ class SourceImageSet:
         images = self.listing.images.take([block * _BLOCK + row for row in rows])
         for found in self._reader.read(images):
             if found.fault:
-                raise UserError(f"evaluate.source: {found.name} cannot be read ({found.fault}); mend or remove it")
+                raise UserError(f"evaluate.source: {found.name} cannot be read ({found.fault}); fix or remove it")
             yield EncodedImage(found.name, found.class_index, found.data)
 
 

@@ -185,7 +185,7 @@ def _unless_lost(items: Iterator[Any]) -> Iterator[Any]:
                 raise
             raise IncompleteError(
                 f"a data process was lost ({type(error).__name__}: {str(error).strip()}), as when memory runs out; "
-                "the same command goes on, with fewer workers in the run file if it happens again"
+                "rerun the same command to resume, with fewer workers in the run file if it happens again"
             ) from None
         yield item
 

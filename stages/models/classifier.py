@@ -115,7 +115,7 @@ def build(
         if "'drop_path_rate'" in str(error):
             raise UserError(f"student.drop_path: {model} has no stochastic depth; set it to 0") from error
         raise UserError(
-            f"extra = {extra}: timm cannot build {model} with it ({short_cause(error)}); mend or remove it"
+            f"extra = {extra}: timm cannot build {model} with it ({short_cause(error)}); fix or remove it"
         ) from error
     if isinstance(network, VisionTransformerDistilled):
         refuse_ignored(model, extra)

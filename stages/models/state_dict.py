@@ -129,7 +129,8 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
 def _filtered(model: Any, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights as timm's own filter of the architecture leaves them, for the strict check that follows.
 
-    Kernels that the filter would resample to another size stay as they are and are refused: that is another model.
+    Filters are used to rename. A tensor that one would resample (kernels, tables of relative positions) stays as it is
+    and is refused: that is another model, or a teacher that sees the views at its own size.
     """
     module = sys.modules[timm.model_entrypoint(model.pretrained_cfg["architecture"]).__module__]
     own = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
@@ -139,9 +140,9 @@ def _filtered(model: Any, weights: dict[str, Tensor], expected: dict[str, Tensor
         options = {"adapt_layer_scale": True} if "adapt_layer_scale" in known else {}
         with contextlib.suppress(Exception):  # filters trip over weights of other models, which the check names
             found = dict(own(dict(weights), model, **options) if "model" in known else own(dict(weights)))
-    for name, kernel in weights.items():
-        if name in found and kernel.ndim == 4 and found[name].shape != kernel.shape:
-            found[name] = kernel
+    for name, tensor in weights.items():
+        if name in found and found[name].shape != tensor.shape:
+            found[name] = tensor
     computed = dict(model.named_buffers()).keys() - expected.keys()
     found = {name: one for name, one in found.items() if name not in computed}
     counts = {name: one for name, one in expected.items() if name.endswith("num_batches_tracked")}

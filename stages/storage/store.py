@@ -31,7 +31,7 @@ from stages.storage.pyarrow_compat import rebuilt
 T = TypeVar("T")
 
 _WAITS = (1.0, 3.0)
-"""Seconds between tries of an object store, in each of which its client goes on by itself."""
+"""Seconds between tries of an object store, in each of which its client retries by itself."""
 _RETRIES = 8
 """Of the client, with growing pauses that add up to about six seconds."""
 _SILENT_SECONDS = 10
@@ -236,7 +236,7 @@ class Store:
             except OSError as error:
                 if wait is None:
                     raise IncompleteError(
-                        f"{self.display_uri}: {_first_line(error)}; the same command goes on"
+                        f"{self.display_uri}: {_first_line(error)}; rerun the same command to resume"
                     ) from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -320,7 +320,7 @@ def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
 
 def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room there, the same command goes on"
+        return "make room there, then rerun the same command to resume"
     return "see that this user may write there, or name another workspace"
 
 

@@ -154,7 +154,7 @@ class Metrics:
             return [line for line in _read(self._store) or () if line["step"] <= step and not _validated(line)]
         except ValueError as error:
             raise UserError(
-                f"{self._store.display_path(METRICS_FILE)}: is damaged ({error}); mend it, or delete it to go on "
+                f"{self._store.display_path(METRICS_FILE)}: is damaged ({error}); fix it, or delete it to go on "
                 "without its lines"
             ) from None
 

@@ -119,7 +119,7 @@ def test_workers_are_no_more_than_two_items_each_ahead_of_the_consumer(tmp_path,
 def test_a_killed_worker_is_one_line_that_can_be_resumed(refused):
     line = refused(lambda: list(load(Fatal(), workers=2, order=range(10))), code=3)
     assert line.startswith("a data process was lost (")
-    assert "the same command goes on" in line
+    assert "rerun the same command to resume" in line
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback():

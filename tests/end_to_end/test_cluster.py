@@ -152,7 +152,7 @@ def test_a_command_stopped_on_a_cluster_finishes_what_is_under_way_and_exits_3(n
     wait_until(process, lambda: len(receipts(folder)) >= 5)
     os.kill(process.pid, signal.SIGTERM)
     _, err = ended(process, 3)
-    assert err.splitlines()[-1] == "deit-pipeline: stopped; what is done is kept, the same command goes on"
+    assert err.splitlines()[-1] == "deit-pipeline: stopped; what is done is kept; rerun the same command to resume"
     assert not list(Path(folder, "leases").glob("*.json"))
     done = len(receipts(folder))
     out, _ = ended(drive(nodes, tmp_path, "shard"))
@@ -169,7 +169,7 @@ def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_worker
     wait_until(process, lambda: receipts(folder))
     os.kill(process.pid, signal.SIGTERM)
     _, err = ended(process, 3)
-    assert err.splitlines()[-1] == "deit-pipeline: stopped; the same command goes on from the newest checkpoint"
+    assert err.splitlines()[-1] == "deit-pipeline: stopped; rerun the same command to resume from the newest checkpoint"
     step = int(receipts(folder)[-1].removeprefix("step-").removesuffix(".json"))
     assert 40 < step < 400 * 30
     out, _ = ended(drive(nodes, tmp_path, "train", *chosen, "--set", f"train.max_steps={step + 1}"))

@@ -1,4 +1,4 @@
-"""A disk that really runs full in the middle of a stage: one line, and with room made the same command goes on.
+"""A disk that really runs full in the middle of a stage: one line, and with room made the same command resumes.
 
 The disks are memory, mounted in a room of their own that ends with its process; where mounting is not permitted, these
 tests are skipped. That process runs all stages, since loading torch takes longer than they do, and says what it saw.

@@ -1,4 +1,4 @@
-"""`ray job submit`: the driver lives on the head of a cluster of its own, and goes on without the terminal.
+"""`ray job submit`: the driver lives on the head of a cluster of its own, and continues without the terminal.
 
 Slow, since the cluster and its job server are real.
 """

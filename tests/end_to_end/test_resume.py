@@ -1,4 +1,4 @@
-"""Whatever ends a stage, the same command goes on and ends with the bytes of an undisturbed run.
+"""Whatever ends a stage, the same command resumes it and ends with the bytes of an undisturbed run.
 
 Two ways to end one: in this process, at every single write it makes; and a real process, by SIGKILL, while it works.
 """

@@ -80,7 +80,7 @@ def test_a_store_that_stays_away_is_one_line_and_the_same_command_goes_on(
 ):
     proxy = spoilt(1.0, way)
     line = refused(stages.shard, run_file(bucket("ws", proxy.at) + "&request_timeout=1", images), silent, code=3)
-    assert line.endswith("the same command goes on")
+    assert line.endswith("rerun the same command to resume")
     stages.shard(run_file(bucket("ws"), images), silent)
     assert objects(bucket("ws/shards")) == truth
 

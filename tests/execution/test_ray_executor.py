@@ -119,7 +119,7 @@ def test_a_worker_that_dies_at_its_start_is_replaced_later_each_time_and_not_for
     line = refused(wait, code=3)
     assert line == (
         "no worker can start: 8 processes, one after the other, died at their start (killed for its memory); "
-        "the same command goes on"
+        "rerun the same command to resume"
     )
     assert ray.started == 8 and sum(clock) == 2 + 4 + 8 + 16 + 30 + 30 + 30
     warned = capsys.readouterr().err.splitlines()

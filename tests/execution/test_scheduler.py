@@ -95,13 +95,13 @@ def test_a_part_whose_nodes_are_always_lost_ends_the_stage_and_is_not_put_aside(
 
 def test_a_store_that_stays_broken_puts_no_part_aside(refused):
     hands = Scripted({0: [IncompleteError("the store is gone")] * 3})
-    assert "(shard-000000: the store is gone); the same command goes on" in refused(run, hands, code=3)
+    assert "(shard-000000: the store is gone); rerun the same command to resume" in refused(run, hands, code=3)
     assert hands.order.count(0) == 3
 
 
 def test_a_users_error_ends_the_handing_out(refused):
-    hands = Scripted({0: [UserError("mend this")]}, slots=2)
-    assert refused(run, hands) == "mend this"
+    hands = Scripted({0: [UserError("fix this")]}, slots=2)
+    assert refused(run, hands) == "fix this"
     assert hands.order == [0, 1]
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training: the step under way is finished and kept, and the same command goes on.
+"""SIGTERM and Ctrl-C while training: the step under way is finished and kept, and the same command resumes.
 
 Stopped in this process, at every step and at every moment that is none; in two processes, which have to agree; and as
 real commands, with and without Ray. How the other stages stop is in `test_loop.py`.
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
 more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
 CPU = torch.device("cpu")
-STOPPED = "stopped; the same command goes on from the newest checkpoint"
+STOPPED = "stopped; rerun the same command to resume from the newest checkpoint"
 LONG = {"train": {"epochs": 800, "warmup_epochs": 0, "reuse_views": True, "checkpoint_every": 40}}
 """2,400 steps."""
 
@@ -317,7 +317,9 @@ cli.main()
     ("verb", "made", "line"),
     [
         ("train", "runs/new", STOPPED),
-        pytest.param("shard", "shards/train", "stopped; what is done is kept, the same command goes on", marks=more),
+        pytest.param(
+            "shard", "shards/train", "stopped; what is done is kept; rerun the same command to resume", marks=more
+        ),
     ],
 )
 def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path, verb, made, line):

@@ -35,17 +35,17 @@ def test_what_is_left_keeps_its_order(tmp_path):
 
 def test_nothing_is_begun_in_the_folder_that_ray_lends_a_job(tmp_path, refused):
     lent = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_1"
-    line = refused(open_stage, Store(str(lent / "runs/deit/shards/train")), {"seed": 1}, {}, "mend")
+    line = refused(open_stage, Store(str(lent / "runs/deit/shards/train")), {"seed": 1}, {}, "fix it")
     assert "lies in the copy of --working-dir that Ray deletes after the job" in line and not lent.exists()
 
 
 def test_a_plan_may_change_until_there_is_a_part_and_not_after(tmp_path, refused):
     store = Store(str(tmp_path))
     for seed in (1, 2):
-        with open_stage(store, {"seed": seed}, {}, "mend").hold_lease(3):
+        with open_stage(store, {"seed": seed}, {}, "fix it").hold_lease(3):
             assert read_plan(store) == Plan(made_from={"seed": seed}, versions={}, wanted=3)
     commit(store, SPECS[0].name, made(SPECS[0], tmp_path), fingerprint({"seed": 2}))
-    assert open_stage(store, {"seed": 2}, {}, "mend").made_by == fingerprint({"seed": 2})
+    assert open_stage(store, {"seed": 2}, {}, "fix it").made_by == fingerprint({"seed": 2})
     line = refused(open_stage, store, {"seed": 3}, {}, "do this", code=4)
     assert line == f"{tmp_path} was made differently (seed: 2 -> 3); do this"
 
@@ -63,33 +63,33 @@ def test_the_lease_of_a_killed_command_goes_also_where_nothing_is_left_to_do(tmp
     }
     store.put("leases/killed.json", canonical_json(lease | {"training": False, "at": 0}))
     os.utime(store.local_path("leases/killed.json"), (0, 0))
-    open_stage(store, {"seed": 1}, {}, "mend")
+    open_stage(store, {"seed": 1}, {}, "fix it")
     assert store.files("leases") == {}
 
 
 def test_other_versions_of_libraries_do_not_change_what_is_made(tmp_path):
     store = Store(str(tmp_path))
     for version in "12":
-        with open_stage(store, {"seed": 1}, {"torch": version}, "mend").hold_lease(1):
+        with open_stage(store, {"seed": 1}, {"torch": version}, "fix it").hold_lease(1):
             commit(store, SPECS[0].name, made(SPECS[0], tmp_path), fingerprint({"seed": 1}))
     assert read_plan(store).versions == {"torch": "1"}
 
 
 def test_of_two_commands_from_different_run_files_that_begin_at_one_moment_one_withdraws(tmp_path, refused):
     store = Store(str(tmp_path))
-    first, second = (open_stage(store, {"seed": seed}, {}, "mend") for seed in (1, 2))  # neither has put its plan
+    first, second = (open_stage(store, {"seed": seed}, {}, "fix it") for seed in (1, 2))  # neither has put its plan
     with first.hold_lease(3):
         line = refused(second.hold_lease(3).__enter__, code=4)
         assert "from something else than this run file says" in line
         assert read_plan(store).made_from == {"seed": 1}
         commit(store, SPECS[0].name, made(SPECS[0], tmp_path), first.made_by)
     line = refused(second.hold_lease(3).__enter__, code=4)
-    assert line == f"{tmp_path} was made differently (seed: 1 -> 2); mend"
+    assert line == f"{tmp_path} was made differently (seed: 1 -> 2); fix it"
     assert store.files("leases") == {}
 
 
 def test_a_manifest_is_not_written_again_while_it_says_the_same(tmp_path, monkeypatch):
-    begun = open_stage(Store(str(tmp_path)), {"seed": 1}, {}, "mend")
+    begun = open_stage(Store(str(tmp_path)), {"seed": 1}, {}, "fix it")
     receipt = commit(begun.store, SPECS[0].name, made(SPECS[0], tmp_path), "me")
     first = write_manifest(begun, PredictionsManifest, [receipt], stage="evaluate")
     monkeypatch.setattr(Store, "put", lambda *_: (_ for _ in ()).throw(AssertionError("written again")))
@@ -98,7 +98,7 @@ def test_a_manifest_is_not_written_again_while_it_says_the_same(tmp_path, monkey
 
 def test_a_stage_is_whole_while_its_manifest_and_all_that_it_lists_are_there(tmp_path):
     store = Store(str(tmp_path))
-    begun = open_stage(store, {"seed": 1}, {}, "mend")
+    begun = open_stage(store, {"seed": 1}, {}, "fix it")
     assert completed_manifest(begun, LabelManifest) is None
     receipts = [commit(store, spec.name, made(spec, tmp_path), begun.made_by) for spec in SPECS]
     assert completed_manifest(begun, LabelManifest) is None
@@ -165,27 +165,27 @@ def test_a_bug_comes_back_with_its_traceback_and_a_full_disk_as_the_users_error(
 
 def test_where_the_plan_is_lost_the_parts_still_bind(tmp_path, refused):
     store = Store(str(tmp_path))
-    begun = open_stage(store, {"seed": 1}, {}, "mend")
+    begun = open_stage(store, {"seed": 1}, {}, "fix it")
     with begun.hold_lease(1):
         receipt = commit(store, SPECS[0].name, made(SPECS[0], tmp_path), begun.made_by)
     store.delete("plan.json")
     assert "plan.json is missing" in refused(open_stage, store, {"seed": 2}, {}, "do this", code=4)
-    write_manifest(open_stage(store, {"seed": 1}, {}, "mend"), PredictionsManifest, [receipt], stage="evaluate")
+    write_manifest(open_stage(store, {"seed": 1}, {}, "fix it"), PredictionsManifest, [receipt], stage="evaluate")
     store.delete("plan.json")
     line = refused(open_stage, store, {"seed": 2}, {}, "do this", code=4)
     assert line == f"{tmp_path} was made differently (seed: 1 -> 2); do this"
-    open_stage(store, {"seed": 1}, {}, "mend")
+    open_stage(store, {"seed": 1}, {}, "fix it")
     assert read_plan(store) == Plan(made_from={"seed": 1}, versions={}, wanted=1)
 
 
 def test_a_plan_of_something_else_than_the_parts_is_named_and_is_right_again_when_deleted_as_advised(tmp_path, refused):
     store = Store(str(tmp_path))
-    begun = open_stage(store, {"seed": 1}, {}, "mend")
+    begun = open_stage(store, {"seed": 1}, {}, "fix it")
     with begun.hold_lease(1):
         commit(store, SPECS[0].name, made(SPECS[0], tmp_path), begun.made_by)
     store.put("plan.json", Plan(made_from={"seed": 2}, versions={}).to_json())
-    line = refused(open_stage, store, {"seed": 1}, {}, "mend", code=4)
+    line = refused(open_stage, store, {"seed": 1}, {}, "fix it", code=4)
     assert line.startswith(f"{tmp_path}/plan.json: is of something else than this folder's parts; delete it")
     store.delete("plan.json")
-    with open_stage(store, {"seed": 1}, {}, "mend").hold_lease(1):
+    with open_stage(store, {"seed": 1}, {}, "fix it").hold_lease(1):
         assert read_plan(store).made_from == {"seed": 1}

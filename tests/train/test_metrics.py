@@ -103,7 +103,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_from_the_lines_beside_it_up_
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_lines_beside_a_checkpoint_of_an_earlier_version_are_named_with_the_mend(store, damage):
     store.put(METRICS_FILE, b'{"step": 1}\n' + damage)
-    with pytest.raises(UserError, match=r"metrics\.jsonl: is damaged \(.*\); mend it, or delete it"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is damaged \(.*\); fix it, or delete it"):
         metrics(store).restore(2, {}, None)
 
 
