@@ -100,8 +100,8 @@ def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatc
     line = refused(store.put, "file", b"new")
     assert (
         line
-        == f"{store}/file: cannot be written (No space left on device); make room there, then rerun the same =
-        =command to resume"
+        == f"{store}/file: cannot be written (No space left on device); make room there, then rerun the same command "
+        "to resume"
     )
     assert store.read("file") == b"old"
     assert [path.name for path in store.local_path("").iterdir()] == ["file"]
