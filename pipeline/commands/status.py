@@ -64,7 +64,7 @@ def _progress(store: Store, manifest: Manifest | None, plan: Plan | None) -> dic
     running = sorted({part for lease in leases for part in lease.running} - receipts)
     failed = sorted(Failures(store).read().keys() - receipts)
     training = store.exists(METRICS) or (not running and bool(leases) and all(one.training for one in leases))
-    done = _steps(receipts) if training else len(receipts)
+    done = newest_step(receipts) if training else len(receipts)
     wanted = (plan.wanted if plan else 0) or done
     state: dict[str, Any] = {"state": "running" if leases else "begun" if plan or receipts else "empty"}
     if training:
@@ -87,7 +87,7 @@ def _whole(manifest: Manifest) -> dict[str, Any]:
     return {"state": "done", "parts": manifest.wanted}
 
 
-def _steps(receipts: set[str]) -> int:
+def newest_step(receipts: set[str]) -> int:
     """The step of the newest checkpoint."""
     return int(max(receipts, default="step-0").rpartition("-")[2])
 

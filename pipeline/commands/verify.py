@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from pipeline.commands.status import STAGES
+from pipeline.commands.status import STAGES, newest_step
 from pipeline.execution.progress import Progress
 from schemas.errors import IncompleteError, UserError
 from schemas.manifests import MANIFESTS, Manifest, PartsFile, PartsManifest, ShardManifest, TrainManifest
 from schemas.parts import ManifestPart
+from schemas.plan import Plan
 from schemas.receipts import Receipt, StoredFile
 from stages.storage.commit import MANIFEST, PLAN, RECEIPTS, broken_files, read_plan, read_receipt, receipt_names
 from stages.storage.manifest import open_manifest, read_manifest
@@ -85,8 +86,9 @@ class _Folder:
 
     def checks(self) -> Iterator[_Check]:
         """All files of the folder that a receipt or the manifest proves."""
-        made_by = self._made_by()
-        receipts = {receipt.part: receipt for receipt in self._receipts(made_by)}
+        plan = self._plan()
+        receipts = {receipt.part: receipt for receipt in self._receipts(plan.made_by if plan else "")}
+        self._missing(plan, set(receipts))
         for receipt in receipts.values():
             yield _Check(self.store, receipt.files, self._fix(receipt.part))
         try:
@@ -96,16 +98,24 @@ class _Folder:
         except UserError as error:
             self._refused(MANIFEST, error)
 
-    def _made_by(self) -> str:
-        """The plan's identity of the folder's parts; "" without one."""
+    def _plan(self) -> Plan | None:
         try:
-            plan = read_plan(self.store)
+            return read_plan(self.store)
         except IncompleteError:
             raise
         except UserError as error:
             self._refused(PLAN, error)
-            plan = None
-        return plan.made_by if plan else ""
+            return None
+
+    def _missing(self, plan: Plan | None, parts: set[str]) -> None:
+        """What was deleted of a stage that was finished: its plan, or its manifest though all that it wants is done."""
+        if parts and not self.store.exists(PLAN):
+            self._problem(PLAN, "is missing", f"rerun {self.kind.VERB}")
+        if plan is None or not plan.wanted or self.store.exists(MANIFEST):
+            return
+        done = newest_step(parts) if self.kind is TrainManifest else len(parts)
+        if done >= plan.wanted:
+            self._problem(MANIFEST, "is missing, though all parts are done", f"rerun {self.kind.VERB}")
 
     def _receipts(self, made_by: str) -> Iterator[Receipt]:
         for part in receipt_names(self.store):

@@ -196,7 +196,7 @@ class _RankZeroReporter:
         if first:
             self._answer = self._actor.put.remote(step, metrics)
         if self._ray.wait([self._answer], timeout=_ANSWER_SECONDS if first else 0)[0]:
-            with contextlib.suppress(self._RayError):  # a actor that is lost ends nothing under way
+            with contextlib.suppress(self._ray.exceptions.RayError):  # an actor that is lost ends nothing under way
                 self._ends = self._ray.get(self._answer)
             self._answer = self._actor.put.remote(step, metrics)
         return self._ends
