@@ -220,7 +220,9 @@ def test_what_a_worker_refuses_is_the_line_alone(copied):
     run = copied()
     Path(run.workspace, "shards/train/shard-000000.tar").unlink()
     split = Split.open(run.workspace, "train")
-    with pytest.raises(UserError, match=r"^[^\n]*is missing; run `deit-pipeline verify`$"):
+    with pytest.raises(
+        UserError, match=r"^[^\n]*is missing; delete \S*/receipts/shard-000000\.json and rerun `deit-pipeline shard`$"
+    ):
         list(part_views(split, run.views, LabelSpec(0, 0, 1), 16, workers=2))
 
 

@@ -215,9 +215,9 @@ def test_any_other_failure_of_the_teacher_is_not_taken_for_want_of_memory(teache
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_logit_that_is_not_finite_stops_the_stage_with_nothing_done(copied, refused, value):
-    run = copied({"labels": {"name": "bad"}})
-    file = Path(run.workspace, "runs/teacher/model.safetensors")
+def test_a_logit_that_is_not_finite_stops_the_stage_with_nothing_done(copied, tmp_path, refused, value):
+    file = tmp_path / "bad.safetensors"
+    run = copied({"labels": {"name": "bad"}, "teacher": {"checkpoint": str(file)}})
     model = timm.create_model("deit_tiny_patch16_224", num_classes=4, img_size=32, **TINY_VIT)
     model.head.bias.data[0] = value
     save_file(model.state_dict(), file)
