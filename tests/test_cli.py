@@ -194,7 +194,7 @@ def test_a_training_is_refused_with(done, tmp_path, what):
 
 def test_a_stage_before_its_time_says_which_comes_first(shards, fresh, tmp_path):
     assert "is not whole yet; run `deit-pipeline label-teacher`" in complaint(1, "train", "-c", shards)
-    assert "is not trained to its end; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
+    assert "it is not trained to its end; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
     nothing = written(run_file(tmp_path / "nothing", Path(fresh().source.train).parent), tmp_path)
     assert "is not sharded yet; run `deit-pipeline shard`" in complaint(1, "train", "-c", nothing)
     assert "holds nothing; run `deit-pipeline shard` first" in complaint(1, "verify", "-c", nothing)

@@ -187,8 +187,10 @@ def open_run(workspace: str, name: str) -> FinishedRun:
         store = run_store(workspace, name)
         if not store.exists(RUN_FILE) and not store.files():
             there = ", ".join(Store(workspace).folders("runs")) or "none"
-            raise UserError(f"{store}: no such run (there are: {there}); it is not trained to its end; run r
-            r`deit-pipeline train` first")
+            raise UserError(
+                f"{store}: no such run (there are: {there}), and so it is not trained to its end; "
+                "run `deit-pipeline train` first"
+            )
         raise UserError(f"{store}: is not trained to its end; run `deit-pipeline train` first")
     return found
 
