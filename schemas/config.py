@@ -5,101 +5,32 @@ it allows. Defaults are DeiT's. A key exists only if something acts on it.
 """
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
-from schemas.names import checkpoint_name, folder_name
-from schemas.paths import LOCAL_ONLY
 from schemas.recipe import Recipe, Table
-from schemas.secrets import is_uri
-
-FolderName = Annotated[str, AfterValidator(folder_name)]
-NoneOrFolderName = Annotated[str, AfterValidator(lambda value: value and folder_name(value))]
-
-
-def _names(value: Any) -> Any:
-    if isinstance(value, str) or (isinstance(value, tuple) and value and all(isinstance(one, str) for one in value)):
-        return value
-    raise ValueError("must be a string, or a list of strings for a mixture")
-
-
-def _not_empty(value: Any) -> Any:
-    if "" in (value if isinstance(value, tuple) else (value,)):
-        raise ValueError("must not be empty")
-    return value
-
-
-def _sizes(value: Any) -> Any:
-    sizes = value if isinstance(value, tuple) and value else (value,)
-    if all(type(one) is int and 0 <= one <= 4096 for one in sizes):
-        return value
-    raise ValueError("must be a whole number of pixels from 0 to 4096, or a list of them for a mixture")
-
-
-def _on_disk(value: Any) -> Any:
-    if any(map(is_uri, value if isinstance(value, tuple) else (value,))):
-        raise ValueError(LOCAL_ONLY)
-    return value
-
-
-def _plain(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict | tuple | list):
-        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
-            _plain(one, f"{key}.{name}".lstrip("."))
-    elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{key}: must be a string, a finite number, true or false, or a list or table of these")
-    return value
-
-
-def _tables(value: Any) -> Any:
-    if isinstance(value, dict) or (isinstance(value, tuple) and value and all(isinstance(one, dict) for one in value)):
-        return value
-    raise ValueError("must be a table, or a list of tables for a mixture")
-
-
-def _checkpoints(value: Any) -> Any:
-    for one in value if isinstance(value, tuple) else (value,):
-        checkpoint_name(one)
-    return value
-
-
-Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
-Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables), AfterValidator(_plain)]
-Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
-LocalPath = Annotated[str, AfterValidator(_on_disk)]
-Checkpoint = Annotated[LocalPath, AfterValidator(checkpoint_name)]
-Checkpoints = Annotated[Names, AfterValidator(_on_disk), AfterValidator(_checkpoints)]
-Sizes = Annotated[int | tuple[int, ...], PlainValidator(_sizes)]
-AUTO = "auto"
-"""A setting that the command replaces by what suits the device; no plan, manifest or identity ever holds it."""
-
-
-def _workers(value: Any) -> Any:
-    if value == AUTO or (type(value) is int and 0 <= value <= 256):
-        return value
-    raise ValueError('must be "auto" or a whole number of processes from 0 to 256')
-
-
-def _switch(value: Any) -> Any:
-    if value == AUTO or isinstance(value, bool):
-        return value
-    raise ValueError('must be "auto", true or false')
-
-
-def _cadence(value: Any) -> Any:
-    if value == AUTO or (type(value) is int and 0 <= value <= 100_000):
-        return value
-    raise ValueError('must be "auto" or a whole number of epochs; 0 = never')
-
+from schemas.values import (
+    AUTO,
+    Arguments,
+    Cadence,
+    Checkpoint,
+    Checkpoints,
+    FolderName,
+    LocalPath,
+    Names,
+    NonEmptyNames,
+    NoneOrFolderName,
+    Precision,
+    Sizes,
+    Switch,
+    Tables,
+    Workers,
+)
 
 _MOST_VALIDATIONS = 60
 """Of a training whose `validate_every` is "auto", not counting the one at its end."""
 _PROCESSES = 2
-Cadence = Annotated[int | str, PlainValidator(_cadence)]
-Workers = Annotated[int | str, PlainValidator(_workers)]
-Switch = Annotated[bool | str, PlainValidator(_switch)]
-Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
 class SourceConfig(Table):
@@ -174,7 +105,7 @@ def refuse_unlike(table: str, model: str | tuple[str, ...], *, checkpoint: Any, 
 class TeacherConfig(Table):
     """The network whose decisions are stored."""
 
-    model: Annotated[Names, AfterValidator(_not_empty)] = Field(
+    model: NonEmptyNames = Field(
         "regnety_160.deit_in1k",
         description="any timm classifier, name the weights' tag; or a list, whose softmaxes are averaged",
     )

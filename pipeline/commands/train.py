@@ -6,10 +6,11 @@ from typing import Any
 from pipeline.execution.devices import changed, compiled, device_count, device_line, settled
 from pipeline.execution.ray_train import launch_training
 from pipeline.execution.stage_dir import StageDir, open_stage
-from schemas.config import AUTO, RunFile
+from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.manifests import TrainManifest
 from schemas.receipts import require_unchanged
+from schemas.values import AUTO
 from stages.data.views import pixel_versions
 from stages.models.student import new_student
 from stages.storage.run_files import find_run, store_run_file

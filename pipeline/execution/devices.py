@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
-from schemas.config import AUTO, RunFile
+from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.values import AUTO
 from stages.models.precision import chosen_precision
 from stages.storage.manifest import binding_plan, read_any_manifest
 from stages.storage.store import Store

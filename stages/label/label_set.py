@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas.config import AUTO, RunFile
+from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.label_identity import LabelIdentity, Sampled, TopK
 from schemas.manifests import LabelManifest
 from schemas.parts import ManifestPart
 from schemas.plan import Plan
 from schemas.receipts import StoredFile, require_unchanged
+from schemas.values import AUTO
 from stages.data.split import Split
 from stages.label.encoding import probabilities
 from stages.label.label_file import read_labels

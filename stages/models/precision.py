@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import torch
 
-from schemas.config import AUTO
 from schemas.errors import UserError
+from schemas.values import AUTO
 
 Role = Literal["student", "teacher"]
 
