@@ -24,8 +24,9 @@ from schemas.manifests import Adopted, ShardManifest
 from schemas.receipts import Receipt, StoredFile, canonical_json
 from schemas.secrets import hide_secrets
 from schemas.tables import SKIPPED
+from stages.data.split import Split
 from stages.shard.plan import plan_shards
-from stages.shard.shared import warn_of_shared_images, warn_of_shared_names
+from stages.shard.shared import Packed, warn_of_shared_images, warn_of_shared_names
 from stages.shard.writer import ShardMaker, packing_versions
 from stages.sources.discover import list_sources
 from stages.sources.listing import Listing
@@ -72,7 +73,7 @@ def shard(config: RunFile, say: Say) -> dict[str, Any]:
         result[split] = _result(config, split, found, new, say)
     finished = _is_listed(config)
     if "val" in listings and not (finished and all(split["new_parts"] == 0 for split in result.values())):
-        warn_of_shared_images(_store(config, "train"), _store(config, "val"), note)
+        warn_of_shared_images(_packed(config, "train"), _packed(config, "val"), note)
     if not finished:
         put_report(Store(config.workspace).child("shards"), _LISTED, _listed(config))
     return {"stage": "shard", "splits": result}
@@ -99,6 +100,10 @@ def sharded(config: RunFile, say: Say) -> dict[str, Any] | None:
         result[split] = _result(config, split, found, 0, say)
     say("the source was not listed again; `deit-pipeline shard` does that")
     return {"stage": "shard", "splits": result}
+
+
+def _packed(config: RunFile, split: str) -> Packed:
+    return Packed(_store(config, split), Split.open(config.workspace, split, config.cache).image)
 
 
 def _store(config: RunFile, split: str) -> Store:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,34 @@ def test_images_that_train_and_val_share_are_warned_of_by_name_and_by_content(tm
     assert "warning: 1 of val's 7 images are in train too, byte for byte: a/other.jpg of val is b/2.jpg of train" in err
     stages.shard(run, silent)
     assert "byte for byte" not in capsys.readouterr().err
+
+
+def of_checksum(data: bytes, wanted: int) -> bytes:
+    """Data with four bytes after it that give the whole a CRC-32: it is linear in them."""
+    zero = zlib.crc32(data + bytes(4))
+    rows = {}  # highest bit of what a combination of the 32 bits changes → (that change, the combination)
+    for bit in range(32):
+        change, mask = zlib.crc32(data + (1 << bit).to_bytes(4, "little")) ^ zero, 1 << bit
+        while change and change.bit_length() in rows:
+            other, bits = rows[change.bit_length()]
+            change, mask = change ^ other, mask ^ bits
+        rows[change.bit_length()] = change, mask
+    change, mask = wanted ^ zero, 0
+    while change:
+        other, bits = rows[change.bit_length()]
+        change, mask = change ^ other, mask ^ bits
+    return data + mask.to_bytes(4, "little")
+
+
+def test_images_of_one_length_and_checksum_are_shared_only_where_their_bytes_are(tmp_path, capsys):
+    folder(tmp_path / "train", each=2)
+    folder(tmp_path / "val", each=2, seed=100)
+    image = (tmp_path / "train/b/1.jpg").read_bytes()
+    (tmp_path / "train/b/1.jpg").write_bytes(image + bytes(8))
+    (tmp_path / "val/a/other.jpg").write_bytes(twin := of_checksum(image + b"else", zlib.crc32(image + bytes(8))))
+    assert zlib.crc32(twin) == zlib.crc32(image + bytes(8)) and len(twin) == len(image) + 8
+    stages.shard(run_file(tmp_path / "ws", tmp_path), silent)
+    assert "byte for byte:" not in capsys.readouterr().err
 
 
 def test_images_that_are_never_labelled_are_counted(tmp_path):

@@ -1,6 +1,7 @@
 """Validation while a model trains: the evaluation's figures, and not one other bit in the training."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,14 @@ def test_validating_leaves_generator_modes_buffers_and_switches_as_they_were(cop
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def _validating_at(step, at, news):
+    return at == step and news.get("validating", 0) > 0
+
+
 def test_an_end_in_the_middle_of_a_validation_keeps_the_step_and_the_same_command_validates_first(copied, whole):
     run = copied(EVERY)
     for step in (3, 12):  # of which the last one holds the model back as well
-        ends = lambda at, news, step=step: at == step and news.get("validating", 0) > 0  # noqa: E731
+        ends = partial(_validating_at, step)
         result = loop.train(run, rank=0, world=1, device=torch.device("cpu"), report=ends)
         assert result["steps"] == step and step not in [line["step"] for line in validated(run.workspace)]
         assert not Path(run.workspace, "runs/seen/manifest.json").exists()
