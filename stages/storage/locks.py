@@ -50,11 +50,13 @@ def held(path: Path) -> Any:
 def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
     """A temporary folder under a lock, deleted at the end; those that killed processes left are deleted first.
 
+    A forked child that lets go of it deletes nothing: the folder is that of the process that made it.
+
     Args:
         prefix: how its name begins.
         root: where it is made; None = where temporary files go.
     """
-    root = root or Path(tempfile.gettempdir())
+    root, owner = root or Path(tempfile.gettempdir()), os.getpid()
     for old in root.glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _held(old):
             shutil.rmtree(old, ignore_errors=True)
@@ -70,7 +72,8 @@ def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
             try:
                 yield folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                if os.getpid() == owner:
+                    shutil.rmtree(folder, ignore_errors=True)
             return
 
 
