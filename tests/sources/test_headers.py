@@ -128,9 +128,9 @@ def test_tiny_sources_do_not_take_memory(tmp_path):
         paths[-1].write_bytes(data)
     paths.append(tar(tmp_path / "many.tar", {"x.jpg": picture(), "x.cls": b"2000000000"}))
     code = (
-        "import sys\nfrom schemas.errors import PipelineError\nfrom stages.sources.discover import list_source\n"
+        "import sys\nfrom schemas.errors import UserError\nfrom stages.sources.discover import list_source\n"
         "for path in sys.argv[1:]:\n"
-        "    try: list_source(path, 'train', None)\n    except PipelineError as error: print(error)\n"
+        "    try: list_source(path, 'train', None)\n    except UserError as error: print(error)\n"
     )
     limit = 6 << 30  # of which libraries map most and use little
     done = subprocess.run(

@@ -200,7 +200,7 @@ def test_a_store_is_the_same_by_path_and_by_uri_and_after_a_journey(tmp_path):
     by_path.child("y").put("file", b"1")
     assert by_uri.child("y").read("file") == b"1"
     assert by_uri.folders() == by_path.folders() == ["y"]
-    assert pickle.loads(pickle.dumps(by_uri)).at("y").exists("file")
+    assert pickle.loads(pickle.dumps(by_uri)).child("y").exists("file")
     by_uri.delete_folder("y")
     by_uri.delete_folder("y")
     assert by_path.folders() == []
