@@ -160,10 +160,15 @@ def refuse_other_classes(run: FinishedRun, classes: tuple[str, ...]) -> None:
         MismatchError: if the classes are others, or nothing here says which the run was trained for.
     """
     split = read_manifest(Store(run.workspace).child("shards/train"), ShardManifest)
-    if split is None or split.content != run.manifest.made_from.get("shards"):
+    if split is None:
         raise MismatchError(
-            f"{run.store}: was trained on a train split that this workspace has not, so the order of its "
-            "classes is not known here; use the workspace in which it was trained, or shard its source there again"
+            f"{run.store}: the train split that it was trained on is not sharded here, so the order of its classes is "
+            "not known; run `deit-pipeline shard` with that run's source"
+        )
+    if split.content != run.manifest.made_from.get("shards"):
+        raise MismatchError(
+            f"{run.store}: was trained on another train split than this workspace's, so the order of its "
+            "classes is not known here; use the workspace in which it was trained"
         )
     if split.classes != classes:
         raise MismatchError(
