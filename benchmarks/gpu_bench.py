@@ -128,7 +128,13 @@ class Bench:
             "teacher": self.teacher("tf_efficientnet_lite0"),
             "labels": {"views": 3, "workers": self.workers},
             "student": self.student("ti"),
-            "train": {"batch_size": self.batch("ti"), "epochs": 1000, "reuse_views": True, "workers": self.workers},
+            "train": {
+                "batch_size": self.batch("ti"),
+                "epochs": 1000,
+                "reuse_views": True,
+                "validate_every": 0,
+                "workers": self.workers,
+            },
             "cluster": {"address": "inline"},
         }
         for table, keys in tables.items():

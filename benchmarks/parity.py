@@ -94,6 +94,7 @@ def run_file(arguments: argparse.Namespace, folder: Path) -> RunFile:
         "train": {
             "name": "offline",
             "epochs": 1000,
+            "validate_every": 0,
             "max_steps": arguments.steps,
             "batch_size": arguments.batch,
             "warmup_epochs": 2,

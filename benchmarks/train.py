@@ -81,6 +81,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> RunFile:
         "train": {
             "batch_size": arguments.batch,
             "epochs": 1000,
+            "validate_every": 0,
             "reuse_views": True,
             "ema_decay": 0.0,
             "precision": arguments.precision,

@@ -62,6 +62,14 @@ def ask_gcs(ray: Any, address: str) -> None:
     ray._raylet.GcsClient(address=address)
 
 
+def read_token_again() -> None:
+    """Let a Ray that was loaded before, under another environment, take mode and token from that of now."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def lacks_token() -> bool:
     """Whether this process is to use a token and has none, upon which Ray's client would end it."""
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled

@@ -27,6 +27,7 @@ from pipeline.execution.ray_compat import (
     embedded_node,
     ended_daemon,
     lacks_token,
+    read_token_again,
 )
 from pipeline.execution.shutdown import GracefulShutdown, interrupt_main, keep_signal_handlers
 from schemas.config import ClusterConfig
@@ -72,11 +73,12 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
     if not local:
         _check_port(cluster.address)
     with environment(_variables(local)):
-        import ray  # only now: it reads the token when it is loaded
+        import ray
 
         if ray.is_initialized():
             yield ray
             return
+        read_token_again()  # whoever has loaded Ray before, as a notebook does, has made it read one
         with (
             scratch_folder(_FOLDER, _root()) if local else nullcontext() as folder,
             redirect_stdout(sys.stderr),  # Ray tells of lost nodes on stdout, where --json has its object

@@ -3,6 +3,9 @@
 import inspect
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,8 @@ from ray.train.torch import TorchConfig
 from pipeline.execution import ray_compat
 from pipeline.execution.ray_session import environment
 from tests.support.project import project_sources
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_only_the_compat_module_reaches_into_ray():
@@ -67,12 +72,15 @@ def test_errors_of_lost_processes_are_told_from_those_of_lost_nodes():
     assert not ray_compat.died_alone(ray, RuntimeError())
 
 
-def test_whether_there_is_a_token_is_known_without_a_cluster(tmp_path):
-    none = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": None, "HOME": str(tmp_path)}
-    assert isinstance(ray_compat.asks_for_token(), bool)
-    with environment(none):
-        assert isinstance(ray_compat.lacks_token(), bool)
-    assert not (tmp_path / ".ray").exists()
+@pytest.mark.parametrize(("token", "said"), [(None, "True True"), ("x" * 64, "True False")])
+def test_whether_there_is_a_token_is_known_without_a_cluster(tmp_path, token, said):
+    """In a process of its own, since Ray keeps the first token that it reads."""
+    program = "from pipeline.execution import ray_compat as it; print(it.asks_for_token(), it.lacks_token())"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment = kept | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment |= {"RAY_AUTH_TOKEN": token} if token else {}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == said and not (tmp_path / ".ray").exists()
 
 
 def test_the_training_joins_its_processes_itself():

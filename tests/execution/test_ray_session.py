@@ -1,6 +1,9 @@
 """What is said and done around a Ray session, without starting one."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,3 +140,15 @@ def hold_a_folder(root: Path, held) -> None:
     with scratch_folder(ray_session._FOLDER, root):
         held.set()
         time.sleep(600)
+
+
+def test_a_ray_that_was_loaded_before_takes_the_tokens_of_the_session():
+    """As in a notebook, or a program with a Ray of its own, which is loaded under another environment."""
+    program = (
+        "import ray\nfrom pipeline.execution.ray_session import ray_session\nfrom schemas.config import ClusterConfig\n"
+        "with ray_session(ClusterConfig(address='local', cpus=1)) as session: print(session.is_initialized())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment = kept | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "True" in done.stdout + done.stderr, done.stderr[-2000:]

@@ -20,7 +20,7 @@ from pipeline.commands import run as stages
 from pipeline.execution import ray_train
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from schemas.errors import IncompleteError, UserError
-from stages.storage.commit import read_plan
+from stages.storage.commit import read_receipt, receipt_names
 from stages.storage.store import Store
 from stages.train import loop, trainer
 from stages.train.checkpoint import newest_checkpoint
@@ -42,8 +42,9 @@ LONG = {"train": {"epochs": 800, "warmup_epochs": 0, "reuse_views": True, "check
 def newest(workspace: Path | str, name: str = "student") -> int:
     """The step of a run's newest checkpoint; 0 = there is none."""
     store = Store(f"{workspace}/runs/{name}")
-    plan = read_plan(store)
-    found = newest_checkpoint(store, plan.made_by if plan else "", print)
+    made_by = {read_receipt(store, part).made_by for part in receipt_names(store)}
+    assert len(made_by) < 2, "checkpoints of several trainings"
+    found = newest_checkpoint(store, *made_by, print) if made_by else None
     return found.step if found else 0
 
 
