@@ -166,7 +166,7 @@ class Setting(NamedTuple):
             "train": {
                 "name": name, "distillation": "none", "epochs": epochs, "batch_size": sizes.batch, "lr": sizes.lr,
                 "scale_lr": False, "warmup_epochs": sizes.warmup, "warmup_lr": sizes.lr / 5, "ema_decay": 0.0,
-                "workers": sizes.workers,
+                "workers": sizes.workers, "validate_every": 0,
             },
             "evaluate": {"crop_pct": 1.0},
             "cluster": {"address": "inline"},

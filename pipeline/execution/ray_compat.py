@@ -64,10 +64,9 @@ def ask_gcs(ray: Any, address: str) -> None:
 
 def read_token_again() -> None:
     """Let a Ray that was loaded before, under another environment, take mode and token from that of now."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def lacks_token() -> bool:
