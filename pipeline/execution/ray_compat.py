@@ -4,6 +4,7 @@ What Ray offers no public way to: listening on loopback only, daemons in process
 live, and whether a token is there before Ray looks for one.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
