@@ -114,20 +114,24 @@ ROWS = {
 
 
 def main() -> None:
-    """Parse the command line, run what is missing, write the evidence."""
+    """Run what is missing, write the evidence."""
+    setting, arguments = parsed(__doc__)
+    table_3(setting, Path(arguments.images), Path(arguments.out), arguments.jobs)
+
+
+def parsed(about: str | None) -> tuple["Setting", argparse.Namespace]:
+    """The command line of this script, and of those that go on in its workspace."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="a tar with train/<class>/*.jpg and test/<class>/*.jpg")
     parser.add_argument("--profile", choices=PROFILES, help="default: gpu where there is one, else cpu")
     parser.add_argument("--work", default="runs/cifar10", help="workspace; what is there is resumed")
     parser.add_argument("--out", default=str(ROOT / "docs" / "evidence"), help="where the evidence is written")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side; 0 = in this process")
     arguments = parser.parse_args()
-    setting = Setting(
-        arguments.profile or ("gpu" if torch.cuda.is_available() else "cpu"), Path(arguments.work).resolve()
-    )
-    table_3(setting, Path(arguments.images), Path(arguments.out), arguments.jobs)
+    profile = arguments.profile or ("gpu" if torch.cuda.is_available() else "cpu")
+    return Setting(profile, Path(arguments.work).resolve()), arguments
 
 
 class Setting(NamedTuple):

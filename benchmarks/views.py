@@ -9,14 +9,13 @@ again where an epoch needs more. Hard distillation from `hard`, usual (soft) dis
 views. Rerun the same command to resume; docs/evidence/views.json, .md and .png are written after each training.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cifar10 import PROFILES, ROOT, ROWS, Setting, Training, heads_of, quiet, read, say, side_by_side, table_3, timed
+from cifar10 import ROWS, Setting, Training, heads_of, parsed, quiet, read, say, side_by_side, table_3, timed
 
 VIEWS = (1, 3, 10, 30)
 """Views of an image, where they are fewer than the epochs; and as many as these."""
@@ -47,19 +46,10 @@ def lines(epochs: int) -> list[Line]:
 
 
 def main() -> None:
-    """Parse the command line, run what is missing, write the evidence."""
-    import torch
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True, help="a tar with train/<class>/*.jpg and test/<class>/*.jpg")
-    parser.add_argument("--profile", choices=PROFILES, help="default: gpu where there is one, else cpu")
-    parser.add_argument("--work", default="runs/cifar10", help="workspace of benchmarks/cifar10.py")
-    parser.add_argument("--out", default=str(ROOT / "docs" / "evidence"), help="where the evidence is written")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side; 0 = in this process")
-    arguments = parser.parse_args()
-    profile = arguments.profile or ("gpu" if torch.cuda.is_available() else "cpu")
-    setting, out = Setting(profile, Path(arguments.work).resolve()), Path(arguments.out)
-    table_3(setting, Path(arguments.images), out, arguments.jobs)  # what is done of it is passed by in seconds
+    """Run what is missing, write the evidence."""
+    setting, arguments = parsed(__doc__)
+    out = Path(arguments.out)
+    table_3(setting, Path(arguments.images), out, arguments.jobs)  # what is done of it is skipped in seconds
     ablate(setting, out, arguments.jobs)
 
 
