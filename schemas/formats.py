@@ -1,8 +1,7 @@
 """Forms in which results are written, checked before anything slow is loaded."""
 
-from pathlib import PurePath
-
 from schemas.errors import UserError
+from schemas.paths import local_path
 from schemas.suggestions import did_you_mean
 
 EXPORT_FORMATS = ("safetensors", "huggingface", "onnx", "torch-export")
@@ -18,6 +17,6 @@ def require_export_format(name: str) -> None:
 
 
 def require_picture(option: str, path: str) -> None:
-    """Raise UserError if a file's suffix is none of `PICTURES`."""
-    if PurePath(path).suffix.lower() not in PICTURES:
+    """Raise UserError if a file is no path of this machine, or its suffix is none of `PICTURES`."""
+    if local_path(path, option).suffix.lower() not in PICTURES:
         raise UserError(f"{option} {path}: is none of the forms of pictures written here; name a {', '.join(PICTURES)}")

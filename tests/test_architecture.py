@@ -14,7 +14,6 @@ import pytest
 from tests.support.project import PACKAGES, project_sources
 from tests.support.world import ROOT
 
-
 COMMAND_LINE = [file.name for file in ROOT.glob("cli*.py")]
 
 

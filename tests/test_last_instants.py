@@ -13,7 +13,8 @@ MOMENTS = {
     "after the result": (f"print_ = cli_inspect._print; cli_inspect._print = lambda *a: (print_(*a), {KILL})", 3),
     "after the command": (f"end = cli_process.end_by; cli_process.end_by = lambda code: (end(code), {KILL})", 0),
     "before the interpreter's end": (
-        f"say = cli_inspect._say; cli_inspect._say = lambda as_json: (atexit.register(lambda: {KILL}), say(as_json))[1]", 0,
+        "say = cli_inspect._say; "
+        f"cli_inspect._say = lambda as_json: (atexit.register(lambda: {KILL}), say(as_json))[1]", 0,
     ),
     "in the interpreter's end": (f"atexit.register(lambda: {KILL})", 0),
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Progress of long steps, on stderr: a bar on a terminal, else a line now and then.
 
 Invariant: nothing here writes to stdout, which belongs to `--json`. Rates count only what was done since the
-start, so resumed work distorts neither rate nor remaining time; the remaining time follows the last minute. Rejected: rich's own speed columns, which
-the quiet lines could not share.
+start, so resumed work distorts neither rate nor remaining time; the remaining time follows the last minute. Rejected:
+rich's own speed columns, which the quiet lines could not share.
 """
 
 import sys
