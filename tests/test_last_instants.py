@@ -25,7 +25,7 @@ MOMENTS = {
 def test_a_signal_ends_a_command_with_the_code_that_is_due(tmp_path, moment):
     change, code = MOMENTS[moment]
     program = f"import atexit, os, signal, sys\nimport cli, cli_inspect, cli_process\n{change}\ncli.main()"
-    arguments = command("status", run=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
+    arguments = command("status", config=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "holds nothing yet" in done.stdout and "Traceback" not in done.stderr
@@ -33,7 +33,7 @@ def test_a_signal_ends_a_command_with_the_code_that_is_due(tmp_path, moment):
 
 
 def test_what_ascii_cannot_say_is_escaped_and_ends_no_command(tmp_path):
-    arguments = command("status", run=run_file(tmp_path / "w→s", tmp_path), folder=tmp_path)
+    arguments = command("status", config=run_file(tmp_path / "w→s", tmp_path), folder=tmp_path)
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "w\\u2192s" in done.stdout

@@ -1,5 +1,6 @@
 """Presets: the text parses to the preset, says everything, and is what a person wants to read."""
 
+import contextlib
 import re
 import tomllib
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_the_presets_are_the_papers_trainings_with_the_papers_accuracies():
 def test_the_text_parses_to_exactly_the_presets_values(preset, tmp_path):
     path = tmp_path / "deit.toml"
     path.write_text(run_file_text(preset), encoding="utf-8")
-    assert load_run_file(str(path), []) == PRESETS[preset].run_file()
+    with contextlib.chdir(tmp_path):
+        assert load_run_file(str(path), []) == PRESETS[preset].run_file()
 
 
 def flat(config: RunFile) -> dict[str, object]:
