@@ -19,4 +19,4 @@ def require_export_format(name: str) -> None:
 def require_picture(option: str, path: str) -> None:
     """Raise UserError if a file is no path of this machine, or its suffix is none of `PICTURES`."""
     if local_path(path, option).suffix.lower() not in PICTURES:
-        raise UserError(f"{option} {path}: is none of the forms of pictures written here; name a {', '.join(PICTURES)}")
+        raise UserError(f"{option} {path}: cannot be written in that form; name a {', '.join(PICTURES)}")

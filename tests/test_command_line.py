@@ -80,7 +80,6 @@ def test_completion_is_offered():
 
 
 @pytest.mark.parametrize("val", ["", "images/val"])
-@pytest.mark.parametrize("val", ["", "images/val"])
 def test_run_without_val_says_that_evaluation_is_skipped(monkeypatch, val):
     for stage in ("sharded", "train", "evaluate"):
         monkeypatch.setattr(run, stage, lambda config, say, stage=stage: {"stage": stage})

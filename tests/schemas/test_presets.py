@@ -203,7 +203,7 @@ def test_choices_are_listed_beside_their_key():
 def test_an_unknown_preset_is_refused_naming_those_there_are():
     with pytest.raises(UserError) as caught:
         run_file_text("deit-xl")
-    assert str(caught.value) == f"unknown preset deit-xl; allowed: {', '.join(PRESETS)}"
+    assert str(caught.value) == f"unknown preset deit-xl; allowed: {', '.join(PRESETS)} (did you mean deit-s?)"
 
 
 def test_a_path_longer_than_a_line_is_written_and_read_again():
