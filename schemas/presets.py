@@ -3,6 +3,7 @@
 A preset names the few values in which it differs from the schema's defaults; its text parses to exactly its run.
 """
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.run_file import parse_run
+from schemas.suggestions import did_you_mean
 from schemas.toml_text import WIDTH, toml_text
 
 _IMAGES = 1_281_167
@@ -295,6 +297,7 @@ def _all() -> Iterator[Preset]:
     yield replace(_fine_tuned(teacher, 384, None, None), note=_DECIDES.format("regnety-160-384"))
 
 
+_NAMED = re.compile(r"^# Preset ([\w-]+)(?: with teacher ([\w-]+))?\.$", re.MULTILINE)
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _all()}
 
 
@@ -305,14 +308,22 @@ def run_file_text(preset: str, teacher: str = "") -> str:
         UserError: for an unknown preset or teacher, naming those there are, or a teacher for who has none.
     """
     if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset}; allowed: {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {preset}; allowed: {', '.join(PRESETS)}{did_you_mean(preset, PRESETS)}")
     if teacher and teacher not in TEACHERS:
-        raise UserError(f"unknown teacher {teacher}; allowed: {', '.join(TEACHERS)}")
+        raise UserError(f"unknown teacher {teacher}; allowed: {', '.join(TEACHERS)}{did_you_mean(teacher, TEACHERS)}")
     chosen = PRESETS[preset]
     run = chosen.run_file(teacher)
     if teacher and run.train.distillation not in ("hard", "soft"):
         raise UserError(f"preset {preset}: has no teacher; choose a distilled one, such as deit-b-distilled")
     return "\n".join([*_head(chosen, run, teacher), "", toml_text(run)])
+
+
+def named_preset(text: str) -> RunFile | None:
+    """The values of the preset whose run file a text was written as; None where it names none that is known."""
+    found = _NAMED.search(text)
+    if found is None or found[1] not in PRESETS or (found[2] or "") not in ("", *TEACHERS):
+        return None
+    return PRESETS[found[1]].run_file(found[2] or "")
 
 
 def _notes(preset: Preset, config: RunFile) -> Iterator[str]:
@@ -357,6 +368,7 @@ def _head(preset: Preset, config: RunFile, teacher: str) -> Iterator[str]:
     )
     for sentence in about:
         yield from textwrap.wrap(sentence, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    yield f"# Preset {preset.name}" + (f" with teacher {teacher}." if teacher else ".")  # read by `named_preset`
     yield "#"
     yield "# Name your images in [source], then type, one after the other:"
     yield "#"

@@ -1,6 +1,8 @@
 """Read a run file: TOML, with a command's overrides; errors have one line with the fault and what is allowed."""
 
 import tomllib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +11,9 @@ from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.paths import local_path
 from schemas.receipts import truncate_json
-from schemas.secrets import without_secrets
+from schemas.recipe import Table
+from schemas.secrets import is_uri, without_secrets
+from schemas.suggestions import did_you_mean
 
 _PAIR = "must be two numbers, such as [0.5, 1.0]"
 _PLAIN = {  # pydantic's error types whose own words speak of Python rather than of TOML
@@ -26,21 +30,58 @@ _PLAIN = {  # pydantic's error types whose own words speak of Python rather than
 }
 
 
-def load_run_file(path: str, overrides: list[str]) -> RunFile:
+def load_run_file(path: str, overrides: list[str], say: Callable[[str], None] = lambda _: None) -> RunFile:
     """Read a run file and apply `key=value` overrides (dotted keys, TOML values) to it.
+
+    A relative workspace is one beside the run file, where `--set` does not give it.
+
+    Args:
+        path: of the run file.
+        overrides: as typed behind `--set`.
+        say: takes a line that says which workspace that is, where it is not of the current folder alone.
 
     Raises:
         UserError: one line naming the key, the cause and what is allowed.
     """
+    values = read_values(path)
+    typed: dict[str, Any] = {}
+    for override in overrides:
+        put_override(values, override)
+        put_override(typed, override)
+    run = parse_run(values, path)
+    if "workspace" in typed:
+        return run
+    return run.model_copy(update={"workspace": workspace_beside(path, run.workspace, say)})
+
+
+def workspace_beside(path: str, workspace: str, say: Callable[[str], None]) -> str:
+    """Which folder a run file's workspace is: a relative one is beside the run file.
+
+    One that an earlier version made in the current folder is still found, where there is none beside the run file.
+    """
+    here, folder = Path.cwd(), Path(path).parent.resolve()
+    if is_uri(workspace) or Path(workspace).is_absolute() or here == folder:
+        return workspace
+    beside, old = folder / workspace, here / workspace
+    if old.exists() and not beside.exists():
+        say(f"workspace {old}: in the current folder, as version 0.1 took it; beside {path} there is none")
+        return workspace
+    say(f"workspace {beside}" + (f", not {old}, which is there too" if old.exists() else ""))
+    return str(beside)
+
+
+def read_values(path: str) -> dict[str, Any]:
+    """A run file's own keys, unchecked.
+
+    Raises:
+        UserError: if there is none, or it is not TOML.
+    """
     try:
-        values = tomllib.loads(local_path(path, "--config").read_text(encoding="utf-8"))
+        return tomllib.loads(local_path(path, "--config").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such run file; write one with `deit-pipeline init {path}`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from None
-    for override in overrides:
-        _put(values, override)
-    return parse_run(values, path)
 
 
 def parse_run(values: dict[str, Any], context: str) -> RunFile:
@@ -61,7 +102,12 @@ def shareable(run: RunFile) -> RunFile:
     return RunFile.model_validate(without_secrets(run.model_dump()))
 
 
-def _put(values: dict[str, Any], override: str) -> None:
+def put_override(values: dict[str, Any], override: str) -> None:
+    """Put one `key=value` over a run file's values.
+
+    Raises:
+        UserError: if it is not of that form.
+    """
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not override.isascii() and any("\ud800" <= one <= "\udfff" for one in override):
@@ -94,8 +140,25 @@ def _explain(error: Any) -> str:
         table: Any = RunFile
         for name in path[:-1]:
             table = table.model_fields[name].annotation
-        return f"unknown key {key}; allowed here: {', '.join(table.model_fields)}"
+        return f"unknown key {key}; allowed here: {', '.join(table.model_fields)}{_nearest(path, table)}"
     if error["type"] == "value_error" and isinstance(given, dict):  # of a table: names the key below it itself
         return ".".join([*path, str(error["ctx"]["error"])])
     message = _PLAIN.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "must")
     return f"{key} = {truncate_json(given)}: {message}"
+
+
+def _nearest(path: list[str], table: Any) -> str:
+    """The key that was probably meant: one of that name in another table, else one like it in the same."""
+    elsewhere = [key for key in flat(RunFile()) if key.endswith(f".{path[-1]}")]
+    if elsewhere:
+        return f" (did you mean {' or '.join(elsewhere)}?)"
+    return did_you_mean(".".join(path), [".".join([*path[:-1], name]) for name in table.model_fields])
+
+
+def flat(run: RunFile) -> dict[str, Any]:
+    """Dotted key → value of every key of a run file, in its order; a key's own table, as of `extra`, stays whole."""
+    found: dict[str, Any] = {}
+    for name in RunFile.model_fields:
+        value = getattr(run, name)
+        found |= {f"{name}.{key}": one for key, one in value} if isinstance(value, Table) else {name: value}
+    return found

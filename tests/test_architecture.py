@@ -14,6 +14,8 @@ import pytest
 from tests.support.project import PACKAGES, project_sources
 from tests.support.world import ROOT
 
+COMMAND_LINE = [file.name for file in ROOT.glob("cli*.py")]
+
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """Check the contracts of a checkout."""
@@ -28,7 +30,7 @@ def checkout(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("cli.py", "pyproject.toml"):
+    for file in (*COMMAND_LINE, "pyproject.toml"):
         shutil.copy(ROOT / file, folder)
     return folder
 
@@ -69,9 +71,9 @@ def test_a_broken_contract_is_found(checkout, file, line, contract):
 
 
 def test_the_command_line_imports_schemas_and_commands_only():
-    tree = ast.parse((ROOT / "cli.py").read_text(encoding="utf-8"))
-    found = [one.module for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)]
-    found += [alias.name for one in ast.walk(tree) if isinstance(one, ast.Import) for alias in one.names]
+    nodes = [node for file in COMMAND_LINE for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))]
+    found = [one.module for one in nodes if isinstance(one, ast.ImportFrom)]
+    found += [alias.name for one in nodes if isinstance(one, ast.Import) for alias in one.names]
     own = [name for name in found if name.split(".")[0] in (*PACKAGES, "tests", "benchmarks", "ray", "torch")]
     assert own and [name for name in own if not name.startswith(("schemas.", "pipeline.commands."))] == []
 

@@ -10,10 +10,11 @@ from tests.support.world import ROOT, command, run_file
 
 KILL = "os.kill(os.getpid(), signal.SIGTERM)"
 MOMENTS = {
-    "after the result": (f"print_ = cli._print; cli._print = lambda *a: (print_(*a), {KILL})", 3),
-    "after the command": (f"end = cli._end_by; cli._end_by = lambda code: (end(code), {KILL})", 0),
+    "after the result": (f"print_ = cli_inspect._print; cli_inspect._print = lambda *a: (print_(*a), {KILL})", 3),
+    "after the command": (f"end = cli_process.end_by; cli_process.end_by = lambda code: (end(code), {KILL})", 0),
     "before the interpreter's end": (
-        f"say = cli._say; cli._say = lambda as_json: (atexit.register(lambda: {KILL}), say(as_json))[1]", 0,
+        "say = cli_inspect._say; "
+        f"cli_inspect._say = lambda as_json: (atexit.register(lambda: {KILL}), say(as_json))[1]", 0,
     ),
     "in the interpreter's end": (f"atexit.register(lambda: {KILL})", 0),
 }  # fmt: skip
@@ -23,7 +24,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_ends_a_command_with_the_code_that_is_due(tmp_path, moment):
     change, code = MOMENTS[moment]
-    program = f"import atexit, os, signal, sys\nimport cli\n{change}\ncli.main()"
+    program = f"import atexit, os, signal, sys\nimport cli, cli_inspect, cli_process\n{change}\ncli.main()"
     arguments = command("status", config=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr

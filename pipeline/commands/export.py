@@ -37,7 +37,7 @@ def export(config: RunFile, format_: str, out: str, say: Say, force: bool = Fals
 
     Args:
         config: has the workspace, the run, and in `evaluate.weights` which of its weights.
-        format_: one of `stages.models.export.FORMATS`.
+        format_: one of `schemas.formats.EXPORT_FORMATS`.
         out: a local folder.
         say: takes lines for the user.
         force: replace an export that is in the folder.

@@ -30,4 +30,6 @@ def everything(config: RunFile, say: Say) -> dict[str, Any]:
     results.append(train(config, say))
     if config.source.val:
         results.append(evaluate(config, say))
+    else:
+        say("evaluation is skipped: source.val is not set; name validation images there and rerun `deit-pipeline run`")
     return {"stage": "run", "stages": results}

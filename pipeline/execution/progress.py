@@ -1,12 +1,13 @@
 """Progress of long steps, on stderr: a bar on a terminal, else a line now and then.
 
 Invariant: nothing here writes to stdout, which belongs to `--json`. Rates count only what was done since the
-start, so resumed work distorts neither rate nor remaining time. Rejected: rich's own speed columns, which
-the quiet lines could not share.
+start, so resumed work distorts neither rate nor remaining time; the remaining time follows the last minute. Rejected:
+rich's own speed columns, which the quiet lines could not share.
 """
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
@@ -21,6 +22,9 @@ from schemas.secrets import hide_secrets
 from schemas.visible import visible
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_SAMPLES = 1.0
+_SECONDS_OF_WINDOW = 60.0
+"""Past from which the time left is reckoned."""
 
 
 def note(line: str) -> None:
@@ -58,6 +62,7 @@ class Progress:
         self._note = self._ending = ""
         self._clock = clock
         self._begin = self._advanced = self._written = clock()
+        self._window = deque([(self._begin, done)])
         self._stream = stream or sys.stderr
         self._bar = self._new_bar()
 
@@ -81,6 +86,7 @@ class Progress:
         self._done += count
         self._work += count if work is None else work
         self._advanced = self._clock()
+        self._remember()
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
         elif self._advanced - self._written >= _SECONDS_BETWEEN_LINES:
@@ -120,10 +126,26 @@ class Progress:
         seconds = self._advanced - self._begin
         return rate(self._work / seconds, self._rate_unit) if self._work and seconds > 0 else ""
 
+    def _remember(self) -> None:
+        """Keep what was done when, a second apart: of the last minute, and of as long as the start had taken.
+
+        So the start (processes, compiling, first reads) counts only until as much time has passed after it.
+        """
+        if len(self._window) < 2 or self._advanced - self._window[-1][0] >= _SECONDS_BETWEEN_SAMPLES:
+            self._window.append((self._advanced, self._done))
+        while len(self._window) > 2 and self._advanced - self._window[1][0] >= self._span():
+            self._window.popleft()
+
+    def _span(self) -> float:
+        """How much of the past must remain for the oldest of it to be forgotten."""
+        start = self._window[0][0] == self._begin
+        return self._window[1][0] - self._begin if start else _SECONDS_OF_WINDOW
+
     def _left(self) -> str:
-        if self._done <= self._resumed:
+        since, done = self._window[0]
+        if self._done <= max(self._resumed, done):
             return ""
-        seconds_a_unit = (self._advanced - self._begin) / (self._done - self._resumed)
+        seconds_a_unit = (self._advanced - since) / (self._done - done)
         seconds = (self._total - self._done) * seconds_a_unit - (self._clock() - self._advanced)
         return f"{duration(max(seconds, 0))} left"
 

@@ -17,20 +17,19 @@ import torch
 
 from schemas.config import RunFile
 from schemas.errors import UserError
+from schemas.formats import require_export_format
 from stages.models.classifier import Classifier
 from stages.models.distilled import one_head
 from stages.models.export_folder import CARD_FILE, CONFIG_FILE, ONNX_FILE, TORCH_FILE
 from stages.models.tensors import to_bytes
 from stages.models.weights import MODEL_FILE
 
-FORMATS = ("safetensors", "huggingface", "onnx", "torch-export")
 _NEEDED = {"onnx": ("onnx", "onnxscript")}
 
 
 def refuse_missing_packages(format_: str) -> None:
     """Raise UserError if the format is unknown, or what writes it is not installed."""
-    if format_ not in FORMATS:
-        raise UserError(f"--format {format_}: unknown; allowed: {', '.join(FORMATS)}")
+    require_export_format(format_)
     missing = [name for name in _NEEDED.get(format_, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format {format_}: needs {missing[0]}; pip install 'deit-pipeline[export]'")
@@ -78,7 +77,7 @@ def exported(
     Args:
         model: with its trained weights.
         handed_on: what `supported_network` made of it.
-        format_: one of `FORMATS`; "huggingface" has the files of "safetensors".
+        format_: one of `schemas.formats.EXPORT_FORMATS`; "huggingface" has the files of "safetensors".
         config: the run file it was trained with.
         classes: names in the order of the logits.
     """

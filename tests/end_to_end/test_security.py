@@ -201,7 +201,7 @@ def test_options_that_name_a_path_refuse_a_uri_without_its_secret(copied, tmp_pa
 
 
 def test_a_fault_of_ours_shows_no_secret_either(tmp_path):
-    program = "import cli; cli._say = lambda _: 1 / 0 if _ is None else (lambda l: int('s3://k:hunter2@b'));cli.main()"
+    program = "import cli, cli_inspect as c; c._say = lambda _: 1 / 0 if _ is None else (lambda l: int('s3://k:hunter2@b'));cli.main()"
     arguments = command("status", config=run_file(tmp_path / "ws", tmp_path), folder=tmp_path)[3:]
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "hunter2" not in done.stderr

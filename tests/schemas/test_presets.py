@@ -1,5 +1,6 @@
 """Presets: the text parses to the preset, says everything, and is what a person wants to read."""
 
+import contextlib
 import re
 import tomllib
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_the_presets_are_the_papers_trainings_with_the_papers_accuracies():
 def test_the_text_parses_to_exactly_the_presets_values(preset, tmp_path):
     path = tmp_path / "deit.toml"
     path.write_text(run_file_text(preset), encoding="utf-8")
-    assert load_run_file(str(path), []) == PRESETS[preset].run_file()
+    with contextlib.chdir(tmp_path):
+        assert load_run_file(str(path), []) == PRESETS[preset].run_file()
 
 
 def flat(config: RunFile) -> dict[str, object]:
@@ -201,7 +203,7 @@ def test_choices_are_listed_beside_their_key():
 def test_an_unknown_preset_is_refused_naming_those_there_are():
     with pytest.raises(UserError) as caught:
         run_file_text("deit-xl")
-    assert str(caught.value) == f"unknown preset deit-xl; allowed: {', '.join(PRESETS)}"
+    assert str(caught.value) == f"unknown preset deit-xl; allowed: {', '.join(PRESETS)} (did you mean deit-s?)"
 
 
 def test_a_path_longer_than_a_line_is_written_and_read_again():

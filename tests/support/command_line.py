@@ -1,5 +1,6 @@
 """Commands in this process, and what they print."""
 
+import json
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -19,7 +20,9 @@ def complaint(code: int, *arguments: str) -> str:
     """The one line in which a command is refused."""
     exit_code, out, err = typed(*arguments)
     lines = [line for line in err.splitlines() if line.startswith("deit-pipeline: ")]
-    assert (exit_code, out, len(lines)) == (code, "", 1), err
+    failure = {"error": lines[0].removeprefix("deit-pipeline: "), "exit_code": code} if lines else {}
+    wanted = json.dumps(failure) + "\n" if "--json" in arguments else ""
+    assert (exit_code, out, len(lines)) == (code, wanted, 1), err
     assert err.splitlines()[-1] == lines[0]
     assert "Traceback" not in err
     return lines[0].removeprefix("deit-pipeline: ")
