@@ -1,5 +1,4 @@
-"""The verbs: init, demo, shard, label-teacher, train, evaluate, compare, export, run, status, report, verify and others.
-
+"""The verbs that make something, and what each typed option means; those that look are in `cli_inspect`.
 
 Every verb reads one run file and can be typed again after any failure. Exit codes: 0 done; 1 an error the user can
 fix, in one line that says how; 2 usage; 3 stopped or some parts failed, resumable; 4 incompatible inputs.
