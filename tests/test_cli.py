@@ -132,9 +132,8 @@ def test_a_source_that(images, tmp_path, what):
     run = run_file(tmp_path / "workspace", tmp_path / "images", {"shards": {"samples_per_shard": 100}})
     assert says in complaint(1, "shard", "-c", written(run, tmp_path))
     assert stored(tmp_path / "workspace").keys() <= {"shards/train/plan.json"}
-    assert "is not sharded yet; run `deit-pipeline shard`" in complaint(
-        1, "label-teacher", "-c", written(run, tmp_path)
-    )
+    file = written(run, tmp_path)
+    assert f"is not sharded yet; run `deit-pipeline shard -c {file}`" in complaint(1, "label-teacher", "-c", file)
 
 
 def test_a_source_that_is_not_set_is_asked_for(tmp_path, fresh):
@@ -173,7 +172,7 @@ TRAININGS = {
         "train.batch_size = 18: must be a multiple of 8"),
     "batch larger than the split": (["train.batch_size=62"], 1, "the split has only 61 samples"),
     "more views wanted than labelled": (["train.epochs=300", "train.name=x"], 1, "6 are labelled; raise labels.views"),
-    "no such labels": (["labels.name=others"], 1, "is not whole yet; run `deit-pipeline label-teacher`"),
+    "no such labels": (["labels.name=others"], 1, "is not whole yet; run `deit-pipeline label-teacher -c "),
     "unknown student": (["student.model=deit_tinny_patch16_224"], 1, "timm knows no model deit_tinny_patch"),
     "student without stochastic depth": (["student.model=vgg11", "student.extra={}"], 1, "student.drop_path: vgg11"),
     "another size than the views": (["student.img_size=48"], 1, "views have views.image_size = 32"),
@@ -193,11 +192,12 @@ def test_a_training_is_refused_with(done, tmp_path, what):
 
 
 def test_a_stage_before_its_time_says_which_comes_first(shards, fresh, tmp_path):
-    assert "is not whole yet; run `deit-pipeline label-teacher`" in complaint(1, "train", "-c", shards)
-    assert "it is not trained to its end; run `deit-pipeline train` first" in complaint(1, "evaluate", "-c", shards)
+    assert f"is not whole yet; run `deit-pipeline label-teacher -c {shards}`" in complaint(1, "train", "-c", shards)
+    line = complaint(1, "evaluate", "-c", shards)
+    assert f"it is not trained to its end; run `deit-pipeline train -c {shards}` first" in line
     nothing = written(run_file(tmp_path / "nothing", Path(fresh().source.train).parent), tmp_path)
-    assert "is not sharded yet; run `deit-pipeline shard`" in complaint(1, "train", "-c", nothing)
-    assert "holds nothing; run `deit-pipeline shard` first" in complaint(1, "verify", "-c", nothing)
+    assert f"is not sharded yet; run `deit-pipeline shard -c {nothing}`" in complaint(1, "train", "-c", nothing)
+    assert f"holds nothing; run `deit-pipeline shard -c {nothing}` first" in complaint(1, "verify", "-c", nothing)
     assert typed("status", "-c", nothing)[0] == 0
 
 
@@ -249,7 +249,7 @@ def test_damage_is_named_by_verify_which_exits_1(done, tmp_path):
     fix = f"delete {tmp_path}/workspace/shards/val/receipts/shard-000000.json and rerun `deit-pipeline shard`"
     what = "has other bytes than its receipt says"
     assert last_json(out)["problems"] == [{"path": tar, "what": what, "fix": fix}]
-    assert f"{tar}: {what}; {fix}" in err.splitlines()
+    assert f"{tar}: {what}; {fix.removesuffix('`')} -c {done}`" in err.splitlines()
     assert err.splitlines()[-1].startswith("deit-pipeline: verify: ")
 
 

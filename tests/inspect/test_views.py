@@ -183,7 +183,7 @@ def test_other_views_than_the_labelled_are_drawn_without_decisions_and_say_so(wh
         (("--sample", "61"), "--sample 61: the split's samples are numbered 0 to 60"),
         (("--sample", "0", "--out", "no/such/folder.png"), "--out no/such/folder.png: cannot be written"),
         (("--sample", "0", "--out", "sheet.text"), "--out sheet.text: cannot be written"),
-        (("--sample", "0", "--set", "workspace=empty"), "is not sharded yet; run `deit-pipeline shard`"),
+        (("--sample", "0", "--set", "workspace=empty"), "is not sharded yet; run `deit-pipeline shard -c "),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_one_line(whole, tmp_path, monkeypatch, arguments, cause):

@@ -126,7 +126,7 @@ def test_a_missing_run_file_names_the_command_that_writes_one(tmp_path):
 
 
 def test_an_empty_run_file_has_the_defaults(tmp_path):
-    assert loaded(tmp_path) == RunFile()
+    assert loaded(tmp_path) == RunFile(workspace=f"{tmp_path}/runs/deit")
 
 
 @pytest.mark.parametrize(
