@@ -16,6 +16,10 @@ from cifar10 import ROOT, ROWS, Setting, read
 from cifar10_page import LINES, page, picture, spread_of, tops
 from gpu import commit, machine, versions
 
+from schemas.manifests import LabelManifest
+from stages.storage.manifest import CompleteStage, open_manifest
+from stages.storage.store import Store
+
 
 class Claim(NamedTuple):
     """Something that the paper found: one line of the table above another by more than seeds differ, or `equal`."""
@@ -113,16 +117,25 @@ def _parameters(root: Path, name: str) -> int | None:
     return found["parameters"] if found else None
 
 
+def label_set(root: Path, name: str) -> CompleteStage[LabelManifest] | None:
+    """A label set of the workspace, or None where it is not complete."""
+    return open_manifest(Store(str(root / "labels" / name)), LabelManifest)
+
+
+def bytes_of(found: CompleteStage[LabelManifest]) -> int:
+    """Bytes of a label set's files."""
+    return sum(file.bytes for part in found.parts for file in part.files)
+
+
 def _labels(root: Path) -> dict[str, Any]:
-    manifest = _analysis(root, "labels/teacher/manifest.json")
-    if not manifest:
+    found = label_set(root, "teacher")
+    if not found:
         return {}
-    files = [file for part in manifest["parts"] for file in part["files"]]
     return read(root, "label-teacher") | {
-        "decisions": sum(part["rows"] for part in manifest["parts"]),
-        "bytes": sum(file["bytes"] for file in files),
-        "agreement": manifest["agreement"],
-        "mixed_agreement": manifest["mixed_agreement"],
+        "decisions": sum(found.parts.rows),
+        "bytes": bytes_of(found),
+        "agreement": found.manifest.agreement,
+        "mixed_agreement": dict(found.manifest.mixed_agreement),
     }
 
 

@@ -9,13 +9,15 @@ again where an epoch needs more. Hard distillation from `hard`, usual (soft) dis
 views. Rerun the same command to resume; docs/evidence/views.json, .md and .png are written after each training.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cifar10 import ROWS, Setting, Training, heads_of, parsed, quiet, read, say, side_by_side, table_3, timed
+from cifar10_report import bytes_of, label_set
+
+from stages.data.split import Split
 
 VIEWS = (1, 3, 10, 30)
 """Views of an image, where they are fewer than the epochs; and as many as these."""
@@ -89,27 +91,27 @@ def run_file(setting: Setting, line: Line, margin: float) -> Any:
 
 def topk(setting: Setting) -> int:
     """Logits that are kept, fewer than there are classes."""
-    manifest = json.loads((setting.root / "shards/train/manifest.json").read_text())
-    return min(TOPK, len(manifest["classes"]) - 1)
+    return min(TOPK, len(Split.open(str(setting.root), "train").classes) - 1)
 
 
 def median_margin(setting: Setting, line: Line) -> float:
     """The margin that half of a set's decisions have."""
-    path = setting.root / "labels" / f"{line.store}-{line.views}" / "manifest.json"
-    return float(json.loads(path.read_text())["margins"]["p50"])
+    found = label_set(setting.root, f"{line.store}-{line.views}")
+    if found is None:
+        raise RuntimeError(f"{line.store}-{line.views} is not labelled yet")
+    return float(found.manifest.margins["p50"])
 
 
 def measured(setting: Setting, line: Line) -> dict[str, Any]:
     """What is known of a line: top-1 by head, what its labels took, and the median margin where it selects."""
     run, labels = read(setting.root, line.name), f"{line.store}-{line.views}"
-    manifest = setting.root / "labels" / labels / "manifest.json"
-    parts = json.loads(manifest.read_text())["parts"] if manifest.exists() else []
-    decisions = sum(part["rows"] for part in parts)
-    stored = sum(file["bytes"] for part in parts for file in part["files"])
+    found = label_set(setting.root, labels)
+    decisions = sum(found.parts.rows) if found else 0
+    stored = bytes_of(found) if found else 0
     return {
         **line._asdict(),
         "top1": heads_of(run),
-        "margin": median_margin(setting, line) if line.selected and parts else None,
+        "margin": median_margin(setting, line) if line.selected and found else None,
         "teacher_cpu_seconds": read(setting.root, f"labels-{labels}").get("cost", {}).get("cpu_seconds"),
         "teacher_seconds": read(setting.root, f"labels-{labels}").get("cost", {}).get("seconds"),
         "decisions": decisions,
