@@ -86,7 +86,7 @@ def histogram(title: str, counts: Sequence[int], edges: Sequence[float], *, x: s
     """
     with _figure() as (figure, axes):
         axes.bar(range(len(counts)), counts, width=0.9, color=_SERIES[0])
-        shown = range(0, len(edges), 6)
+        shown = range(0, len(edges), 9)
         axes.set_xticks([number + 0.5 for number in shown], [f"{edges[number]:.3g}" for number in shown])
         axes.grid(False, axis="x")
         axes.set(xlabel=x, ylabel="views")
