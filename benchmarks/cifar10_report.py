@@ -68,7 +68,7 @@ def gather(setting: Setting) -> dict[str, Any]:
         "images": {one: _samples(setting.root, one) for one in ("train", "val")},
         "label": _labels(setting.root),
         "losses": {name: _losses(setting.root, name) for name in measured if name.endswith("-0")},
-        "disagreement": _analysis(setting.root, "runs/token-0/disagreement.json"),
+        "disagreement": _analysis(setting.root, "runs/token-0/disagreement-baseline-none-0.json"),
         "tokens": {row: one for row, one in tokens.items() if one},
         "claims": [judged(claim, measured) for claim in CLAIMS],
         "commit": commit(),
