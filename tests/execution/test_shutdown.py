@@ -4,6 +4,7 @@ Stopped in this process, at every step and at every moment that is none; in two 
 real commands, with and without Ray. How the other stages stop is in `test_loop.py`.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -259,9 +260,10 @@ def test_a_signal_after_the_last_part_lets_nothing_else_begin():
 
 
 def check_ended(process, folder: Path, line: str = STOPPED) -> None:
-    """A command that was stopped says so in its last line, exits with 3 and leaves no lease."""
+    """A command that was stopped says so in its last line and its object, exits with 3 and leaves no lease."""
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (3, ""), err
+    assert process.returncode == 3, err
+    assert json.loads(out) == {"error": line, "exit_code": 3}
     assert err.splitlines()[-1] == f"deit-pipeline: {line}"
     assert not list(Path(folder, "leases").glob("*.json"))
 
