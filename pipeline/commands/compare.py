@@ -34,7 +34,7 @@ _OF_EVALUATION = (
 """What a row says of the evaluation that its figures are from."""
 _NOT_TRAINED = (
     "workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every",
-    "train.validate_every", "train.validate_images",
+    "train.validate_every", "train.validate_images", "train.trackers", "train.tensorboard", "tracking",
 )  # fmt: skip
 """Keys that do not change what is trained, or that today's run file decides."""
 
