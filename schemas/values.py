@@ -6,7 +6,7 @@ A wrong value raises ValueError with what is allowed; the run file's reader adds
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, PlainValidator
 
 from schemas.names import checkpoint_name, folder_name
 from schemas.paths import LOCAL_ONLY
@@ -103,5 +103,5 @@ def _trackers(value: Any) -> Any:
 Cadence = Annotated[int | str, PlainValidator(_cadence)]
 Workers = Annotated[int | str, PlainValidator(_workers)]
 Switch = Annotated[bool | str, PlainValidator(_switch)]
-Trackers = Annotated[tuple[str, ...], PlainValidator(_trackers)]
+Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
