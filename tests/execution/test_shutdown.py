@@ -33,10 +33,9 @@ from tests.support.world import command, silent, start, wait_until
 
 pytestmark = pytest.mark.slow
 
-FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
-more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
 CPU = torch.device("cpu")
 STOPPED = "stopped; rerun the same command to resume from the newest checkpoint"
+KEPT = "stopped; what is done is kept; rerun the same command to resume"
 LONG = {"train": {"epochs": 800, "warmup_epochs": 0, "reuse_views": True, "checkpoint_every": 40}}
 """2,400 steps."""
 
@@ -275,7 +274,7 @@ def check_ended(process, folder: Path, line: str = STOPPED) -> None:
         (signal.SIGTERM, {"address": "inline"}),
         (signal.SIGINT, {"address": "inline"}),
         (signal.SIGTERM, {"address": "local", "devices": 2}),
-        pytest.param(signal.SIGINT, {"address": "local"}, marks=more),
+        pytest.param(signal.SIGINT, {"address": "local"}, marks=pytest.mark.thorough),
     ],
 )
 def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path, number, cluster):
@@ -322,7 +321,10 @@ cli.main()
     [
         ("train", "runs/new", STOPPED),
         pytest.param(
-            "shard", "shards/train", "stopped; what is done is kept; rerun the same command to resume", marks=more
+            "shard",
+            "shards/train",
+            "stopped; what is done is kept; rerun the same command to resume",
+            marks=pytest.mark.thorough,
         ),
     ],
 )

@@ -151,7 +151,7 @@ def test_what_a_model_wants_undecayed_is_spared_and_the_distillation_token_is_de
     assert any(one is deit.dist_token for one in decayed) and not any(one is deit.cls_token for one in decayed)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.thorough
 def test_every_classifier_of_timm_is_built_or_refused_in_a_line():
     """Some 1,300 networks on torch's meta device: slow because there are so many. Real ones: as they are chosen."""
     for model in timm.list_models():
