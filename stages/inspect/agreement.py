@@ -4,6 +4,7 @@ Everything is read from what is stored; no teacher is needed. The picture is dra
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -117,7 +118,7 @@ def _hatched(plot: Image.Image) -> Image.Image:
     """The picture with stripes in the colours of a partner's class and of neither, each in a direction of its own."""
     pixels = np.array(plot)
     down, across = np.indices(pixels.shape[:2])
-    stripes: dict[AgreementKind, np.ndarray] = {"partner": down + across, "neither": down - across}
+    stripes: dict[AgreementKind, Any] = {"partner": down + across, "neither": down - across}
     for kind, lines in stripes.items():
         mine = (pixels == np.array(ImageColor.getrgb(VERDICTS[kind][0]))).all(-1)
         pixels[mine & (lines % 6 == 0)] = ImageColor.getrgb(PAPER)
