@@ -81,7 +81,7 @@ def heat_map(title: str, about: str, names: Sequence[str], rates: np.ndarray) ->
             pen.rectangle((*at, at[0] + wide - 3, at[1] + high - 3), fill=fill, outline=RULE)
             ink = ink_on(fill, "#ffffff", INK)
             _centred(pen, at[0] + wide / 2 - 1, middle - 10, f"{rate:.3f}", 16, ink, bold=row != column)
-    _colour_bar(pen, left, plot.height - _SCALE + 14, min(wide * len(names), 416), largest)
+    _colour_bar(pen, left, plot.height - _SCALE + 14, min(wide * len(names) - 24, 416), largest)
     return _page(title, f"{about} Colour: from 0 (light) to {largest:.3f} (dark).", plot)
 
 

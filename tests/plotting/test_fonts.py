@@ -60,7 +60,7 @@ def test_ascii_is_set_in_the_font_that_pillow_brings():
     assert pieces(text) == [(OWN, text)]
 
 
-@pytest.mark.parametrize("name", ["Äpfel", "Apfel\u0308", "Größe", "яблоко", "μῆλον", "تفاحة"])
+@pytest.mark.parametrize("name", ["Äpfel", "A\u0308pfel", "Größe", "яблоко", "μῆλον", "تفاحة"])
 def test_names_are_drawn_in_full_without_any_font_of_the_machine(machine_fonts, name):
     ((file, piece),) = pieces(name)
     assert Path(file).name == "DejaVuSans.ttf" and len(piece) == len(name) - name.count("\u0308")
@@ -119,5 +119,5 @@ def test_long_names_wrap_within_their_width(machine_fonts):
 
 def test_a_heat_map_has_a_bar_of_its_colours():
     pixels = np.asarray(heat_map("t", "a", ["猫", "b"], np.array([[0.0, 0.5], [0.5, 0.0]])))
-    reds = {tuple(pixel) for pixel in pixels[-48 - 54 + 14 + 7].tolist()}
-    assert len(reds) > 100 and (0xCF, 0x4A, 0x10) in reds
+    shades = {tuple(pixel) for pixel in pixels[-48 - 54 + 14 + 7].tolist()}
+    assert len(shades) > 100 and min(green for _, green, _ in shades) <= 0x4B
