@@ -17,7 +17,8 @@ from stages.sources.names import is_hidden, suffix_of, why_no_image
 from stages.sources.parquet import list_parquet
 from stages.sources.splits import check_one_split, choose_files, find_split
 from stages.sources.tar import list_tars
-from stages.storage.store import Store, split_uri, uri_options
+from stages.storage.file_systems import uri_options
+from stages.storage.store import Store, split_uri
 
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 _KAGGLE_LABELS = "LOC_val_solution.csv"
