@@ -67,6 +67,10 @@ def read_weights(path: str | Path) -> Weights:
         why = f"({why})" + (f", such as {named[1]}" if named else "")
         raise UserError(f"{path}: damaged, or not of tensors alone {why}; save the state_dict by itself") from error
     found, note = _table(found, path)
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "quantised" if value.is_quantized else "without data" if value.is_meta else "sparse"
+            raise UserError(f"{path}: {name} is {kind}; save the state_dict with dense tensors of floating point")
     weights = Weights(clean_state_dict(dict(found)))
     if weights.pop("n_averaged", None) is not None:  # of torch.optim.swa_utils.AveragedModel
         note = "the averaged weights of an AveragedModel"
