@@ -15,7 +15,7 @@ from stages.models.weights import find_weights, weights_digest
 from stages.replay.order import Stream
 from stages.storage.commit import read_plan
 from stages.storage.run_files import run_store
-from stages.train.tensorboard import refuse_missing_tensorboard
+from stages.trackers.tracker import refuse_missing
 
 TAUGHT = ("hard", "soft")
 """Values of `train.distillation` that need a teacher's labels."""
@@ -59,8 +59,7 @@ def plan_training(config: RunFile, world: int) -> Plan:
         MismatchError: if the labels are not for these shards or this recipe.
     """
     train = config.train
-    if train.tensorboard:
-        refuse_missing_tensorboard()
+    refuse_missing(config)
     split = Split.open(config.workspace, "train", config.cache)
     opened = LabelSet.follow if train.follow else LabelSet.open
     labels = opened(config, split) if train.distillation in TAUGHT else None
@@ -100,8 +99,8 @@ def _enough_views(config: RunFile, split: Split, labels: LabelSet, steps: int) -
 
 
 _NO_MATTER = {
-    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
-    "follow", "deterministic", "validate_every", "validate_images",
+    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "trackers",
+    "compile", "follow", "deterministic", "validate_every", "validate_images",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 _LATER: dict[str, Any] = {"min_margin": 0.0}
