@@ -13,7 +13,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli_inspect import config_app, doctor, inspect_app, report, status, verify
-from cli_options import STANDARD, Address, Config, Json, Override, RetryFailed, Verbs, settings_of
+from cli_options import STANDARD, Address, Config, Json, Override, RetryFailed, Verbs, on_address, settings_of
+from cli_plan import estimate
 from cli_process import errors, guarded
 from cli_process import print_object as _print
 from cli_process import say_to as _say
@@ -238,7 +239,7 @@ def run(
     _stage("everything", config, _retrying(set_, retry_failed), address, json_)
 
 
-for verb in (status, report, verify, doctor):
+for verb in (estimate, status, report, verify, doctor):
     app.command()(verb)
 
 
@@ -253,9 +254,7 @@ def _retrying(overrides: list[str] | None, retry_failed: bool) -> list[str]:
 
 def _stage(name: str, config: str, overrides: list[str] | None, address: str | None, as_json: bool) -> None:
     with errors():
-        settings = settings_of(config, overrides)
-        if address is not None:
-            settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"address": address})})
+        settings = on_address(settings_of(config, overrides), address)
         room = importlib.import_module(
             f"pipeline.commands.{_COMMAND_MODULES[name]}"
         )  # now that the run file is good: torch takes seconds

@@ -58,3 +58,10 @@ def settings_of(config: str, overrides: list[str] | None) -> RunFile:
     """
     TYPED.run_file = config
     return load_run_file(config, overrides or [], say_to(True))
+
+
+def on_address(config: RunFile, address: str | None) -> RunFile:
+    """The run file with another `cluster.address`, where `--address` gives one."""
+    if address is None:
+        return config
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
