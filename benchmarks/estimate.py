@@ -125,8 +125,7 @@ def _command(verb: str, file: Path, *options: str) -> tuple[dict[str, Any], floa
     start, before = time.perf_counter(), _children()
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), verb, "-c", str(file), "--json", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env=environment,
     )

@@ -79,7 +79,7 @@ def assumptions_of(probed: Probed) -> list[str]:
         "a core renders views as fast as one of this machine's",
         "the machine has no other work; hours of cores do not depend on that"
         + (", and hours are reckoned from them, since this one is busy now" if probed.busy else ""),
-        "of mixed views the teacher names the own class in 45%, the partner's in 25%, which decides a decision's bytes",
+        "of mixed views the teacher names the own class in 40%, the partner's in 22%, which decides a decision's bytes",
     ]
     if devices > 1:
         said.append(f"{devices} devices are {devices} times as fast as one")

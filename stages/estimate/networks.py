@@ -83,7 +83,6 @@ def teacher_flops(members: list[tuple[Classifier, int]]) -> int:
 def probe_teacher(
     config: RunFile,
     members: list[tuple[Classifier, int]],
-    classes: int,
     precision: str,
     budget: float,
     device: str,

@@ -16,10 +16,12 @@ from schemas.tables import SIGNATURE_BYTES
 from stages.label.label_file import write_labels
 from stages.replay.signature import signed_rows
 
-_AGREES = (0.45, 0.25)
+_NEAR = 64
+"""Classes among which a teacher's next likeliest of an image's views are."""
+_AGREES = (0.4, 0.22)
 """Shares of mixed views of which a teacher names the own class and the partner's; any class for the others. With these
 the bytes are those that were measured on photographs (docs/labels.md)."""
-_RECEIPT_BYTES = 1_500
+_RECEIPT_BYTES = 650
 _MOST_BYTES = 1_000_000
 """Of the columns of the part that is made: a larger one is written in part."""
 
@@ -77,7 +79,8 @@ def _decisions(config: RunFile, classes: int, rows: int, views: int) -> dict[str
             (classes * random.random((count, config.labels.samples)) ** 3).astype(np.int64), axis=1
         )
     elif store != "hard":
-        others = random.integers(0, classes, (count, k))
+        near = random.integers(0, classes, (rows, _NEAR))
+        others = near[row[:, None], (_NEAR * random.random((count, k)) ** 2).astype(np.int64)]
         others[:, 0] = decision
         falling = np.sort(random.exponential(1.5, (count, k)), axis=1)
         if store == "topk":
