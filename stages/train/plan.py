@@ -15,6 +15,7 @@ from stages.models.weights import find_weights, weights_digest
 from stages.replay.order import Stream
 from stages.storage.commit import read_plan
 from stages.storage.run_files import run_store
+from stages.train.dataset import TrainDataset
 from stages.train.tensorboard import refuse_missing_tensorboard
 
 TAUGHT = ("hard", "soft")
@@ -48,6 +49,21 @@ class Plan:
             recipe_seed=config.views.seed,
             seed=config.train.seed,
             passes=self.labels.passes if self.labels else None,
+        )
+
+    def dataset(self, config: RunFile, *, rank: int, world: int, spread: bool = False) -> TrainDataset:
+        """The batches of one of `world` processes; `spread` as in `TrainDataset`."""
+        return TrainDataset(
+            self.split,
+            config.views,
+            self.stream(config),
+            self.labels,
+            soft_tau=config.train.tau if config.train.distillation == "soft" else None,
+            min_margin=config.train.min_margin,
+            batch=config.train.batch_size,
+            rank=rank,
+            world=world,
+            spread=spread,
         )
 
 
