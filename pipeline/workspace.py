@@ -131,7 +131,8 @@ class Workspace:
             UserError: if shards or labels are missing or too few, or stored bytes are wrong.
             MismatchError: if the labels are of another split, recipe or teacher.
         """
-        plan = plan_training(self.config, 1)
+        untold = self.config.train.model_copy(update={"trackers": (), "tensorboard": False})
+        plan = plan_training(self.config.model_copy(update={"train": untold}), 1)
         data = plan.dataset(self.config, rank=0, world=1)
         return load(data, workers=workers, order=range(first, plan.steps), preload=(TrainDataset.__module__,))
 

@@ -25,6 +25,7 @@ from schemas.values import (
     Sizes,
     Switch,
     Tables,
+    Trackers,
     Workers,
 )
 
@@ -268,7 +269,11 @@ class TrainConfig(Table):
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = every epoch")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
-    tensorboard: bool = Field(False, description="write the metrics as TensorBoard's event file as well")
+    trackers: Trackers = Field(
+        (),
+        description="also send the metrics to these: tensorboard, wandb, mlflow, trackio; [tracking] says where to",
+    )
+    tensorboard: bool = Field(False, description='the same as "tensorboard" in trackers')
     validate_every: Cadence = Field(
         AUTO,
         description="epochs between validations on the val split; 0 = never; auto = every epoch of up to 60, 60 times "
@@ -295,6 +300,11 @@ class TrainConfig(Table):
         return ("class",) if self.alpha == 1 else ()
 
     @property
+    def all_trackers(self) -> tuple[str, ...]:
+        """`trackers`, and TensorBoard where `tensorboard` says so, each once."""
+        return tuple(dict.fromkeys((*self.trackers, *(("tensorboard",) if self.tensorboard else ()))))
+
+    @property
     def processes(self) -> int:
         """`workers` as a number; 2 where no command has replaced "auto" by what suits its devices."""
         return _PROCESSES if self.workers == AUTO else int(self.workers)
@@ -304,6 +314,26 @@ class TrainConfig(Table):
         """`validate_every` as a number; 0 = never."""
         every = self.validate_every
         return math.ceil(self.epochs / _MOST_VALIDATIONS) if every == AUTO else int(every)
+
+
+class TrackingConfig(Table):
+    """Where the trackers of `train.trackers` keep a run; keys and passwords are their libraries' own concern."""
+
+    project: str = Field(
+        "deit-pipeline", pattern=r"^[A-Za-z0-9_.-]+$", description="project of W&B and Trackio, experiment of MLflow"
+    )
+    offline: bool = Field(
+        False, description="W&B: reach no server, write below runs/<run>/wandb, for `wandb sync`; as WANDB_MODE=offline"
+    )
+    wandb_entity: str = Field("", description='user or team at W&B; "" = the library\'s default')
+    mlflow_uri: str = Field(
+        "",
+        description='server or database of MLflow; "" = MLFLOW_TRACKING_URI, else mlflow.db in the workspace',
+        examples=["http://localhost:5000"],
+    )
+    trackio_space: str = Field(
+        "", description='Space of Hugging Face for Trackio; "" = TRACKIO_SPACE_ID, else a local database'
+    )
 
 
 class CacheConfig(Table):
@@ -400,6 +430,7 @@ class RunFile(Table):
     labels: LabelsConfig = LabelsConfig()
     student: StudentConfig = StudentConfig()
     train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cache: CacheConfig = CacheConfig()
     cluster: ClusterConfig = ClusterConfig()

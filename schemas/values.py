@@ -6,7 +6,7 @@ A wrong value raises ValueError with what is allowed; the run file's reader adds
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, PlainValidator
 
 from schemas.names import checkpoint_name, folder_name
 from schemas.paths import LOCAL_ONLY
@@ -64,6 +64,8 @@ def _checkpoints(value: Any) -> Any:
 
 AUTO = "auto"
 """A setting that the command replaces by what suits the device; no plan, manifest or identity ever holds it."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""The trackers that a training may write to, by their libraries' names."""
 Names = Annotated[str | tuple[str, ...], PlainValidator(_names)]
 NonEmptyNames = Annotated[Names, AfterValidator(_not_empty)]
 Tables = Annotated[dict[str, Any] | tuple[dict[str, Any], ...], PlainValidator(_tables), AfterValidator(_plain)]
@@ -92,7 +94,14 @@ def _cadence(value: Any) -> Any:
     raise ValueError('must be "auto" or a whole number of epochs; 0 = never')
 
 
+def _trackers(value: Any) -> Any:
+    if isinstance(value, tuple) and all(one in TRACKERS for one in value) and len(set(value)) == len(value):
+        return value
+    raise ValueError(f"must be a list of {', '.join(TRACKERS)}, each at most once")
+
+
 Cadence = Annotated[int | str, PlainValidator(_cadence)]
 Workers = Annotated[int | str, PlainValidator(_workers)]
 Switch = Annotated[bool | str, PlainValidator(_switch)]
+Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]

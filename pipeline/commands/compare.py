@@ -7,6 +7,7 @@ An evaluation counts if it is of the run's weights as they are now, measured as 
 set of images for all runs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ _OF_EVALUATION = (
 """What a row says of the evaluation that its figures are from."""
 _NOT_TRAINED = (
     "workspace", "cluster", "cache", "evaluate", "train.name", "train.workers", "train.log_every",
-    "train.validate_every", "train.validate_images",
+    "train.validate_every", "train.validate_images", "train.trackers", "train.tensorboard", "tracking",
 )  # fmt: skip
 """Keys that do not change what is trained, or that today's run file decides."""
 
@@ -203,15 +204,13 @@ _LENGTH = ("train.epochs", "train.max_steps", "train.warmup_epochs", "labels.vie
 """Keys by which trainings of one kind differ in length."""
 
 
-def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Epochs and top-1 in percent, a line for each way of training that more than its length tells from others."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["epochs"] is not None:
-            others = {key: value for key, value in row["differs"].items() if key not in _LENGTH}
-            words = (f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in others.items())
-            top1 = 100 * best_head(row)["top1"]
-            lines.setdefault(", ".join(words) or "top-1", []).append((row["epochs"], top1))
+def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by epochs, a line for each way of training that more than its length tells from others."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted((row for row in rows if row["epochs"] is not None), key=lambda row: row["epochs"]):
+        others = {key: value for key, value in row["differs"].items() if key not in _LENGTH}
+        words = (f"{key.rpartition('.')[2]} {_plain(value)}" for key, value in others.items())
+        lines.setdefault(", ".join(words) or "top-1", []).append(row)
     return lines
 
 
@@ -221,8 +220,22 @@ def _plain(value: Any) -> str:
 
 def _figure_3(rows: Sequence[dict[str, Any]]) -> Image.Image | None:
     """Top-1 by epochs; None where no run's epochs are known, as without its shards."""
-    series = [Series(name, sorted(points)) for name, points in lines_of(rows).items()]
+    series = [_series(name, of_line) for name, of_line in lines_of(rows).items()]
     if not series:
         return None
-    about = "Top-1 on the val split after training for so many epochs, both heads fused where there are two."
-    return chart("Accuracy by epochs", about, series, x="epochs", y="top-1, %")
+    about = (
+        "Top-1 on the val split after training for so many epochs, both heads fused where there are two. A bar is the "
+        f"standard error over the split's {rows[0]['samples']:,} images to both sides; the axis begins at 0."
+    )
+    return chart("Accuracy by epochs", about, series, x="epochs", y="top-1, %", y_range=(0.0, 0.0))
+
+
+def _series(name: str, rows: Sequence[dict[str, Any]]) -> Series:
+    """A line, its points with the runs' names; a line of one run has that run's name."""
+    shares = [best_head(row)["top1"] for row in rows]
+    return Series(
+        rows[0]["run"] if len(rows) == 1 else name,
+        [(row["epochs"], 100 * share) for row, share in zip(rows, shares, strict=True)],
+        labels=[] if len(rows) == 1 else [row["run"] for row in rows],
+        spread=[100 * math.sqrt(share * (1 - share) / row["samples"]) for row, share in zip(rows, shares, strict=True)],
+    )

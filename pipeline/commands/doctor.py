@@ -24,6 +24,8 @@ _LITTLE_DISK, _NO_DISK = 20 * _GIB, _GIB
 _LITTLE_MEMORY, _NO_MEMORY = 2 * _GIB, _GIB // 8
 """Of shared memory: a container's usual 64 MiB do not hold the batches of data processes."""
 _FEW_FILES, _TOO_FEW_FILES = 4096, 512
+_FEW_PROCESSES = 1024
+_CONTAINERS_PROCESSES = Path("/sys/fs/cgroup/pids.max")
 """Open files: Ray's processes and data processes hold some hundreds each."""
 _SHARED_MEMORY = Path("/dev/shm")
 _REINSTALL = "install it as README says: pip install . in the checkout"
@@ -64,6 +66,7 @@ def _checks(config: RunFile) -> Iterator[Check]:
     yield check_disk(config.workspace)
     yield check_shared_memory(_SHARED_MEMORY)
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield check_processes(process_limit(_CONTAINERS_PROCESSES))
     yield check_token(config.cluster.address)
 
 
@@ -136,11 +139,27 @@ def check_open_files(limit: int) -> Check:
     return Check("open files", state, f"{limit:,}", "type ulimit -n 65536 in this shell first")
 
 
+def process_limit(container: Path) -> int:
+    """Processes and threads that this user, or this container by its `pids.max`, may have; -1 for no limit."""
+    limits = [resource.getrlimit(resource.RLIMIT_NPROC)[0]]
+    if container.is_file() and (text := container.read_text().strip()).isdigit():
+        limits.append(int(text))
+    return min((limit for limit in limits if limit >= 0), default=-1)
+
+
+def check_processes(limit: int) -> Check:
+    """Whether this user may start the processes and threads of an embedded Ray; `limit` is below 0 for none."""
+    if limit < 0 or limit >= _FEW_PROCESSES:
+        return Check("processes", OK, "unlimited" if limit < 0 else f"{limit:,}")
+    fix = "type ulimit -u 4096 in this shell first, or let the container have more (--pids-limit), or --address inline"
+    return Check("processes", WARNING, f"{limit:,}", fix)
+
+
 def check_token(address: str) -> Check:
     """Whether the command has the token of an existing Ray cluster; an embedded Ray makes its own."""
     if address in ("local", "inline"):
         return Check("ray token", OK, f"cluster.address = {address} needs none")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray/auth_token")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(file) if file.is_file() else ""
     if where:
         mode = os.environ.get("RAY_AUTH_MODE") == "token"

@@ -18,6 +18,7 @@ from stages.storage.store import Store
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.metrics import show
 from stages.train.plan import plan_training
+from stages.train.tracking import send_the_rest
 from stages.train.validation import validation_images
 
 Say = Callable[[str], None]
@@ -43,7 +44,7 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
     say(_devices(run))
     finished = _finished(run, stage_dir, plan.steps, say)
     if finished is not None:
-        show(store, stage_dir.made_by, tensorboard=run.train.tensorboard)
+        send_the_rest(run, plan, store, show(store, stage_dir.made_by))
         say(f"run {run.train.name}: {finished.steps} steps are done → {store}")
         done = {"steps": finished.steps, "resumed_from_step": finished.steps, "loss": finished.loss}
         return {"stage": "train", "run": run.train.name} | done

@@ -44,6 +44,8 @@ _TOKEN_WANTED = (
     "this Ray asks for a token that the command does not have; set RAY_AUTH_MODE=token, and put the cluster's token "
     "into RAY_AUTH_TOKEN or ~/.ray/auth_token"
 )
+_NO_HOME = "/nonexistent"
+"""The home of a user who has none, as Debian calls it; nothing is written there."""
 _LOOK_SECONDS = 1.0
 """Between two looks whether the daemons of an embedded Ray live."""
 
@@ -72,7 +74,7 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
     local = cluster.address == LOCAL
     if not local:
         _check_port(cluster.address)
-    with environment(_variables(local)):
+    with environment(session_environment(local)):
         import ray
 
         if ray.is_initialized():
@@ -92,10 +94,12 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
                 ray.shutdown()
 
 
-def _variables(local: bool) -> dict[str, str | None]:
+def session_environment(local: bool) -> dict[str, str | None]:
     """The environment of Ray's processes; what the user has set stands, but for an embedded one's guards."""
     usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     variables: dict[str, str | None] = {name: os.environ.get(name, value) for name, value in usual.items()}
+    if os.path.expanduser("~") == "~":  # a container's user without a passwd entry; Ray Train asks for a home
+        variables["HOME"] = _NO_HOME
     if local:
         # Without a token Ray runs anybody's code; this one lives in the environment of its processes only.
         variables |= LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token(), "RAY_AUTH_TOKEN_PATH": None}
@@ -185,9 +189,10 @@ def _start_local(ray: Any, folder: Path) -> None:
             ray.init(
                 address=LOCAL, include_dashboard=False, object_store_memory=150 << 20, _temp_dir=str(inner), **QUIET
             )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones as well, as where too few processes are allowed
         raise UserError(
-            f"cluster.address = local: Ray does not start ({_one_line(error)}); --address inline does without"
+            f"cluster.address = local: Ray does not start ({_one_line(error)}); see `deit-pipeline doctor`; "
+            "--address inline does without"
         ) from None
 
 

@@ -16,9 +16,10 @@ from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
-from stages.storage.locks import scratch_folder
+from stages.storage.locks import scratch_folder, semaphore_prefix
 
-_PREFIX = ".deit-data-"
+_OURS = ".deit-"
+_PREFIX = f"{_OURS}data-"
 _LONGEST_ROOT = 55
 """Characters above such a folder, below which sockets lie, whose paths have 107 at most."""
 _LAST = -200
@@ -49,12 +50,19 @@ def _end_after(parent: Any) -> None:
 
 
 def keep_sockets_in(folder: str) -> None:
-    """Put the sockets into a folder that somebody else removes; before the first data process starts."""
+    """Put the sockets into a folder that somebody else removes; before the first data process starts.
+
+    Semaphores are named after the scratch folder that it is or lies in, and so go with that: Ray kills the tracker too.
+    """
     before, tempfile.tempdir = tempfile.tempdir, folder
     try:
         util.get_temp_dir()  # which is chosen once a process
     finally:
         tempfile.tempdir = before
+    scratch = next((one for one in (Path(folder), *Path(folder).parents) if one.name.startswith(_OURS)), None)
+    if scratch is not None:
+        process: Any = multiprocessing.current_process()
+        process._config["semprefix"] = f"/{semaphore_prefix(scratch)}"
     _removed_by.append(folder)
 
 

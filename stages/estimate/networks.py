@@ -135,7 +135,7 @@ def probe_student(
         busy: the machine has other work.
     """
     with TemporaryDirectory(prefix="estimate-") as folder:
-        changes = {"precision": precision, "compile": False, "validate_every": 0, "tensorboard": False}
+        changes = {"precision": precision, "compile": False, "validate_every": 0, "tensorboard": False, "trackers": ()}
         plain = {"init_checkpoint": "", "new_head": False}
         run = config.model_copy(
             update={

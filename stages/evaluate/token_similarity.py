@@ -90,12 +90,13 @@ def draw(title: str, found: dict[str, Any]) -> Image.Image:
     """Mean cosine by layer, and the paper's two values."""
     layers = found["layers"]
     theirs = [(0.0, paper.TOKENS["learned"]), (float(len(layers) - 1), paper.TOKENS["last"])]
+    marks = (f"{theirs[0][1]:.2f}", f"{theirs[1][1]:.2f} at the last block")
     return chart(
         title,
         f"Cosine between class and distillation token, mean over {found['samples']:,} images; 0 is the input.",
         [
             Series("measured", [(float(number), value) for number, value in enumerate(layers)]),
-            Series("the paper's, DeiT-B", theirs, joined=False),
+            Series("the paper's, DeiT-B", theirs, joined=False, labels=marks),
         ],
         x="block",
         y="mean cosine",

@@ -4,9 +4,10 @@ Everything is read from what is stored; no teacher is needed. The picture is dra
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from schemas.manifests import LabelManifest
 from schemas.recipe import Recipe
@@ -67,9 +68,17 @@ def draw_agreement(title: str, counts: np.ndarray, names: Sequence[str], manifes
     ends = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
     blocks = [
         _heading(title, counts, manifest),
-        _labelled("every class with labels, from least to most agreement", _columns(counts[order])),
+        _labelled(
+            f"{len(order):,} classes with labels, from least to most agreement; height: share of a class's views, 0 to "
+            "100%",
+            _columns(counts[order]),
+        ),
         _labelled("the classes at both ends" if len(ends) < len(order) else "the classes", _rows(counts, names, ends)),
-        _labelled("margins: the largest logit less the second", _margins(manifest.margin_counts)),
+        _labelled(
+            f"margins: the largest logit less the second; {sum(manifest.margin_counts):,} decisions, "
+            f"{max(manifest.margin_counts):,} in the highest column",
+            _margins(manifest.margin_counts),
+        ),
     ]
     height = sum(block.height + 28 for block in blocks)
     picture = Image.new("RGB", (_WIDTH + 2 * _MARGIN, height + 2 * _MARGIN - 28), PAPER)
@@ -102,7 +111,18 @@ def _heading(title: str, counts: np.ndarray, manifest: LabelManifest) -> Image.I
         text = f"{VERDICTS[kind][1]} {share:.1%}"
         write(pen, (left + 18, top + _LINE + 8), text, _BODY)
         left += 18 + typeface(_BODY).getlength(text) + 32
-    return block
+    return _hatched(block)
+
+
+def _hatched(plot: Image.Image) -> Image.Image:
+    """The picture with stripes in the colours of a partner's class and of neither, each in a direction of its own."""
+    pixels = np.array(plot)
+    down, across = np.indices(pixels.shape[:2])
+    stripes: dict[AgreementKind, Any] = {"partner": down + across, "neither": down - across}
+    for kind, lines in stripes.items():
+        mine = (pixels == np.array(ImageColor.getrgb(VERDICTS[kind][0]))).all(-1)
+        pixels[mine & (lines % 6 == 0)] = ImageColor.getrgb(PAPER)
+    return Image.fromarray(pixels)
 
 
 def _labelled(text: str, plot: Image.Image) -> Image.Image:
@@ -125,7 +145,7 @@ def _columns(counts: np.ndarray) -> Image.Image:
             if share:
                 pen.line((x, bottom - _PLOT * share, x, bottom - 1), fill=VERDICTS[kind][0])
             bottom -= _PLOT * share
-    return plot
+    return _hatched(plot)
 
 
 def _rows(counts: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> Image.Image:
@@ -143,7 +163,7 @@ def _rows(counts: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> Im
                 pen.rectangle(bar, fill=VERDICTS[kind][0])
             left += full * share
         write(pen, (_NAME + full + 10, _LINE * nth + 1), f"{shares[0]:.0%}", _BODY, VERDICTS["own"][0])
-    return plot
+    return _hatched(plot)
 
 
 def _margins(counts: Sequence[int]) -> Image.Image:

@@ -12,9 +12,9 @@ from stages.replay.decide import DecidedMix, DecidedView
 from stages.replay.policies import Op
 
 VERDICTS: dict[AgreementKind, tuple[str, str]] = {
-    "own": ("#1a7f37", "its own class"),
-    "partner": ("#9a6700", "its partner's"),
-    "neither": ("#cf222e", "neither"),
+    "own": ("#06305f", "its own class"),
+    "partner": ("#b45309", "its partner's"),
+    "neither": ("#8a1c5b", "neither"),
 }
 
 

@@ -69,6 +69,10 @@ def read_weights(path: str | Path) -> Weights:
     found, note = _table(found)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: holds no table of tensors; save the model's state_dict by itself")
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "quantised" if value.is_quantized else "without data" if value.is_meta else "sparse"
+            raise UserError(f"{path}: {name} is {kind}; save the state_dict with dense tensors of floating point")
     weights = Weights(clean_state_dict(dict(found)))
     weights.note = note
     return weights

@@ -7,13 +7,18 @@ which would be a dependency for four pictures.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stages.plotting.contrast import ink_on
 from stages.plotting.text import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
 
-_COLOURS = ("#2f62c8", "#cf4a10", "#287d3c", "#a03cc0", "#0b7285", "#c2255c", "#5f7a10", "#6741d9")
+COLOURS = ("#06305f", "#b45309", "#8a1c5b", "#1d6fd1")
+"""Each tells itself by luminance or hue from its neighbours, also without red or green; more series than these have
+other dashes and marks."""
+_DASHES = ((), (14, 6), (4, 5), (14, 5, 4, 5))
 _MARGIN, _TITLE, _BODY, _LINE = 48, 26, 15, 22
 _CELL = (104, 56)
 _PLOT = (900, 460)
@@ -29,12 +34,14 @@ class Series:
         points: as (x, y), in the order in which they are joined.
         joined: by a line.
         labels: written at the points; empty = none.
+        spread: half the height of each point's bar; empty = none.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     joined: bool = True
     labels: Sequence[str] = ()
+    spread: Sequence[float] = ()
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,9 +79,9 @@ def heat_map(title: str, about: str, names: Sequence[str], rates: np.ndarray) ->
             fill = tuple((_COLD + (_HOT - _COLD) * share).astype(int).tolist())
             at = left + wide * column, top_of_cells + high * row
             pen.rectangle((*at, at[0] + wide - 3, at[1] + high - 3), fill=fill, outline=RULE)
-            ink = "white" if share > 0.6 else INK
+            ink = ink_on("#{:02x}{:02x}{:02x}".format(*fill), "#ffffff", INK)
             _centred(pen, at[0] + wide / 2 - 1, middle - 10, f"{rate:.3f}", 16, ink, bold=row != column)
-    return _page(title, about, plot)
+    return _page(title, f"{about} Colour: from 0 (light) to {largest:.3f} (dark).", plot)
 
 
 def chart(
@@ -110,12 +117,14 @@ def chart(
     frame.draw(pen, in_ascii(x))
     places: list[tuple[float, float]] = []
     for number, one in enumerate(series):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         spots = [frame.at(point) for point in one.points]
         if one.joined and len(spots) > 1:
-            pen.line(spots, fill=colour, width=3, joint="curve")
+            _dashed(pen, spots, colour, _DASHES[(number + number // len(COLOURS)) % len(_DASHES)])
+        for (at_x, at_y), half in zip(one.points, one.spread, strict=False):
+            pen.line((frame.at((at_x, at_y - half)), frame.at((at_x, at_y + half))), fill=colour, width=2)
         for spot in spots:
-            _dot(pen, spot, colour)
+            _dot(pen, spot, colour, number)
         for spot, label in zip(spots, one.labels, strict=False):
             _beside(pen, spot, in_ascii(label), 12, INK, places)
         _beside(pen, spots[-1], in_ascii(one.name), _BODY, colour, places)
@@ -192,10 +201,35 @@ def _page(title: str, about: str, plot: Image.Image) -> Image.Image:
     return page
 
 
-def _dot(pen: ImageDraw.ImageDraw, at: tuple[float, float], colour: str) -> None:
+def _dot(pen: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, number: int) -> None:
+    """A series' mark: a circle, a square, a diamond or a triangle."""
     x, y = at
-    pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=PAPER)
-    pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour)
+    pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=PAPER)
+    if number % 4 == 0:
+        pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour)
+    else:
+        pen.regular_polygon((x, y, 6), (4, 4, 3)[number % 4 - 1], rotation=(0, 45, 0)[number % 4 - 1], fill=colour)
+
+
+def _dashed(
+    pen: ImageDraw.ImageDraw, spots: Sequence[tuple[float, float]], colour: str, dashes: tuple[int, ...]
+) -> None:
+    """A line through points, of pieces and gaps of these lengths in turn; without any it is unbroken."""
+    if not dashes:
+        pen.line(spots, fill=colour, width=3, joint="curve")
+        return
+    left, nth = float(dashes[0]), 0
+    for (x, y), (to_x, to_y) in pairwise(spots):
+        length, done = math.dist((x, y), (to_x, to_y)), 0.0
+        while done < length:
+            piece = min(left, length - done)
+            ends = [(x + (to_x - x) * at / length, y + (to_y - y) * at / length) for at in (done, done + piece)]
+            if nth % 2 == 0:
+                pen.line(ends, fill=colour, width=3)
+            done, left = done + piece, left - piece
+            if left <= 0:
+                nth += 1
+                left = float(dashes[nth % len(dashes)])
 
 
 def _beside(

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_SEMAPHORES = Path("/dev/shm")
+"""Where Linux keeps semaphores that have a name."""
+
 
 @contextlib.contextmanager
 def locked(path: Path, *, needed: bool = True) -> Iterator[Any]:
@@ -59,7 +62,7 @@ def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
     root, owner = root or Path(tempfile.gettempdir()), os.getpid()
     for old in root.glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _held(old):
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         with contextlib.ExitStack() as stack:
@@ -73,8 +76,19 @@ def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
                 yield folder
             finally:
                 if os.getpid() == owner:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
             return
+
+
+def semaphore_prefix(folder: Path) -> str:
+    """How POSIX semaphores are called that are removed with a scratch folder, by whoever removes that."""
+    return folder.name.lstrip(".")
+
+
+def _remove(folder: Path) -> None:
+    for semaphore in _SEMAPHORES.glob(f"sem.{semaphore_prefix(folder)}-*"):
+        semaphore.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

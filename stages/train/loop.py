@@ -14,7 +14,7 @@ from schemas.config import RunFile
 from stages.data.loader import load, on_device
 from stages.models.precision import chosen_precision, deterministic_algorithms
 from stages.train.dataset import TrainDataset
-from stages.train.plan import plan_training
+from stages.train.plan import Plan, plan_training
 from stages.train.stop_sync import StopSync
 from stages.train.trainer import Trainer
 
@@ -47,6 +47,18 @@ def train(config: RunFile, *, rank: int, world: int, device: torch.device, repor
 def _train(config: RunFile, *, rank: int, world: int, device: torch.device, report: Report) -> dict[str, Any]:
     plan = plan_training(config, world)
     trainer = Trainer(config, plan, rank=rank, world=world, device=device)
+    complete = False
+    try:
+        done = _steps(config, plan, trainer, report)
+        complete = done["steps"] == plan.steps
+        return done
+    finally:
+        trainer.trackers.close(done=complete)
+
+
+def _steps(config: RunFile, plan: Plan, trainer: Trainer, report: Report) -> dict[str, Any]:
+    """The steps from the newest checkpoint on."""
+    rank, world, device = trainer.rank, trainer.world, trainer.device
     step = started = trainer.restore()
     batches = load(
         trainer.data,

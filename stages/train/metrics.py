@@ -22,7 +22,6 @@ from stages.storage.run_files import METRICS_FILE
 from stages.storage.store import Store
 from stages.storage.validations import read_validations
 from stages.train.checkpoint import newest_lines
-from stages.train.tensorboard import EVENTS_FILE, event_file
 
 _CLOCK = ("views_per_second", "waiting", "mfu")
 _ALWAYS = {"views_per_second", "waiting"}
@@ -39,7 +38,6 @@ class Metrics:
         rank: of this process.
         world: number of processes, whose means are averaged.
         device: where sums are kept.
-        tensorboard: write the lines as TensorBoard's event file as well.
         views_at_peak: views a second that a device would train at its peak; None = unknown, without `mfu`.
     """
 
@@ -54,13 +52,11 @@ class Metrics:
         rank: int,
         world: int,
         device: torch.device,
-        tensorboard: bool = False,
         views_at_peak: float | None = None,
     ) -> None:
         self._views_at_peak = views_at_peak
         self._store, self._made_by, self._every, self._rank, self._world = store, made_by, every, rank, world
         self._device = device
-        self._tensorboard = tensorboard
         self._lines: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}  # of this process
         self._views = self._timed_views = 0
@@ -158,9 +154,9 @@ class Metrics:
                 "without its lines"
             ) from None
 
-    def show(self, validations: Sequence[dict[str, Any]] = ()) -> None:
+    def show(self, validations: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
         """Put the lines for people to read, once a checkpoint has them, with those of validations."""
-        show(self._store, self._made_by, self._lines, tensorboard=self._tensorboard, validations=validations)
+        return show(self._store, self._made_by, self._lines, validations=validations)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -197,9 +193,8 @@ def show(
     made_by: str,
     timed: Sequence[dict[str, Any]] = (),
     *,
-    tensorboard: bool = False,
     validations: Sequence[dict[str, Any]] | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
     """Write the newest checkpoint's lines to `metrics.jsonl`, with measured times where they are known.
 
     Afterwards it checks again: another command may have committed a newer checkpoint, and written its lines,
@@ -209,12 +204,14 @@ def show(
         store: of the run's folder.
         made_by: fingerprint of what the training is made from.
         timed: lines with measured times, besides the stored ones.
-        tensorboard: write them as TensorBoard's event file as well.
         validations: lines of validations, besides the stored ones; None = read them.
+
+    Returns:
+        The lines; empty where no checkpoint has any.
     """
     if validations is None:
         validations = [one.line for one in read_validations(store)]
-    shown = None
+    shown, lines = None, list[dict[str, Any]]()
     while (newest := newest_lines(store, made_by)) not in (None, shown):
         shown = newest
         try:
@@ -224,8 +221,7 @@ def show(
         lines = _merged(_parse(newest), [*(beside or ()), *timed], validations)
         if lines != beside:
             store.put(METRICS_FILE, _to_bytes(lines))
-            if tensorboard:
-                store.put(EVENTS_FILE, event_file(lines))
+    return lines
 
 
 def _merged(

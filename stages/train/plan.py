@@ -15,8 +15,8 @@ from stages.models.weights import find_weights, weights_digest
 from stages.replay.order import Stream
 from stages.storage.commit import read_plan
 from stages.storage.run_files import run_store
+from stages.trackers.tracker import refuse_missing
 from stages.train.dataset import TrainDataset
-from stages.train.tensorboard import refuse_missing_tensorboard
 
 TAUGHT = ("hard", "soft")
 """Values of `train.distillation` that need a teacher's labels."""
@@ -75,8 +75,7 @@ def plan_training(config: RunFile, world: int) -> Plan:
         MismatchError: if the labels are not for these shards or this recipe.
     """
     train = config.train
-    if train.tensorboard:
-        refuse_missing_tensorboard()
+    refuse_missing(config)
     split = Split.open(config.workspace, "train", config.cache)
     opened = LabelSet.follow if train.follow else LabelSet.open
     labels = opened(config, split) if train.distillation in TAUGHT else None
@@ -116,8 +115,8 @@ def _enough_views(config: RunFile, split: Split, labels: LabelSet, steps: int) -
 
 
 _NO_MATTER = {
-    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "compile",
-    "follow", "deterministic", "validate_every", "validate_images",
+    "name", "max_steps", "workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "trackers",
+    "compile", "follow", "deterministic", "validate_every", "validate_images",
 }  # fmt: skip
 """Keys of `[train]` that do not change what is trained."""
 _LATER: dict[str, Any] = {"min_margin": 0.0}

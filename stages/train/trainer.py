@@ -50,6 +50,7 @@ from stages.train.optim import (
     tensors_to_state,
 )
 from stages.train.plan import Plan
+from stages.train.tracking import open_trackers
 from stages.train.validation import Asked, Validator
 
 
@@ -88,10 +89,10 @@ class Trainer:
             rank=rank,
             world=world,
             device=device,
-            tensorboard=config.train.tensorboard,
             views_at_peak=peak and peak / (TRAINING * forward_flops(self.classifier, config.views.image_size, device)),
         )
         self.validator = Validator(config, plan, self.store, rank=rank, world=world, device=device)
+        self.trackers = open_trackers(config, plan, self.store, rank=rank)
         self._hours = Hours(self.store, device.type)
         self._draws = Draws(config.train.seed, Purpose.MODEL)
         self._student = FromViews(self.classifier, self.precision)
@@ -182,9 +183,9 @@ class Trainer:
         return whole
 
     def show(self) -> None:
-        """Put the metrics of the newest checkpoint, and of all validations, for people to read."""
+        """Put the metrics of the newest checkpoint, and of all validations, for people and trackers to read."""
         if self.rank == 0:
-            self.metrics.show([one.line for one in self.validator.done.values()])
+            self.trackers.offer(self.metrics.show([one.line for one in self.validator.done.values()]))
 
     def note_hours(self, step: int) -> None:
         """Take down what the steps since the last checkpoint took, its validation included."""

@@ -265,5 +265,5 @@ def test_lines_of_figure_3_join_runs_that_differ_in_length_only(copied):
     assert [row["steps"] for row in rows[:2]] == [12, 6]
     lines = lines_of(rows)
     assert sorted(map(len, lines.values())) == [1, 2]
-    (pair,) = [points for points in lines.values() if len(points) == 2]
-    assert sorted(x for x, _ in pair) == pytest.approx([6 * 16 / 61, 12 * 16 / 61])
+    (pair,) = [of_line for of_line in lines.values() if len(of_line) == 2]
+    assert [row["epochs"] for row in pair] == pytest.approx([6 * 16 / 61, 12 * 16 / 61])

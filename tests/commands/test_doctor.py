@@ -24,7 +24,7 @@ def test_this_machine_is_looked_at_and_each_check_has_a_line(tmp_path):
     code, out, err = typed("doctor", "-c", str(tmp_path / "deit.toml"), "--json")
     found = json.loads(out.splitlines()[0])
     names = [one["check"] for one in found["checks"]]
-    assert names == ["python", "torch", "cuda", "ray", "disk", "shared memory", "open files", "ray token"]
+    assert names == ["python", "torch", "cuda", "ray", "disk", "shared memory", "open files", "processes", "ray token"]
     assert code == (0 if found["ok"] else 1)
     assert found["checks"][1]["found"] == importlib.metadata.version("torch")
     assert all(one["state"] == OK or one["fix"] for one in found["checks"])
@@ -63,6 +63,16 @@ def test_python_packages_gpus_and_open_files(monkeypatch):
     assert states == [OK, OK, WARNING, ERROR]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert module.check_cuda("cuda").state == ERROR and module.check_cuda("cpu").state != ERROR
+
+
+def test_processes_of_the_user_and_of_the_container(tmp_path, monkeypatch):
+    container = tmp_path / "pids.max"
+    for soft, text, limit in ((-1, "max", -1), (500, "max", 500), (500, "200", 200), (-1, "300", 300), (100, "", 100)):
+        container.write_text(f"{text}\n")
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert module.process_limit(container) == limit
+    assert module.process_limit(tmp_path / "none") == 100
+    assert [module.check_processes(limit).state for limit in (-1, 4096, 100)] == [OK, OK, WARNING]
 
 
 def test_the_token_of_a_cluster(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stages.data import servers
+from stages.storage.locks import scratch_folder
 from tests.support.world import ROOT
 
 WORKING = """
@@ -23,7 +24,6 @@ from tests.data import test_servers
 from stages.data.loader import load
 
 if __name__ == "__main__":
-    multiprocessing.current_process()._config["semprefix"] = f"/deit-test-{os.getpid()}"
     items = load(test_servers.Groups(), workers=1, order=range(2))
     tracker = resource_tracker._resource_tracker._pid
     print(json.dumps([os.getpgid(0), *next(items).tolist(), os.getpgid(tracker)]), flush=True)
@@ -43,8 +43,10 @@ class Groups:
         return torch.tensor([os.getpgid(0)])
 
 
-def semaphores(pid: int) -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith(f"sem.deit-test-{pid}-")}
+def semaphores(folder: Path) -> set[str]:
+    """Those named after the scratch folders within."""
+    names = tuple(f"sem.{scratch.name.lstrip('.')}-" for scratch in folder.iterdir())
+    return {name for name in os.listdir("/dev/shm") if names and name.startswith(names)}
 
 
 @pytest.fixture
@@ -74,16 +76,34 @@ def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(short_folde
     try:
         own, worker, tracker = json.loads(process.stdout.readline())
         assert own not in (worker, tracker)
-        assert semaphores(process.pid)
+        assert semaphores(tmp_path / "t")
     finally:
         os.killpg(process.pid, number)
         process.communicate(timeout=60)
     end = time.monotonic() + 60
-    while semaphores(process.pid) and time.monotonic() < end:
+    while semaphores(tmp_path / "t") and time.monotonic() < end:
         time.sleep(0.1)
-    assert not semaphores(process.pid)
+    assert not semaphores(tmp_path / "t")
     left = [path.name for path in Path(tmp_path, "t").iterdir()]
     assert all(name.startswith(".deit-data-") for name in left)
     script = "from stages.data.servers import start_servers; start_servers()"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, cwd=ROOT)
     assert list(Path(tmp_path, "t").iterdir()) == []  # the next command that has data processes removes it
+
+
+def test_semaphores_whose_tracker_was_killed_too_go_with_the_scratch_folder(short_folder):
+    (short_folder / "program.py").write_text(WORKING)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(short_folder / "t")}
+    (short_folder / "t").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(short_folder / "program.py")], env=environment, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    groups = json.loads(process.stdout.readline())  # the command's, the data process's and the tracker's
+    for group in (groups[2], groups[1], groups[0]):
+        os.killpg(group, signal.SIGKILL)
+    process.communicate(timeout=60)
+    left = semaphores(short_folder / "t")
+    assert left
+    with scratch_folder(servers._PREFIX, short_folder / "t"):
+        assert not left & set(os.listdir("/dev/shm"))

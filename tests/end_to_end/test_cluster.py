@@ -1,6 +1,6 @@
 """On a real cluster of several nodes: the package ships itself, and nodes, workers and drivers may be lost.
 
-Slow, since nodes are real processes: one cluster for all tests here, and `DEIT_FAULTS=1` for those beyond the first.
+Slow, since nodes are real processes: one cluster for all tests here, and `--thorough` for those beyond the first.
 """
 
 import json
@@ -22,9 +22,6 @@ from tests.support.stored import left, receipts
 from tests.support.world import ROOT, run_file, silent, stored, wait_until
 
 pytestmark = pytest.mark.cluster
-
-FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
-more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +108,7 @@ def sharded(many, whole, tmp_path):
     return workspace, calm
 
 
-@more
+@pytest.mark.thorough
 def test_a_node_lost_while_labelling_changes_no_byte(nodes, sharded, tmp_path):
     workspace, calm = sharded
     folder = workspace / "labels/teacher"
@@ -124,7 +121,7 @@ def test_a_node_lost_while_labelling_changes_no_byte(nodes, sharded, tmp_path):
     assert left(folder) == stored(Path(calm.workspace, "labels/teacher"))
 
 
-@more
+@pytest.mark.thorough
 def test_a_node_lost_while_training_ends_with_the_weights_of_an_undisturbed_run(nodes, sharded, tmp_path):
     workspace, calm = sharded
     for folder in (workspace, Path(calm.workspace)):
@@ -144,7 +141,7 @@ def test_a_node_lost_while_training_ends_with_the_weights_of_an_undisturbed_run(
         assert (folder / name).read_bytes() == Path(calm.workspace, "runs/student", name).read_bytes()
 
 
-@more
+@pytest.mark.thorough
 def test_a_command_stopped_on_a_cluster_finishes_what_is_under_way_and_exits_3(nodes, many, tmp_path):
     workspace, _ = many
     folder = workspace / "shards/train"
@@ -159,7 +156,7 @@ def test_a_command_stopped_on_a_cluster_finishes_what_is_under_way_and_exits_3(n
     assert json.loads(out)["splits"]["train"]["new_parts"] == 122 - done
 
 
-@more
+@pytest.mark.thorough
 def test_a_training_stopped_on_a_cluster_keeps_the_step_under_way_of_both_workers_and_goes_on(nodes, sharded, tmp_path):
     workspace, _ = sharded
     folder = workspace / "runs/student"

@@ -17,9 +17,12 @@ from pipeline.commands import run as stages
 from stages.storage import store
 from stages.train.trainer import Trainer
 from tests.support.stored import kill_when, left, lines, receipts
-from tests.support.world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
+from tests.support.world import PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
 
 pytestmark = pytest.mark.slow
+
+THOROUGH_MOMENTS = [0, *(pytest.param(one, marks=pytest.mark.thorough) for one in range(1, 30))]
+"""Seeds of the moments at which something is killed."""
 
 
 class PowerCut(BaseException):
@@ -110,7 +113,7 @@ def train_until(run, events: int) -> None:
     stages.train(run, silent)
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("RESUME_SEEDS", "2"))))
+@pytest.mark.parametrize("seed", THOROUGH_MOMENTS)
 def test_training_killed_again_and_again_at_random_moments_ends_with_the_same_bits_and_metrics(copied, whole, seed):
     run, random = copied(), np.random.default_rng(seed)
     folder = Path(run.workspace, "runs/student")
@@ -146,10 +149,10 @@ def test_sharding_killed_in_the_middle_ends_with_the_bytes_of_an_undisturbed_run
     assert stored(folder) == stored(tmp_path / "undisturbed/shards/train")
 
 
-def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path):
+def test_sharding_killed_at_random_moments_ends_with_the_same_bytes_and_no_stray_shard(many, tmp_path, kills):
     folder = tmp_path / "killed/shards/train"
     killed_at_random(
-        command("shard", config=many("killed"), folder=tmp_path), KILLS, lambda: len(receipts(folder)), 122
+        command("shard", config=many("killed"), folder=tmp_path), kills, lambda: len(receipts(folder)), 122
     )
     assert not (folder / "manifest.json").exists()
     stages.shard(many("killed"), silent)
@@ -217,7 +220,7 @@ def undisturbed(images, whole, tmp_path_factory):
 
 
 @pytest.mark.parametrize("address", ["inline", "local"])
-@pytest.mark.parametrize("moment", range(KILLS))
+@pytest.mark.parametrize("moment", THOROUGH_MOMENTS)
 def test_labels_killed_at_a_random_moment_end_with_the_bytes_of_an_undisturbed_run(
     undisturbed, images, tmp_path, moment, address
 ):

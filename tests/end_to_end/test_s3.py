@@ -14,7 +14,7 @@ from stages.storage.commit import valid_receipts
 from stages.storage.manifest import read_manifest
 from stages.storage.store import Store
 from tests.support.proxy import WAYS, Proxy
-from tests.support.world import KILLS, PAIRS, command, killed_at_random, run_file, silent, start, stored
+from tests.support.world import PAIRS, command, killed_at_random, run_file, silent, start, stored
 
 pytestmark = pytest.mark.slow
 
@@ -166,9 +166,9 @@ def test_images_of_a_source_across_a_network_are_read_again_before_they_are_left
     assert tars == {name: data for name, data in truth.items() if name.endswith(".tar")}
 
 
-def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, many_images, tmp_path):
+def test_sharding_killed_at_random_moments_ends_with_the_same_objects(bucket, many_images, tmp_path, kills):
     run, store = run_file(bucket("ws"), many_images, PAIRS), Store(bucket("ws/shards/train"))
-    killed_at_random(command("shard", config=run, folder=tmp_path), KILLS, lambda: len(store.files("receipts")), 122)
+    killed_at_random(command("shard", config=run, folder=tmp_path), kills, lambda: len(store.files("receipts")), 122)
     assert read_manifest(store, ShardManifest) is None
     stages.shard(run, silent)
     stages.shard(run_file(bucket("calm"), many_images, PAIRS), silent)

@@ -152,3 +152,23 @@ def test_a_ray_that_was_loaded_before_takes_the_tokens_of_the_session():
     environment = kept | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "True" in done.stdout + done.stderr, done.stderr[-2000:]
+
+
+def test_ray_finds_a_home_for_a_user_who_has_none(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a container's user without an entry
+    with pytest.raises(RuntimeError):
+        Path("~/ray_results").expanduser()  # what Ray Train does when it is imported
+    with ray_session.environment(ray_session.session_environment(local=True)):
+        assert Path("~/ray_results").expanduser() == Path("/nonexistent/ray_results")
+    assert "HOME" not in os.environ
+
+
+def test_whatever_keeps_an_embedded_ray_from_starting_is_a_line(tmp_path, refused):
+    class Ray:
+        @staticmethod
+        def init(**options):
+            raise Exception("The current node timed out\nduring startup.")  # as Ray does, bare
+
+    line = refused(ray_session._start_local, Ray, tmp_path)
+    assert line.startswith("cluster.address = local: Ray does not start (The current node timed out during startup.)")

@@ -27,15 +27,15 @@ from stages.train import loop, trainer
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.stop_sync import StopSync
 from stages.train.trainer import Trainer
+from tests.support.nodes import below, read_process
 from tests.support.stored import lines, receipts
 from tests.support.world import command, silent, start, wait_until
 
 pytestmark = pytest.mark.slow
 
-FAULTS = os.environ.get("DEIT_FAULTS", "") == "1"
-more = pytest.mark.skipif(not FAULTS, reason="slow; DEIT_FAULTS=1 runs it")
 CPU = torch.device("cpu")
 STOPPED = "stopped; rerun the same command to resume from the newest checkpoint"
+KEPT = "stopped; what is done is kept; rerun the same command to resume"
 LONG = {"train": {"epochs": 800, "warmup_epochs": 0, "reuse_views": True, "checkpoint_every": 40}}
 """2,400 steps."""
 
@@ -274,7 +274,7 @@ def check_ended(process, folder: Path, line: str = STOPPED) -> None:
         (signal.SIGTERM, {"address": "inline"}),
         (signal.SIGINT, {"address": "inline"}),
         (signal.SIGTERM, {"address": "local", "devices": 2}),
-        pytest.param(signal.SIGINT, {"address": "local"}, marks=more),
+        pytest.param(signal.SIGINT, {"address": "local"}, marks=pytest.mark.thorough),
     ],
 )
 def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path, number, cluster):
@@ -321,7 +321,10 @@ cli.main()
     [
         ("train", "runs/new", STOPPED),
         pytest.param(
-            "shard", "shards/train", "stopped; what is done is kept; rerun the same command to resume", marks=more
+            "shard",
+            "shards/train",
+            "stopped; what is done is kept; rerun the same command to resume",
+            marks=pytest.mark.thorough,
         ),
     ],
 )
@@ -336,3 +339,24 @@ def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path, verb, made,
     finally:
         process.kill()
     assert not receipts(folder)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "verb", "made", "change"),
+    [
+        ("raylet", "label-teacher", "labels/long", {"labels": {"views": 600, "name": "long"}}),
+        ("gcs_server", "train", "runs/long", LONG | {"train": LONG["train"] | {"name": "long"}}),
+    ],
+)
+def test_an_embedded_ray_that_loses_a_daemon_ends_in_a_line(copied, tmp_path, daemon, verb, made, change):
+    run = copied(change, {"cluster": {"address": "local"}})
+    folder = Path(run.workspace, made)
+    process = start(command(verb, "--json", config=run, folder=tmp_path))
+    try:
+        wait_until(process, lambda: receipts(folder), seconds=300)
+        (pid,) = [pid for pid in below(process.pid) if daemon in read_process(pid, "cmdline").split("\0")[0]]
+        os.kill(pid, signal.SIGKILL)
+        line = f"the embedded Ray lost its {daemon} process, as when memory runs out; rerun the same command to resume"
+        check_ended(process, folder, line)
+    finally:
+        process.kill()

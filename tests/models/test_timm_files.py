@@ -77,6 +77,21 @@ def test_it_is_said_which_of_raw_and_averaged_weights_were_taken(weights, tmp_pa
         assert note in student.weights_note and bool(note) == bool(student.weights_note)
 
 
+@pytest.mark.parametrize(
+    ("kind", "tensor"),
+    [
+        ("sparse", torch.eye(4).to_sparse()),
+        ("without data", torch.empty(4, 4, device="meta")),
+        ("quantised", torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_dense_are_refused_by_name(tmp_path, kind, tensor):
+    torch.save({"model": {"cls_token": torch.ones(1), "head.weight": tensor}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w\.pth: head\.weight is {kind}"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_counts_of_batches_that_a_file_lacks_begin_at_nothing(weights):
     load_weights(built("test_resnet"), {k: v for k, v in weights.items() if "num_batches" not in k}, source="old")
     with pytest.raises(UserError, match="running_mean is missing"):
@@ -136,7 +151,7 @@ def test_what_a_model_wants_undecayed_is_spared_and_the_distillation_token_is_de
     assert any(one is deit.dist_token for one in decayed) and not any(one is deit.cls_token for one in decayed)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.thorough
 def test_every_classifier_of_timm_is_built_or_refused_in_a_line():
     """Some 1,300 networks on torch's meta device: slow because there are so many. Real ones: as they are chosen."""
     for model in timm.list_models():

@@ -68,7 +68,7 @@ class Nodes:
 
     def workers(self, title: str = "Worker.run") -> list[int]:
         """Ids of this cluster's processes that do something now, by default make a part."""
-        return sorted(pid for pid in below(self._process.pid) if title in _read(pid, "cmdline"))
+        return sorted(pid for pid in below(self._process.pid) if title in read_process(pid, "cmdline"))
 
     def tell(self, order: str) -> Any:
         """Give an order; what came of it."""
@@ -91,7 +91,7 @@ def _free_port() -> int:
 
 def parent(pid: int) -> int:
     """Id of a process's parent; 0 if it is gone."""
-    return int((_read(pid, "stat").rpartition(")")[2].split() or ["", 0])[1])
+    return int((read_process(pid, "stat").rpartition(")")[2].split() or ["", 0])[1])
 
 
 def below(pid: int) -> set[int]:
@@ -103,7 +103,7 @@ def below(pid: int) -> set[int]:
     return found - {pid}
 
 
-def _read(pid: int, file: str) -> str:
+def read_process(pid: int, file: str) -> str:
     try:
         return Path("/proc", str(pid), file).read_text(errors="replace")
     except OSError:

@@ -21,8 +21,6 @@ from schemas.toml_text import toml_text
 ROOT = Path(__file__).parents[2]
 CLASSES = ("blue", "green", "grey", "red")
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 60), "grey": (128, 128, 128), "red": (220, 50, 40)}
-KILLS = int(os.environ.get("DEIT_KILLS", "1"))
-"""Random moments at which a command is killed; `DEIT_KILLS=30 pytest -k random` tries more than the suite does."""
 _PART_SECONDS = 0.02
 PAIRS: dict[str, Any] = {"shards": {"samples_per_shard": 2}, "source": {"val": ""}}
 """Settings with which many images become many shards."""

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from pipeline.commands import run as stages
 from stages.data.loader import moved
 from stages.models import classifier, state_dict
-from stages.train import tensorboard
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
 from tests.support.world import decisions, silent, stored
@@ -179,31 +178,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_enters_no_checkpoint(copied,
             assert torch.isfinite(load_file(file).get("metrics/loss", torch.tensor(0.0)))
 
 
-def test_tensorboard_shows_every_number_of_every_line_once_also_after_a_resume(copied):
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator",
-        reason="needs pip install 'deit-pipeline[tensorboard]'",
-    )
-    drawn = {"name": "drawn", "tensorboard": True, "checkpoint_every": 5}
-    stages.train(copied({"train": drawn | {"max_steps": 5}}), silent)
-    run = copied({"train": drawn})
-    stages.train(run, silent)
-    (file,) = Path(run.workspace, "runs/drawn/tensorboard").iterdir()
-    shown = accumulator.EventAccumulator(str(file)).Reload()
-    lines = metrics(run, "drawn")
-    assert set(shown.Tags()["scalars"]) == set(lines[0]) - {"step"} >= {"teacher_agreement", "lr", "waiting"}
-    for name in shown.Tags()["scalars"]:
-        points = [(event.step, event.value) for event in shown.Scalars(name)]
-        assert points == [(line["step"], pytest.approx(line[name])) for line in lines], name
-
-
-def test_tensorboard_that_is_not_installed_is_refused_before_the_first_step(copied, refused, monkeypatch):
-    run = copied({"train": {"name": "drawn", "tensorboard": True}})
-    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
-    line = refused(stages.train, run, silent)
-    assert line.startswith("train.tensorboard = true: needs tensorboard; pip install 'deit-pipeline[tensorboard]'")
-
-
 def test_bad_weights_under_good_losses_enter_no_checkpoint_either(copied, refused, monkeypatch):
     whole_step = Trainer.step
 
@@ -329,6 +303,7 @@ def test_a_changed_setting_against_the_run_exits_4_and_says_what_differs(copied,
     [
         {"train": {"workers": 2}}, {"train": {"log_every": 7}}, {"train": {"checkpoint_every": 5}},
         {"train": {"keep_checkpoints": 9}}, {"train": {"tensorboard": True}},
+        {"train": {"trackers": ("tensorboard",)}}, {"tracking": {"project": "other"}},
         {"labels": {"workers": 3}}, {"labels": {"passes_per_part": 5}},
         {"evaluate": {"batch_size": 3}}, {"cluster": {"attempts": 7}}, {"shards": {"on_bad_image": "skip"}},
     ],

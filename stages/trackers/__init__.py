@@ -1,0 +1,1 @@
+"""Trackers: what TensorBoard, Weights & Biases, MLflow and Trackio are sent of a training."""
