@@ -21,6 +21,9 @@ Address = Annotated[
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also try parts again that an earlier command gave up.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done and check all that needs no device; write nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as the last line, all else on stderr.")]
 STANDARD = STANDARD_FILE
 

@@ -97,5 +97,5 @@ def test_the_notebook_runs_in_a_kernel_that_has_loaded_ray(whole, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"views": [4, 32, 32, 3], "labels": 356, "step": 1}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"views": [4, 32, 32, 3], "labels": 360, "step": 1}
     assert sorted(Path(whole.workspace).rglob("*")) == before
