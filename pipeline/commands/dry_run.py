@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from pipeline.commands.dry_work import Work, line_of, refuse_full_disk, work_of
 from pipeline.commands.evaluate import all_that_made
 from pipeline.commands.label import label_identity, label_specs, teacher_identity
 from pipeline.commands.shard import listed_splits, split_identity
 from pipeline.commands.source_notes import noted
-from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
-from pipeline.execution.progress import duration
+from pipeline.execution.devices import compiled, device_count, run_device, settled
 from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from pipeline.execution.stage_dir import StageDir, look_at_stage
 from schemas.config import RunFile
@@ -33,10 +33,8 @@ from stages.models.student import new_student
 from stages.shard.plan import plan_shards
 from stages.sources.listing import Listing
 from stages.storage.commit import receipt_names, valid_receipts
-from stages.storage.hours import read_hours
 from stages.storage.manifest import read_manifest
 from stages.storage.run_files import run_store
-from stages.storage.space import free_bytes
 from stages.storage.store import Store
 from stages.train.plan import TAUGHT, plan_training, planned_steps, refuse_few_views
 
@@ -62,30 +60,6 @@ class ListedSplit:
         return sum(self.rows)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is left of a stage's folder: parts (or steps) wanted and done, bytes that the rest will take, seconds.
-
-    `seconds` are None where no hours of the folder are stored yet, `bytes` where the source does not tell them.
-    """
-
-    folder: str
-    unit: str
-    wanted: int
-    done: int
-    bytes: int | None
-    seconds: float | None
-
-    @property
-    def left(self) -> int:
-        """Units that are not done."""
-        return max(0, self.wanted - self.done)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, and what is left."""
-        return vars(self) | {"left": self.left}
-
-
 def dry_run(stage: str, config: RunFile, say: Say) -> dict[str, Any]:
     """What a stage's command would do.
 
@@ -100,28 +74,11 @@ def dry_run(stage: str, config: RunFile, say: Say) -> dict[str, Any]:
     """
     works = _everything(config, say) if stage == "everything" else _STAGES[stage](config, say)
     for work in works:
-        say(_line(work))
-    _refuse_full_disk(config.workspace, sum(work.bytes or 0 for work in works))
+        say(line_of(work))
+    refuse_full_disk(config.workspace, sum(work.bytes or 0 for work in works))
     say("nothing was written")
     name = {"label": "label-teacher", "everything": "run"}.get(stage, stage)
     return {"stage": name, "dry_run": True, "work": [one.to_json() for one in works]}
-
-
-def _line(work: Work) -> str:
-    if not work.left:
-        return f"{work.folder}: all {work.wanted:,} {work.unit} are done"
-    size = "bytes not known" if work.bytes is None else f"about {work.bytes:,} bytes"
-    pace = "how long: `deit-pipeline estimate` measures it" if work.seconds is None else f"{duration(work.seconds)}"
-    return f"{work.folder}: {work.left:,} of {work.wanted:,} {work.unit} to make, {size}; {pace}"
-
-
-def _refuse_full_disk(workspace: str, wanted: int) -> None:
-    free = free_bytes(workspace)
-    if free is not None and wanted > free:
-        raise UserError(
-            f"workspace {workspace}: {wanted:,} bytes are to be written, {free:,} are free; make room, or name a "
-            "workspace on another disk"
-        )
 
 
 def _shard(config: RunFile, say: Say) -> list[Work]:
@@ -139,7 +96,7 @@ def _shard_works(config: RunFile, listings: dict[str, Listing]) -> list[Work]:
         missing = [spec for spec in specs if spec.name not in done]
         known = listing.source.layout != "rows"  # of Parquet's images no lengths are listed
         sizes = sum(int(spec.images["size"].to_numpy().sum()) for spec in missing) if known else None
-        works.append(_work(stage_dir.store, "shards", len(specs), len(specs) - len(missing), sizes))
+        works.append(work_of(stage_dir.store, "shards", len(specs), len(specs) - len(missing), sizes))
     return works
 
 
@@ -161,7 +118,7 @@ def _label(config: RunFile, say: Say) -> list[Work]:
     )
     each = label_bytes(config, len(split.classes), max(split.rows)).each if passes else 0.0
     done = sum(spec.name in valid for spec in specs)
-    return [_work(store, "parts", len(specs), done, round(2 * passes * config.views.repeats * each))]
+    return [work_of(store, "parts", len(specs), done, round(2 * passes * config.views.repeats * each))]
 
 
 def _train(config: RunFile, say: Say) -> list[Work]:
@@ -186,7 +143,7 @@ def _training(run: RunFile, split: Any, steps: int, steps_per_epoch: int, store:
     saves = -(-steps // (run.train.checkpoint_every or steps_per_epoch))
     kept = min(saves, run.train.keep_checkpoints + 2)  # the best, and the next while it is written
     stored = kept * size.checkpoint + size.weights * (2 if run.train.ema_decay else 1)
-    return _work(store, "steps", steps, done, stored if done < steps else 0)
+    return work_of(store, "steps", steps, done, stored if done < steps else 0)
 
 
 def _listed_or_sharded(run: RunFile) -> Split:
@@ -216,7 +173,7 @@ def _evaluate(config: RunFile, say: Say) -> list[Work]:
         done = _done(look_at_stage(store, made_from, made_from["versions"], "delete that folder"))
         missing = [count for block, count in enumerate(image_set.rows) if BlockSpec(block).name not in done]
         count = len(image_set.rows)
-        works.append(_work(store, "parts", count, count - len(missing), _PREDICTION_BYTES * sum(missing)))
+        works.append(work_of(store, "parts", count, count - len(missing), _PREDICTION_BYTES * sum(missing)))
     return works
 
 
@@ -251,29 +208,13 @@ def _planned(config: RunFile, split: ListedSplit, say: Say) -> list[Work]:
         specs = label_specs({}, len(split.rows), run.labels.views // run.views.repeats, run.labels.passes_per_part)
         each = label_bytes(own, len(split.classes), max(split.rows)).each
         store = Store(run.workspace).child(f"labels/{run.labels.name}")
-        works.append(_work(store, "parts", len(specs), 0, round(2 * split.pairs * run.labels.views * each)))
+        works.append(work_of(store, "parts", len(specs), 0, round(2 * split.pairs * run.labels.views * each)))
     return [*works, _planned_training(run, split, say)]
 
 
 def _done(stage_dir: StageDir) -> set[str]:
     """Parts of a folder that are done by its own plan."""
     return {name for name, one in valid_receipts(stage_dir.store).items() if one.made_by == stage_dir.made_by}
-
-
-def _work(store: Store, unit: str, wanted: int, done: int, bytes_: int | None) -> Work:
-    return Work(str(store), unit, wanted, done, bytes_, _seconds(store, unit, wanted - done))
-
-
-def _seconds(store: Store, unit: str, left: int) -> float | None:
-    """Seconds that the rest takes at the pace of the hours that are stored of this folder, on as many devices."""
-    lines = read_hours(store)
-    if unit == "steps":
-        units = max((int(str(one.get("part", ""))[5:] or 0) for one in lines), default=0)
-        spent = sum(float(one["seconds"]) for one in lines)
-    else:
-        units = len(lines)
-        spent = sum(float(one["seconds"]) / int(one["lanes"]) for one in lines)
-    return max(0, left) * spent / units if units else None
 
 
 def _devices(config: RunFile, role: str) -> str:
@@ -292,7 +233,7 @@ def _devices(config: RunFile, role: str) -> str:
         train = config.train
         what, precision, way = f"student {config.student.model}", train.precision, train.compile
         batch, workers = f"batch {train.batch_size}", train.workers
-    return "would run " + device_line(config, what, precision=precision, compiled=way, batch=batch, workers=workers)
+    return "would run " + deviceline_of(config, what, precision=precision, compiled=way, batch=batch, workers=workers)
 
 
 def _refuse_few_devices(config: RunFile) -> None:
@@ -303,8 +244,8 @@ def _refuse_few_devices(config: RunFile) -> None:
         there = int(ray.cluster_resources().get(kind, 0))
     if there < wanted:
         raise UserError(
-            f"cluster.devices = {wanted}: the cluster at {config.cluster.address} has {there} {kind}s; lower it, or add "
-            "nodes"
+            f"cluster.devices = {wanted}: the cluster at {config.cluster.address} has {there} {kind}s; lower it, or "
+            "add nodes"
         )
 
 

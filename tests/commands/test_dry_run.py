@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import dry_run as module
+from pipeline.commands import dry_work as module
 from tests.support.command_line import complaint, typed, written
 from tests.support.world import stored
 
