@@ -233,7 +233,7 @@ def _devices(config: RunFile, role: str) -> str:
         train = config.train
         what, precision, way = f"student {config.student.model}", train.precision, train.compile
         batch, workers = f"batch {train.batch_size}", train.workers
-    return "would run " + deviceline_of(config, what, precision=precision, compiled=way, batch=batch, workers=workers)
+    return "would run " + device_line(config, what, precision=precision, compiled=way, batch=batch, workers=workers)
 
 
 def _refuse_few_devices(config: RunFile) -> None:
