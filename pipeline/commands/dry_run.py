@@ -15,7 +15,7 @@ from pipeline.commands.evaluate import all_that_made
 from pipeline.commands.label import label_identity, label_specs, teacher_identity
 from pipeline.commands.shard import listed_splits, split_identity
 from pipeline.commands.source_notes import noted
-from pipeline.execution.devices import compiled, device_count, run_device, settled
+from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from pipeline.execution.stage_dir import StageDir, look_at_stage
 from schemas.config import RunFile

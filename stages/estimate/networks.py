@@ -175,7 +175,9 @@ def _threads(device: str, busy: bool) -> int:
 
 
 class _NoImages:
-    """Stands for a split where no image is read: its classes, and two rows."""
+    """Stands for a split where no image is read: its classes, two rows, and no content."""
+
+    content = ""
 
     def __init__(self, classes: int) -> None:
         self.classes, self.rows = tuple(map(str, range(classes))), (2,)
