@@ -34,23 +34,23 @@ _CLASSES = 8
 RUNS: dict[str, dict[str, Any]] = {
     "ViT, hard": {
         "teacher": {"model": "regnety_002"},
-        "labels": {"views": 9, "workers": 0},
+        "labels": {"views": 6, "workers": 0},
         "student": {"model": "deit_tiny_distilled_patch16_224"},
-        "train": {"epochs": 2, "batch_size": 32, "checkpoint_every": 8, "workers": 0},
+        "train": {"epochs": 1, "batch_size": 32, "checkpoint_every": 4, "workers": 0},
     },
     "two data processes": {
         "views": {"image_size": 128},
         "teacher": {"model": "resnet18", "batch_size": 64},
-        "labels": {"views": 15, "workers": 2},
+        "labels": {"views": 9, "workers": 2},
         "student": {"model": "vit_tiny_patch16_224"},
-        "train": {"epochs": 8, "batch_size": 64, "workers": 2},
+        "train": {"epochs": 4, "batch_size": 64, "workers": 2},
     },
     "convnet, every logit": {
         "views": {"image_size": 96},
         "teacher": {"model": "resnet34"},
-        "labels": {"views": 30, "workers": 0, "store": "full"},
+        "labels": {"views": 15, "workers": 0, "store": "full"},
         "student": {"model": "resnet18"},
-        "train": {"epochs": 16, "batch_size": 64, "workers": 0, "distillation": "soft", "ema_decay": 0.0},
+        "train": {"epochs": 8, "batch_size": 64, "workers": 0, "distillation": "soft", "ema_decay": 0.0},
     },
 }
 

@@ -73,7 +73,8 @@ def test_what_the_command_would_refuse_is_refused_with_its_exit_code(copied, tmp
 
 def test_a_full_disk_is_refused(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda _: 1000)
-    assert "1,000 are free" in complaint(1, "shard", "--dry-run", "-c", written(fresh(), tmp_path))
+    code, out, err = typed("shard", "--dry-run", "-c", written(fresh(), tmp_path))
+    assert code == 1 and "3 of 3 shards to make" in out and "1,000 are free" in err.splitlines()[-1]
 
 
 def test_an_analysis_has_no_dry_run(whole, tmp_path):
