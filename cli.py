@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cli_help import teach
 from cli_inspect import config_app, doctor, inspect_app, report, status, verify
 from cli_options import STANDARD, Address, Config, DryRun, Json, Override, RetryFailed, Verbs, on_address, settings_of
 from cli_plan import estimate
@@ -255,6 +256,7 @@ def run(
 
 for verb in (estimate, status, report, verify, doctor):
     app.command()(verb)
+teach(app, inspect_app, config_app)
 
 
 def main() -> NoReturn:
