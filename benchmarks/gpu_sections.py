@@ -251,7 +251,7 @@ def _sha(path: Path) -> str:
 
 def throughput(bench: Bench) -> dict[str, Any]:
     """Images a second of the models of the paper's Table 5 that timm has, as `evaluate --throughput` measures them."""
-    names = ["resnet18", "deit_tiny_patch16_224"] if bench.toy else list(dict.fromkeys(name for name, _ in TABLE_5))
+    names = ["resnet18", "deit_tiny_patch16_224"] if bench.toy else list(dict.fromkeys(row.model for row in TABLE_5))
     limits = {"max_batch": 2, "runs": 1, "image_size": 32} if bench.toy else {"max_batch": 256, "runs": 10}
     if bench.toy:
         names = names[:1]

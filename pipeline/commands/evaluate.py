@@ -33,7 +33,7 @@ from schemas.manifests import PredictionsManifest
 from schemas.receipts import fingerprint, read_json
 from stages.data.image_set import ImageSet, open_image_set
 from stages.data.views import pixel_versions
-from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, open_evaluated_model
+from stages.evaluate.evaluated_model import EvaluatedModel, ModelRef, at_own_crop, open_evaluated_model
 from stages.evaluate.imagenet_real import real_labels, refuse_other_classes
 from stages.evaluate.predictions import BlockSpec, Predictions, Predictor, score
 from stages.evaluate.reports import HEADS, outdated, report_file, untrained_line
@@ -66,7 +66,7 @@ def evaluate(config: RunFile, say: Say) -> dict[str, Any]:
     if config.evaluate.labels == "imagenet-real":
         refuse_other_classes(image_set.classes)
     wanted = [ModelRef(member=member) for member in config.evaluate.members] or [ModelRef(run=config.train.name)]
-    results = [_measured(config, ref, image_set, say) for ref in wanted]
+    results = [_measured(at_own_crop(config, ref.member), ref, image_set, say) for ref in wanted]
     return results[0] | ({"others": results[1:]} if len(results) > 1 else {})
 
 
@@ -86,6 +86,8 @@ def predict_images(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say
     specs = [BlockSpec(block) for block in range(len(image_set.rows))]
     stage_dir = open_stage(store, made_from, made_from["versions"], "delete that folder")
     say(_devices(config, evaluated))
+    crop = config.evaluate.crop_pct
+    say(f"evaluate {evaluated.name}: centre crops of {evaluated.image_size} pixels at crop_pct {crop:g}")
     workers, gpu = device_count(config), device == "cuda"
     resources = Resources(count=workers, cpus=1 + config.train.processes if gpu else 1, gpus=int(gpu))
     alone = config.cluster.address == LOCAL and workers == 1  # one worker of this machine needs no Ray

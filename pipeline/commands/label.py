@@ -19,6 +19,7 @@ from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.label_identity import LabelIdentity, Sampled, TopK
 from schemas.manifests import LabelManifest
+from schemas.names import RUN_PREFIX
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
@@ -30,6 +31,7 @@ from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
 from stages.storage.manifest import CompleteStage
+from stages.storage.run_files import find_run
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -48,7 +50,7 @@ def label(config: RunFile, say: Say) -> dict[str, Any]:
     if not split.pairs:
         raise UserError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     config = compiled(config, views=len(split) * config.labels.views)
-    for line in _outside(config):
+    for line in (*_outside(config), *_other_shards(config, split)):
         say(line)
     store = Store(config.workspace).child(f"labels/{config.labels.name}")
     identity = label_identity(config, split)
@@ -128,6 +130,19 @@ def _outside(config: RunFile) -> Iterator[str]:
             yield (
                 f"warning: teacher.model = {member.model} stands for {member.model}.{tag}, which was trained on more "
                 "than ImageNet-1k; name a tag if its students are to be compared with others"
+            )
+
+
+def _other_shards(config: RunFile, split: Split) -> Iterator[str]:
+    """A warning for each teacher that is a run of other shards, whose order of classes no file here says."""
+    for member in config.teacher.members:
+        name = member.checkpoint.removeprefix(RUN_PREFIX)
+        run = find_run(config.workspace, name, "teacher.checkpoint") if name != member.checkpoint else None
+        if run and run.manifest.made_from.get("shards") != split.content:
+            yield (
+                f"warning: teacher.checkpoint = {member.checkpoint} was trained on another train split than this "
+                f"workspace's; its classes must be these, in this order: {', '.join(split.classes[:3])}, …: compare "
+                "them, and see below how often it agrees with the truth"
             )
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import timm
 import torch
 
 from pipeline.commands.reports import put_figures, put_report
@@ -23,6 +24,7 @@ from schemas.errors import UserError
 from schemas.manifests import ShardManifest
 from schemas.receipts import fingerprint
 from stages.data.image_set import known_classes
+from stages.evaluate.evaluated_model import at_own_crop
 from stages.evaluate.reports import best_head, carried_by_run, outdated, report_dir, stored_evaluations
 from stages.evaluate.throughput import device_name
 from stages.evaluate.throughput import throughput as measure
@@ -59,7 +61,7 @@ def throughput(config: RunFile, say: Say) -> dict[str, Any]:
     for member in wanted:
         found = measure(
             member,
-            image_size=size,
+            image_size=size or next((row.image_size for row in paper.table_5(member.model)), 0),
             device=device,
             max_batch=settings.max_batch,
             runs=settings.runs,
@@ -94,7 +96,7 @@ def _current_evaluations(config: RunFile, say: Say) -> Iterator[dict[str, Any]]:
     """
     val = read_manifest(Store(config.workspace).child("shards/val"), ShardManifest)
     for path, found in stored_evaluations(config.workspace):
-        if found.get("crop_pct") != config.evaluate.crop_pct:
+        if found.get("crop_pct") not in _crops_of(config, found):
             continue
         why = outdated(found, {"labels": found.get("labels"), "class_folders": found.get("class_folders")})
         why = why or _other_weights(config, path, found)
@@ -104,6 +106,14 @@ def _current_evaluations(config: RunFile, say: Say) -> Iterator[dict[str, Any]]:
             say(f"{path}: is left out ({why}); run `deit-pipeline evaluate` for it again")
         elif found["run"] is None or found["weights"] == config.evaluate.weights:
             yield found | {"file": path}
+
+
+def _crops_of(config: RunFile, found: dict[str, Any]) -> set[float]:
+    """The crops at which today's run file would measure the model of an evaluation: its own, and timm's."""
+    crops = {config.evaluate.crop_pct}
+    if not found.get("run") and timm.is_model(str(found.get("model")).partition(".")[0]):
+        crops.add(at_own_crop(config, Member(found["model"], "", {}, 0)).evaluate.crop_pct)
+    return crops
 
 
 def _other_weights(config: RunFile, path: str, found: dict[str, Any]) -> str:
@@ -147,7 +157,8 @@ def _rows(speed: dict[str, Any], found: list[dict[str, Any]], say: Say) -> Itera
         accuracies = _accuracies(its, say)
         untrained = sorted({head for one in its for head in one["untrained_heads"]})
         more = {"model_sha256": sha256, "untrained_heads": untrained} if name else {}
-        yield row | {"name": name, **more, "accuracies": accuracies}
+        crops = sorted({one["crop_pct"] for one in its})
+        yield row | {"name": name, **more, "crops": crops, "accuracies": accuracies}
 
 
 def _accuracies(its: list[dict[str, Any]], say: Say) -> dict[str, dict[str, Any]]:
@@ -167,7 +178,7 @@ _COLUMNS = {"top1": "top-1", "real": "Real top-1", "v2": "V2 top-1"}
 def _table(result: dict[str, Any]) -> str:
     head = ["model", "weights", "parameters", "size", "batch", "images/s", *_COLUMNS.values()]
     lines = []
-    theirs: list[list[str]] = []
+    theirs: dict[str, list[str]] = {}
     for row in result["rows"]:
         reached = [row["accuracies"].get(column) for column in _COLUMNS]
         figures = [f"{one['top1']:.1%}" if one else "" for one in reached]
@@ -175,18 +186,29 @@ def _table(result: dict[str, Any]) -> str:
         size, batch = str(row["image_size"]), f"{row['batch_size']}{limit}"
         speed = f"{row['images_per_second']:,.1f}"
         lines.append([row["model"], row["name"] or "", f"{row['parameters']:,}", size, batch, speed, *figures])
-        known = paper.TABLE_5.get((row["model"].partition(".")[0], row["image_size"]))
-        if known and not any(row["model"] == line[0] for line in theirs):
+        for known in paper.table_5(row["model"], row["image_size"]):
             accuracies = ["" if one is None else f"{one:.1f}%" for one in (known.top1, known.real, known.v2)]
-            theirs.append([row["model"], size, f"{known.images_per_second:,.1f}", *accuracies])
+            theirs[known.name] = [known.name, row["model"], size, f"{known.images_per_second:,.1f}", *accuracies]
     runs = ", ".join(sorted({str(row["runs"]) for row in result["rows"]}))
-    about = f"Images a second in {result['precision']} over {runs} runs; accuracies at crop_pct {result['crop_pct']:g}."
+    about = f"Images a second in {result['precision']} over {runs} runs; accuracies at {_crops(result)}."
     about += _about_untrained(result["rows"])
     text = f"# Throughput on {result['device']}\n\n{about}\n\n{markdown(head, lines)}"
     if theirs:
-        head = ["model", "size", "images/s on one V100", *_COLUMNS.values()]
-        text += f"\nThe paper's ({paper.CREDIT}, Table 5):\n\n{markdown(head, theirs)}"
+        head = ["the paper's name", "model", "size", "images/s on one V100", *_COLUMNS.values()]
+        text += f"\nThe paper's ({paper.CREDIT}, Table 5):\n\n{markdown(head, list(theirs.values()))}"
+        others = [row for row in paper.TABLE_5 if row.name not in theirs]
+        named = "; ".join(f"{row.name} ({_in_timm(row)})" for row in others)
+        text += f"\nRows of Table 5 that were not measured: {named or 'none'}.\n"
     return text
+
+
+def _in_timm(row: paper.PaperRow) -> str:
+    return f"{row.model}, {row.image_size} px" if timm.is_model(row.model) else "not in timm"
+
+
+def _crops(result: dict[str, Any]) -> str:
+    crops = sorted({crop for row in result["rows"] for crop in row["crops"]})
+    return f"crop_pct {', '.join(f'{crop:g}' for crop in crops or [result['crop_pct']])}"
 
 
 def _about_untrained(rows: list[dict[str, Any]]) -> str:

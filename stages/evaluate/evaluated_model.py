@@ -18,7 +18,7 @@ from schemas.names import RUN_PREFIX
 from schemas.receipts import differences
 from stages.data.image_set import ImageSet
 from stages.evaluate.reports import PRECISION, USUAL_CROP, report_dir
-from stages.models.classifier import Classifier, Heads, build, usual_size
+from stages.models.classifier import Classifier, Heads, build, usual_crop, usual_size
 from stages.models.precision import Precision
 from stages.models.state_dict import load_weights
 from stages.models.student import trained_student
@@ -111,6 +111,24 @@ class EvaluatedModel:
         }
 
 
+def own_crop(member: Member) -> float:
+    """The crop at which timm evaluates a model, with its size, where no run of the workspace trained it; else 0."""
+    return 0.0 if member.checkpoint.startswith(RUN_PREFIX) else usual_crop(member.model)
+
+
+def at_own_crop(config: RunFile, member: Member | None) -> RunFile:
+    """The run file with the crop at which a model is measured: timm's, if the run file gives neither size nor crop."""
+    settings = config.evaluate
+    if (
+        member is None
+        or settings.image_size
+        or "crop_pct" in settings.model_fields_set
+        or not (own := own_crop(member))
+    ):
+        return config
+    return config.model_copy(update={"evaluate": settings.model_copy(update={"crop_pct": own})})
+
+
 def open_evaluated_model(config: RunFile, ref: ModelRef, image_set: ImageSet, device: torch.device) -> EvaluatedModel:
     """Build a model for the classes of the images that it is measured on.
 
@@ -183,6 +201,7 @@ def _model(config: RunFile, member: Member, image_set: ImageSet, device: torch.d
         model=member.model,
         extra=member.extra,
         image_size=size,
+        usual_crop=own_crop(member) or USUAL_CROP,
         weights_sha256=weights_digest(weights),
         network=network.eval().requires_grad_(False).to(device),
         untrained=run.train.untrained_heads if run and network.distilled else (),

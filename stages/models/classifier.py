@@ -147,6 +147,16 @@ def usual_size(model: str) -> int:
     return int((about.test_input_size or about.input_size)[-1])
 
 
+def usual_crop(model: str) -> float:
+    """The share of the resized short side that timm cuts out where it evaluates a model at `usual_size`.
+
+    Raises:
+        UserError: if timm does not know it.
+    """
+    about = _known(model)
+    return float(about.test_crop_pct or about.crop_pct)
+
+
 def _known(model: str) -> Any:
     """The configuration of a model in timm; it decides whether the network is built for one input size."""
     name = model.partition(".")[0]
@@ -188,9 +198,7 @@ def _try_out(model: str, classifier: Classifier, num_classes: int, img_size: int
             heads = classifier.eval()(torch.zeros(1, 3, img_size, img_size, device=device))
         to_bytes(
             {
-                name: torch.empty_like(one, device="cpu")[:0]
-                if one.ndim
-                else torch.zeros((), dtype=one.dtype, device="cpu")
+                name: torch.zeros((0, *one.shape[1:]) if one.ndim else (), dtype=one.dtype, device="cpu")
                 for name, one in classifier.model.state_dict().items()
             }
         )

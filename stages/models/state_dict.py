@@ -1,32 +1,24 @@
-"""Weights as named tensors: reading files of them, and loading them into a classifier.
+"""Weights as named tensors, loaded into a classifier where they fit exactly.
 
 Legend: N = tokens, D = width. Rejected: timm's loader, which resamples positional embeddings with antialiasing where
 the authors did not.
 """
 
-import argparse
 import contextlib
 import inspect
 import math
-import pickle
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from schemas.errors import UserError
-from stages.models.classifier import Classifier, short_cause
+from stages.models.classifier import Classifier
 
-_TORCH_FILES = (".pth", ".pt", ".bin", ".pth.tar")
-_RAW, _EMA = ("model", "state_dict", "module"), ("state_dict_ema", "model_ema")
 _FILTERS = (
     "checkpoint_filter_fn",
     "checkpoint_filter_fn_classifier",
@@ -35,62 +27,6 @@ _FILTERS = (
     "_filter_torchvision_pretrained",
 )
 """What timm's modules call the function that renames an old checkpoint's tensors."""
-
-
-class Weights(dict[str, Tensor]):
-    """Tensors by name; `note` says which table they were where the file had a moving average."""
-
-    note = ""
-
-
-def read_weights(path: str | Path) -> Weights:
-    """Read a .safetensors file, or a .pth, .pth.tar, .pt or .bin file of tensors; nothing else is ever unpickled.
-
-    Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken, the moving average only where
-    there is no other; prefixes of DistributedDataParallel and torch.compile are removed. The authors' training leaves
-    its arguments beside them as an argparse.Namespace, a bare record, which is let through and not looked at.
-
-    Raises:
-        UserError: the file is missing, damaged, of another kind, or holds more than tensors.
-    """
-    path = Path(path)
-    if not path.name.endswith((".safetensors", *_TORCH_FILES)):
-        raise UserError(f"{path}: not a weights file; give .safetensors, {', '.join(_TORCH_FILES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; give the path of one that exists")
-    try:
-        if path.suffix == ".safetensors":
-            return Weights(clean_state_dict(load_file(path)))
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes fail in many ways
-        why = "pickled objects" if isinstance(error, pickle.UnpicklingError) else short_cause(error)
-        raise UserError(f"{path}: damaged, or not of tensors alone ({why}); save the state_dict by itself") from error
-    found, note = _table(found)
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path}: holds no table of tensors; save the model's state_dict by itself")
-    for name, value in found.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            kind = "quantised" if value.is_quantized else "without data" if value.is_meta else "sparse"
-            raise UserError(f"{path}: {name} is {kind}; save the state_dict with dense tensors of floating point")
-    weights = Weights(clean_state_dict(dict(found)))
-    weights.note = note
-    return weights
-
-
-def _table(found: Any) -> tuple[Any, str]:
-    """The table of weights in a checkpoint, and what there is to say of the choice."""
-    raw: list[str] = []
-    average: list[str] = []
-    while isinstance(found, Mapping):
-        average += [name for name in _EMA if isinstance(found.get(name), Mapping)]
-        name = next((name for name in _RAW if isinstance(found.get(name), Mapping)), None)
-        if name is None:
-            break
-        raw, found = [*raw, name], found[name]
-    if average and not raw:
-        return found[average[0]], f"{average[0]}, the moving average; the file has no raw weights"
-    return found, f"{raw[-1]}, the raw weights; the moving average {average[0]} was left out" if average else ""
 
 
 def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: str, new_head: bool = False) -> None:
@@ -117,6 +53,9 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         weights["pos_embed"] = resample_positions(positions, grid=model.patch_embed.grid_size, prefix=prefix)
     if _misfits(weights, expected):
+        weights, below = _below_prefix(weights, expected, source)
+        note = ", ".join(filter(None, (note, below)))
+    if _misfits(weights, expected):
         weights = _filtered(model, weights, expected)
     if new_head:
         _keep_new_heads(model, weights, expected)
@@ -126,8 +65,44 @@ def load_weights(classifier: Classifier, weights: dict[str, Tensor], *, source: 
             f"{source} does not fit {model.pretrained_cfg['architecture']}: {problems[0]}{more}; "
             "name the model and the classes that these weights were trained for"
         )
+    _refuse_strange_values(weights, dict(model.named_parameters()), source)
     model.load_state_dict(weights)
     classifier.weights_note = f"{source}: took {note}" if note else ""
+
+
+def _below_prefix(
+    weights: dict[str, Tensor], expected: dict[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], str]:
+    """The weights of the part of a larger model that has all tensors, as Lightning's `model.` is, and what it was.
+
+    Raises:
+        UserError: if several parts have them, such as a student and its teacher.
+    """
+    wanted = [name for name in expected if not name.endswith("num_batches_tracked")]
+    prefixes = [name.removesuffix(wanted[0]) for name in weights if name.endswith(f".{wanted[0]}")]
+    whole = [prefix for prefix in prefixes if all(f"{prefix}{name}" in weights for name in wanted)]
+    if not whole or all(name in weights for name in wanted):
+        return weights, ""
+    if len(whole) > 1:
+        raise UserError(
+            f"{source} holds several networks, {' and '.join(whole)}; save the state_dict of the one that is meant"
+        )
+    below = {name.removeprefix(whole[0]): one for name, one in weights.items() if name.startswith(whole[0])}
+    left_out = len(weights) - len(below)
+    return below, f"what is below {whole[0]}" + (f" and left {left_out} other tensors out" if left_out else "")
+
+
+def _refuse_strange_values(weights: dict[str, Tensor], parameters: dict[str, Tensor], source: str) -> None:
+    """Raise UserError for weights of another kind of number, such as quantised ones, and for those not finite."""
+    for name, parameter in parameters.items():
+        one = weights[name]
+        if parameter.is_floating_point() and not one.is_floating_point():
+            raise UserError(
+                f"{source}: {name} holds {str(one.dtype).removeprefix('torch.')}, as quantised weights do, where "
+                "floating point is expected; give the weights from before"
+            )
+        if one.is_floating_point() and not torch.isfinite(one).all():
+            raise UserError(f"{source}: {name} holds numbers that are not finite; give weights of a sound training")
 
 
 def _filtered(model: Any, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

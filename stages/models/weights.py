@@ -13,7 +13,7 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.names import RUN_PREFIX
-from stages.models.state_dict import read_weights
+from stages.models.weight_file import read_weights
 from stages.storage.run_files import EMA_FILE as EMA_FILE
 from stages.storage.run_files import MODEL_FILE as MODEL_FILE
 from stages.storage.run_files import find_run, open_run, run_store

@@ -19,6 +19,7 @@ from schemas.errors import UserError
 from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, LabelCheck
 from stages.sources.headers import members
 from stages.sources.matlab import read_structs
+from stages.sources.names import IMAGE_SUFFIXES, suffix_of
 from stages.storage.store import split_uri
 
 # Published with the data, https://image-net.org/challenges/LSVRC/2012/2012-downloads.php
@@ -53,6 +54,8 @@ class Labels:
         stem = os.path.splitext(os.path.basename(name))[0]
         if stem not in self._classes:
             raise UserError(f"{self.context}: names no class for image {name}; it does not belong to these images")
+        if stem not in self._left:
+            raise UserError(f"{self.context}: names the class of {stem} once, for {name} and another image; remove one")
         self._left.discard(stem)
         return self._classes[stem]
 
@@ -137,8 +140,12 @@ def check_md5(value: str, key: str) -> None:
 def _solution(data: bytes) -> dict[str, str]:
     """Kaggle's: `ImageId,PredictionString`, and the first word of the second is the synset."""
     classes: dict[str, str] = {}
-    for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig"))):
+    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    if missing := [one for one in ("ImageId", "PredictionString") if one not in (rows.fieldnames or ())]:
+        raise ValueError(f"has no column {missing[0]}")
+    for row in rows:
         name, words = row["ImageId"], (row["PredictionString"] or "").split()
+        name = name.rpartition(".")[0] if suffix_of(name) in IMAGE_SUFFIXES else name
         if not words:
             raise ValueError(f"{name} has no class")
         if classes.setdefault(name, words[0]) != words[0]:

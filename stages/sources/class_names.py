@@ -6,6 +6,7 @@ a plain index nor a likely name is refused, so that no label of a wrong kind bec
 """
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -116,6 +117,40 @@ def doubtful_order(names: Sequence[str]) -> str:
         f"class names are numbers and are sorted as text: class {at} is '{names[at]}', and would be '{by_number[at]}' "
         'in the order of the numbers; source.classes = "numeric" takes that order'
     )
+
+
+def check_names(names: Sequence[str]) -> str:
+    """A warning about class names that differ only in case, or "".
+
+    Raises:
+        ValueError: if a class has no name, a name holds control characters, or two cannot be told apart.
+    """
+    alike: dict[str, str] = {}
+    other_case: dict[str, str] = {}
+    warning = ""
+    for number, name in enumerate(names):
+        if not name:
+            raise ValueError(f"class {number} has an empty name")
+        if not name.isprintable():
+            raise ValueError(f"the class name {name!a} holds control characters")
+        normal = _normal(name)
+        if alike.get(normal) == name:
+            raise ValueError(f"two classes are called {name}")
+        if (first := alike.setdefault(normal, name)) != name:
+            raise ValueError(f"the class names {first!a} and {name!a} differ only in spaces or in their Unicode form")
+        if (first := other_case.setdefault(normal.casefold(), name)) != name:
+            warning = warning or f"the class names {first} and {name} differ only in case, and are two classes"
+    return warning
+
+
+def look_alike(name: str, names: Collection[str]) -> str:
+    """The name that differs from the given one only in case, spaces or Unicode form, or ""."""
+    wanted = _normal(name).casefold()
+    return next((one for one in names if _normal(one).casefold() == wanted), "")
+
+
+def _normal(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def same_words(name: str) -> str:

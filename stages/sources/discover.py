@@ -15,7 +15,13 @@ from stages.sources.image_folder import DiskTree, entries, has_images_below, lis
 from stages.sources.listing import Listing
 from stages.sources.names import is_hidden, suffix_of, why_no_image
 from stages.sources.parquet import list_parquet
-from stages.sources.splits import check_one_split, choose_files, find_split
+from stages.sources.splits import (
+    check_no_parallel_folders,
+    check_one_split,
+    choose_files,
+    find_split,
+    missing_files,
+)
 from stages.sources.tar import list_tars
 from stages.storage.store import Store, split_uri, uri_options
 
@@ -34,6 +40,7 @@ class SourceLocation(NamedTuple):
     files: list[str]
     below: str
     beside: tuple[str, ...] = ()
+    warning: str = ""
 
 
 def list_sources(settings: Settings) -> dict[str, Listing]:
@@ -87,8 +94,10 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
             labels = read_labels(place.root.child(_KAGGLE_LABELS).uri)
         return list_source(kaggle.child(split).uri, split, classes, labels)
     if not place.files:
-        inner = find_split(DiskTree(place.root), split, classes if isinstance(classes, tuple) else (), context)
+        known, tree = classes if isinstance(classes, tuple) else (), DiskTree(place.root)
+        inner = find_split(tree, split, known, context)
         if not inner.folder:
+            check_no_parallel_folders(tree, "", known, context)
             return list_folder(place.root, classes, labels, context)
         listing = list_source(place.root.child(inner.folder).uri, split, classes, labels)
         flat = sorted(entry.name for entry in entries(place.root, "") if not entry.is_folder)
@@ -100,7 +109,8 @@ def list_source(value: str, split: str, classes: Classes, labels: Labels | None 
         raise UserError(f"{context}: has classes of its own; unset source.val_labels")
     else:
         listing = list_parquet(place.root, place.files, classes, context)
-    return replace(listing, beside=(*listing.beside, *place.beside))
+    warnings = (*listing.warnings, place.warning) if place.warning else listing.warnings
+    return replace(listing, beside=(*listing.beside, *place.beside), warnings=warnings)
 
 
 def _find(value: str, split: str, classes: Classes, context: str) -> SourceLocation:
@@ -112,7 +122,7 @@ def _find(value: str, split: str, classes: Classes, context: str) -> SourceLocat
         store = Store((fixed or ".") + options)
         files = _expand(store, unquote(pattern) if "://" in value else pattern, context)
         check_one_split(files, known, context)
-        return SourceLocation(store, files, "")
+        return SourceLocation(store, files, "", warning=missing_files(files, context) if "*" in pattern else "")
     if (match := _TAR.fullmatch(fixed)) and not Store(match[1] + options).is_folder():
         return SourceLocation(*_file(match[1] + options, context), match[2] or "")
     whole = Store(fixed + options)
@@ -125,6 +135,11 @@ def _find(value: str, split: str, classes: Classes, context: str) -> SourceLocat
     _alike(names, context)
     beside = _beside(whole, names, context)
     files = choose_files(names, split, known, context)
+    if missing := missing_files(files, context):
+        raise UserError(
+            f"{context}: {missing}; copy or download them, or name the files that are meant with a pattern, such as "
+            f"{context.partition(' = ')[2]}/*.{suffix_of(names[0])}"
+        )
     return SourceLocation(whole, files, "", (*(name for name in names if name not in files), *beside))
 
 

@@ -15,7 +15,16 @@ import pyarrow.compute as pc
 
 from schemas.errors import UserError
 from schemas.tables import LISTING
-from stages.sources.class_names import MOST_CLASSES, NUMERIC, Classes, are_indices, doubtful_order, in_order
+from stages.sources.class_names import (
+    MOST_CLASSES,
+    NUMERIC,
+    Classes,
+    are_indices,
+    check_names,
+    doubtful_order,
+    in_order,
+    look_alike,
+)
 
 Layout = Literal["files", "members", "rows"]
 """Images are files of their own, members of tars, or rows of Parquet files."""
@@ -169,22 +178,27 @@ class Collector:
         if samples:
             self._tell_indices(classes, context)
         names, naming = self._class_names(classes, order, context, images)
+        try:
+            alike = "" if isinstance(classes, tuple) else check_names(names)
+        except ValueError as error:
+            raise UserError(f"{context}: {error}; rename the classes that are meant") from None
         index = {name: number for number, name in enumerate(names)}
         of_number = np.array([index[name] if isinstance(name, str) else name for name in self._classes], np.uint16)
         seen = np.bincount(images["class"].to_numpy(), minlength=len(of_number))
         if empty := [name for name, count in zip(self._classes, seen, strict=True) if not count]:
-            raise UserError(f"{context}: class {empty[0]} has no images; add some or remove the class")
+            raise UserError(
+                f"{context}: class {empty[0]} has no images{_instead(self._left_out, ())}; add some or remove the class"
+            )
         images = images.set_column(1, LISTING.field(1), pa.array(of_number[images["class"].to_numpy()]))
         if sort:
             images = images.take(pc.sort_indices(images, [("name", "ascending"), ("offset", "ascending")]))
         if (twice := _named_twice(images["name"], sort)) is not None:
             raise UserError(f"{context}: holds {twice} twice; remove one, since its name could mean either")
-        warned = [*warnings, "" if classes and classes != NUMERIC else doubtful_order(names)]
-        if order is None and not isinstance(classes, tuple) and len(names) > len(of_number):
-            absent = min(set(range(len(names))) - set(of_number.tolist()))
-            warned.append(
-                f"{len(names) - len(of_number)} of {len(names)} class indices have no images, such as {absent}"
-            )
+        warned = [*warnings, alike, "" if classes or order else doubtful_order(names)]
+        if not isinstance(classes, tuple) and len(names) > len(of_number):
+            absent = names[min(set(range(len(names))) - set(of_number.tolist()))]
+            kind = "classes" if order else "class indices"
+            warned.append(f"{len(names) - len(of_number)} of {len(names)} {kind} have no images, such as {absent}")
         left_out = tuple(one for _, one in sorted(self._left_out.items()))
         refused = tuple(sorted(self.refused, key=lambda one: one["name"]) if sort else self.refused)
         warned = [warning for warning in warned if warning]
@@ -223,9 +237,12 @@ class Collector:
         unknown: list[str | int] = [one for one in numbers if not 0 <= one < len(given)]
         unknown += sorted(one for one in found if one not in there)
         if unknown:
+            alike = look_alike(str(unknown[0]), given)
+            differs = f", which has {alike!a} where this is {unknown[0]!a}" if alike else ""
             raise UserError(
-                f"{context}: class {unknown[0]} is not among the {len(given)} of source.classes or of the train split "
-                f"({len(unknown)} such{_example(images, self._classes[unknown[0]])}); rename it or add it to the list"
+                f"{context}: class {unknown[0]} is not among the {len(given)} of source.classes or of the train split"
+                f"{differs} ({len(unknown)} such{_example(images, self._classes[unknown[0]])}); rename it or add it to "
+                "the list"
             )
         return given, naming
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
-from stages.sources.class_names import Classes, LabelCheck, same_words
+from stages.sources.class_names import Classes, LabelCheck, check_names, same_words
 from stages.sources.listing import Collector, Listing, Source
 from stages.storage.store import Store
 
@@ -86,6 +86,13 @@ def _names(
         UserError: if the files' names and the given ones are the same in part.
     """
     if described is None or not isinstance(classes, tuple) or set(described) <= set(classes):
+        try:
+            check_names(described or ())
+        except ValueError as error:
+            raise UserError(
+                f"{context}: its files describe their labels, but {error}; correct that description, or list "
+                f"{len(described or ())} other names in source.classes"
+            ) from None
         return described, []
     ours, theirs = [same_words(one) for one in classes], [same_words(one) for one in described]
     other = next(one for one in described if one not in set(classes))
@@ -162,10 +169,19 @@ def _columns(schema: pa.Schema, context: str) -> list[str]:
     if pa.types.is_struct(image):
         fields = {field.name: field.type for field in image}
         image, has_path = fields.get("bytes", pa.null()), "path" in fields
-    if not _is_bytes(image) or not (pa.types.is_integer(_plain(label)) or _is_text(label)):
+    wrong = [
+        f"{name} is {kinds[name]}" if name in kinds else f"{name} is missing"
+        for name, good in (
+            ("image", _is_bytes(_plain(image))),
+            ("label", pa.types.is_integer(_plain(label)) or _is_text(label)),
+        )
+        if not good
+    ]
+    if wrong:
         raise UserError(
             f"{context}: needs a column image (bytes, or a struct with them) and a column label (whole number or "
-            f"string){f', not {label},' if 'label' in kinds else ','} has {', '.join(kinds)}"
+            f"string), but {' and '.join(wrong)}; rename or convert the columns that are meant; it has "
+            + ", ".join(kinds)
         )
     return ["label", "image.path"] if has_path else ["label"]
 
@@ -192,6 +208,6 @@ def _described(schema: pa.Schema) -> tuple[str, ...] | None:
         names = json.loads(text)["info"]["features"]["label"]["names"] if text else ()
     except (ValueError, KeyError, TypeError):
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list):
         return None
-    return tuple(names) or None
+    return tuple(name if isinstance(name, str) else "" for name in names) or None

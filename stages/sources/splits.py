@@ -4,11 +4,15 @@ Only the named split is read; the others are left out and reported. A folder aro
 What could be read in two ways is refused. Folders are looked at through a `Tree`, on a disk or inside tars.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from schemas.errors import UserError
 from stages.sources.names import GROUPS, group_of_file, group_of_folder, wanted_group
+
+_OF = re.compile(r"(.*?)([0-9]+)[-_]of[-_]([0-9]+)(?![0-9])", re.IGNORECASE)
+"""What writers call the files of one set: a name, a number, and how many there are."""
 
 
 class Shape(NamedTuple):
@@ -120,6 +124,25 @@ def _are_classes(tree: Tree, folder: str, names: Sequence[str]) -> bool:
     return all(tree.shape(join(folder, name)) == Shape(images=True, folders=False) for name in names)
 
 
+def check_no_parallel_folders(tree: Tree, folder: str, known: Collection[str], context: str) -> None:
+    """Raise UserError where the folders in a folder all hold the same folders, as fold0/a, fold0/b, fold1/a, fold1/b.
+
+    A single folder such as `images` in each is no choice, and neither are folders with images directly inside.
+    """
+    names = tree.folders(folder)
+    if len(names) < 2 or set(names) <= set(known):
+        return
+    inner = tree.folders(join(folder, names[0]))
+    if len(inner) < 2 or any(name.lower() in GROUPS for name in inner):
+        return  # splits below classes, which `check_no_splits_below` names
+    if all(not tree.shape(join(folder, name)).images and tree.folders(join(folder, name)) == inner for name in names):
+        raise UserError(
+            f"{context}: its folders {names[0]} and {names[1]} both hold the folders {', '.join(inner[:3])}: which are "
+            f"the classes? Name one, such as {context.partition(' = ')[2]}/{join(folder, names[0])}, or list "
+            f"{', '.join(names[:2])} and so on in source.classes"
+        )
+
+
 def check_no_splits_below(folders: Iterable[str], context: str) -> None:
     """Raise UserError where class folders hold folders of several splits, <class>/train and <class>/val."""
     seen: dict[str, str] = {}
@@ -153,6 +176,29 @@ def choose_files(names: Sequence[str], split: str, known: Collection[str], conte
             f"with a pattern, such as {context.partition(' = ')[2]}/{split}-*{example[example.rfind('.') :]}"
         )
     return [name for name in names if groups[name] == group] if len(set(groups.values())) > 1 else list(names)
+
+
+def missing_files(names: Sequence[str], context: str) -> str:
+    """Which of the files that are numbered as `train-00000-of-00005` are missing, in words; "" = none.
+
+    Raises:
+        UserError: if there are files of two sets, as an earlier export leaves them, since both hold the same images.
+    """
+    sets: dict[str, dict[int, dict[int, str]]] = {}
+    for name in names:
+        if match := _OF.match(name):
+            numbers = sets.setdefault(match[1], {}).setdefault(int(match[3]), {})
+            if (other := numbers.setdefault(int(match[2]), name)) != name:
+                raise UserError(f"{context}: holds {other} and {name}, the same file of two exports; remove one set")
+    for totals in sets.values():
+        if len(totals) > 1:
+            first, second = (next(iter(numbers.values())) for numbers in list(totals.values())[:2])
+            raise UserError(f"{context}: holds {first} and {second}, which are of two exports; remove one set")
+        ((total, numbers),) = totals.items()
+        begin = 1 if total in numbers and 0 not in numbers else 0  # some writers count from 1
+        if lost := [number for number in range(begin, begin + total) if number not in numbers]:
+            return f"{len(lost)} of {total} files are missing, such as number {lost[0]} beside {min(numbers.values())}"
+    return ""
 
 
 def check_one_split(names: Sequence[str], known: Collection[str], context: str) -> None:

@@ -14,7 +14,13 @@ from schemas.errors import UserError
 from stages.sources.class_names import Classes
 from stages.sources.headers import TarMember
 from stages.sources.names import GROUPS, IMAGE_SUFFIXES, is_hidden, suffix_of
-from stages.sources.splits import Folders, SplitFolder, check_no_splits_below, find_split
+from stages.sources.splits import (
+    Folders,
+    SplitFolder,
+    check_no_parallel_folders,
+    check_no_splits_below,
+    find_split,
+)
 
 Form = Literal["samples", "class tars", "folder", "flat", "nothing"]
 SAID: dict[Form, str] = {
@@ -231,6 +237,7 @@ def _like_shards(names: Collection[str]) -> bool:
 def _check_folders(surveys: Sequence[Survey], place: SplitFolder, known: set[str], context: str) -> None:
     inside = [inner for survey in surveys for folder in survey.images if (inner := below(folder, place.folder))]
     check_no_splits_below(inside, context)
+    check_no_parallel_folders(Folders(inside), "", known, context)
     tops = {folder.partition("/")[0] for folder in inside}
     if not tops <= known and any(survey.fields for survey in surveys) and _like_shards(tops):
         _refuse_fields(next(survey for survey in surveys if survey.fields), "", context)

@@ -15,6 +15,7 @@ from pipeline.commands.evaluate import predict_images
 from pipeline.commands.throughput import throughput
 from schemas import paper
 from schemas.config import Member, RunFile
+from schemas.paper import TABLE_5
 from stages.data.center_crop import centre_crops
 from stages.data.image_set import open_image_set
 from stages.evaluate.disagreement import TITLES
@@ -168,6 +169,24 @@ def test_the_papers_figures_stand_beside_models_it_measured(copied):
     (text,) = Path(run.workspace, "evaluations").glob("throughput-*.md")
     assert "The paper's (Touvron et al. 2021, Table 5)" in text.read_text()
     assert "| 2,529.5 | 74.5% | 82.1% | 62.9% |" in text.read_text()
+
+
+def test_rows_of_the_papers_table_take_its_size_and_no_row_is_omitted(copied, monkeypatch):
+    sizes = {}
+
+    def speed(member, *, image_size, **more):
+        sizes[member.model] = image_size
+        found = {"model": member.model, "extra": {}, "image_size": image_size, "parameters": 1, "batch_size": 1}
+        return found | {"limited_by": "memory", "runs": 1, "seconds": [1.0], "images_per_second": 1.0}
+
+    monkeypatch.setattr("pipeline.commands.throughput.measure", speed)
+    run, said = copied({"evaluate": {"model": ("tf_efficientnet_b1.ns_jft_in1k", "regnety_160", "resnet10t")}}), []
+    throughput(run, said.append)
+    assert sizes == {"tf_efficientnet_b1.ns_jft_in1k": 240, "regnety_160": 224, "resnet10t": 0}
+    text = said[-2]
+    assert "| 334.7 | 82.9% |" in text and "| 1,662.5 |" in text
+    named = text.partition("that were not measured: ")[2]
+    assert named.count(";") + 1 == len(TABLE_5) - 2 and "KDforAA-B8 (efficientnet_b8, 800 px)" in named
 
 
 def test_runs_side_by_side_show_what_differs_and_every_figure_is_in_the_files_they_name(copied):

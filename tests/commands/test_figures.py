@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from pipeline.commands import run as stages
 from pipeline.commands.compare import compare
@@ -15,10 +16,11 @@ from pipeline.commands.export import export
 from stages.data.image_set import open_image_set
 from stages.data.split import Split
 from stages.evaluate.evaluated_model import ModelRef
+from stages.models.classifier import build
 from stages.models.student import trained_student
 from stages.storage.run_files import MODEL_FILE
 from tests.commands.test_analyses import with_
-from tests.support.world import TINY_VIT, silent
+from tests.support.world import CLASSES, TINY_VIT, silent
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,22 @@ def test_other_arguments_of_a_model_are_other_predictions(copied, refused):
     assert own.evaluated.image_size == 32 and own.evaluated.extra == TINY_VIT
     others = with_(run, evaluate=member | {"extra": TINY_VIT | {"num_heads": 4}})
     assert "num_heads: 3 -> 4" in refused(stages.evaluate, others, silent, code=4)
+
+
+def test_a_model_of_timm_is_measured_at_timms_size_and_crop_unless_they_are_given(copied, tmp_path):
+    run, said = copied(), []
+    network = build("test_resnet", num_classes=len(CLASSES), img_size=160, drop_path=0.0, extra={}).model
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    model = {"model": "test_resnet", "checkpoint": str(tmp_path / "w.safetensors")}
+    own = stages.evaluate(with_(run, evaluate=model), said.append)
+    assert (own["image_size"], own["crop_pct"]) == (160, 0.95)
+    assert any("centre crops of 160 pixels at crop_pct 0.95" in line for line in said)
+    (folder,) = Path(run.workspace, "evaluations").iterdir()
+    assert [one.name for one in folder.iterdir()] == ["evaluation.json"]
+    given = stages.evaluate(with_(run, evaluate=model | {"crop_pct": 0.875}), silent)
+    assert (given["image_size"], given["crop_pct"]) == (160, 0.875)
+    sized = stages.evaluate(with_(run, evaluate=model | {"image_size": 64}), silent)
+    assert (sized["image_size"], sized["crop_pct"]) == (64, 0.875)
 
 
 def test_a_run_is_measured_as_it_was_trained(copied):

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipeline.commands import run as stages
+from stages.data.split import Split
 from stages.label.label_set import LabelSet
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
@@ -160,3 +162,28 @@ def test_a_set_without_margins_selects_nothing(labelled, refused):
 def test_a_run_that_selects_nothing_is_the_run_of_earlier_versions(labelled):
     plain, selected = (plan_training(labelled("topk", one), 1).made_from["train"] for one in ({}, SELECTED))
     assert "min_margin" not in plain and selected["min_margin"] == 0.5
+
+
+def test_probability_outside_of_the_stored_logits_is_measured_and_warned_of_where_it_is_learned(copied):
+    said: list[str] = []
+    one = copied({"labels": {"name": "few", "store": "topk", "topk": 1}, "train": {"tau": 3.0}})
+    stages.label(one, said.append)
+    labels = LabelSet.open(one, Split.open(one.workspace, "train"))
+    lost = labels.lost_mass(3.0)
+    full = copied({"labels": {"name": "all", "store": "full"}, "train": {"tau": 3.0}})
+    stages.label(full, silent)
+    everything = LabelSet.open(full, Split.open(full.workspace, "train"))
+    (path, *_) = sorted(Path(full.workspace, "labels/all").glob("shard-000000.passes-00000-*.parquet"))
+    logits = np.array(pq.read_table(path)["logits"].to_pylist(), np.float32) / 3
+    kept = np.exp(logits.max(1)) / np.exp(logits).sum(1)
+    assert lost == pytest.approx(1 - kept.mean(), abs=1e-3) and lost > 0.1 and everything.lost_mass(3.0) == 0
+    wanted = f"warning: {lost:.0%} of the teacher's probability at train.tau = 3 lies outside the 1 logits"
+    assert any(line.startswith(wanted) for line in said)
+    soft = copied(SINGLE, {"labels": {"name": "few", "store": "topk", "topk": 1}},
+                  {"train": {"name": "few", "tau": 3.0, "distillation": "soft", "max_steps": 1}})  # fmt: skip
+    said.clear()
+    stages.train(soft, said.append)
+    assert any(line.startswith(wanted) for line in said)
+    said.clear()
+    stages.label(full, said.append)
+    assert not any("lies outside" in line for line in said)

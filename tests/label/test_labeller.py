@@ -62,6 +62,17 @@ def test_raising_views_adds_files_and_changes_none_and_equals_labelling_all_at_o
     assert list(decisions(whole.workspace).items() - decisions(more.workspace).items()) == []
 
 
+def test_a_teacher_that_is_a_run_of_other_shards_is_warned_of(fresh, whole):
+    run, said = fresh({"shards": {"samples_per_shard": 61}}, {"labels": {"name": "x", "views": 2}}), []
+    stages.shard(run, silent)
+    shutil.copytree(Path(whole.workspace, "runs/teacher"), Path(run.workspace, "runs/teacher"))
+    stages.label(run, said.append)
+    assert any("run:teacher was trained on another train split" in line for line in said)
+    said.clear()
+    stages.label(whole, said.append)
+    assert not any("another train split" in line for line in said)
+
+
 OTHERS = {
     "recipe.seed: 0 -> 1": {"views": {"seed": 1}},
     "recipe.erasing_prob: 0.25 -> 0.5": {"views": {"erasing_prob": 0.5}},

@@ -15,7 +15,8 @@ from torch.nn.functional import interpolate
 
 from schemas.errors import UserError
 from stages.models.classifier import Classifier, build
-from stages.models.state_dict import load_weights, read_weights, resample_positions
+from stages.models.state_dict import load_weights, resample_positions
+from stages.models.weight_file import read_weights
 
 TINY = {"depth": 4, "embed_dim": 96, "num_heads": 3, "patch_size": 8}
 LITE0 = Path(__file__).parents[2] / "../shared/data/tf_efficientnet_lite0.safetensors"

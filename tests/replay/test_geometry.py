@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, auto_augment
 
-from stages.models.state_dict import read_weights
+from stages.models.weight_file import read_weights
 from stages.replay.decode import decode
 from stages.replay.geometry import FILL, Geometry
 from tests.support.world import ROOT

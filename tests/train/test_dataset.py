@@ -41,6 +41,23 @@ def test_batches_are_the_same_wherever_a_run_begins(whole, truth, start):
 
 
 @pytest.mark.parametrize("world", [2, 4])
+def test_pair_views_dealt_in_turn_are_the_batch_of_one_and_show_a_rank_more_images(whole, truth, world):
+    ranks = [steps(whole, rank, world, spread=True) for rank in range(world)]
+    for step in (0, 7, 19):
+        parts = [dataset[step] for dataset in ranks]
+        pairs = torch.stack([part.views.unflatten(0, (-1, 2)) for part in parts], 1)  # turn by turn, rank by rank
+        assert torch.equal(pairs.flatten(0, 2), truth[step].views)
+        decisions = torch.stack([part.decisions.unflatten(0, (-1, 2)) for part in parts], 1).flatten()
+        assert torch.equal(decisions, truth[step].decisions)
+        resumed = next(iter(load(ranks[1], workers=0, order=[step])))
+        assert same(resumed, parts[1])
+        for rank, dataset in enumerate(ranks):
+            images = {(unit.shard, unit.row_a) for unit in dataset.units(step)}
+            in_a_slice = {(unit.shard, unit.row_a) for unit in steps(whole, rank, world).units(step)}
+            assert len(images) == len(dataset.units(step)) > len(in_a_slice), "2 repeats of an image share a slice"
+
+
+@pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_batches_put_together_are_the_batch_of_one(whole, truth, world):
     ranks = [steps(whole, rank, world) for rank in range(world)]
     for step in (0, 7, 19):
