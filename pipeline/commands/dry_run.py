@@ -125,7 +125,7 @@ def _train(config: RunFile, say: Say) -> list[Work]:
     run = settled(config)
     if run.train.follow and not receipt_names(Store(run.workspace).child(f"labels/{run.labels.name}")):
         say(f"labels {run.labels.name}: none is there yet; the training would wait for the first part")
-        return [_planned_training(run, _listed_or_sharded(run), say)]
+        return [_planned_training(run, Split.open(run.workspace, "train", run.cache), say)]
     plan = plan_training(run, device_count(run))
     stage_dir = look_at_stage(
         run_store(run.workspace, run.train.name),
@@ -144,10 +144,6 @@ def _training(run: RunFile, split: Any, steps: int, steps_per_epoch: int, store:
     kept = min(saves, run.train.keep_checkpoints + 2)  # the best, and the next while it is written
     stored = kept * size.checkpoint + size.weights * (2 if run.train.ema_decay else 1)
     return work_of(store, "steps", steps, done, stored if done < steps else 0)
-
-
-def _listed_or_sharded(run: RunFile) -> Split:
-    return Split.open(run.workspace, "train", run.cache)
 
 
 def _planned_training(run: RunFile, split: Split | ListedSplit, say: Say) -> Work:
@@ -191,7 +187,7 @@ def _everything(config: RunFile, say: Say) -> list[Work]:
     whole = read_manifest(Store(config.workspace).child(f"labels/{config.labels.name}"), LabelManifest)
     if labelling[0].left or whole is None:
         run = settled(config)
-        return [*works, _planned_training(run, _listed_or_sharded(run), say)]
+        return [*works, _planned_training(run, Split.open(run.workspace, "train", run.cache), say)]
     training = _train(config, say)
     return [*works, *training, *(_evaluate(config, say) if config.source.val and not training[0].left else [])]
 
