@@ -13,14 +13,15 @@ import torch
 from pipeline.commands.dry_work import Work, line_of, refuse_full_disk, work_of
 from pipeline.commands.evaluate import all_that_made
 from pipeline.commands.label import label_identity, label_specs, teacher_identity
-from pipeline.commands.shard import listed_splits, split_identity
+from pipeline.commands.shard import listed_splits, refuse_skipped, split_identity
 from pipeline.commands.source_notes import noted
+from pipeline.commands.train import validating
 from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
 from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from pipeline.execution.stage_dir import StageDir, look_at_stage
 from schemas.config import RunFile
 from schemas.errors import BadImages, UserError
-from schemas.manifests import LabelManifest
+from schemas.manifests import LabelManifest, ShardManifest
 from schemas.receipts import fingerprint
 from stages.data.image_set import open_image_set
 from stages.data.split import Split
@@ -92,10 +93,13 @@ def _shard_works(config: RunFile, listings: dict[str, Listing]) -> list[Work]:
             raise BadImages(listing.refused)
         store = Store(config.workspace).child(f"shards/{split}")
         stage_dir = look_at_stage(store, *split_identity(config, listing))
+        if manifest := read_manifest(store, ShardManifest):
+            refuse_skipped(config, store, manifest)
         specs, done = plan_shards(listing, config.shards, shuffle=split == "train"), _done(stage_dir)
         missing = [spec for spec in specs if spec.name not in done]
         known = listing.source.layout != "rows"  # of Parquet's images no lengths are listed
         sizes = sum(int(spec.images["size"].to_numpy().sum()) for spec in missing) if known else None
+        sizes = 0 if config.shards.adopt else sizes
         works.append(work_of(stage_dir.store, "shards", len(specs), len(specs) - len(missing), sizes))
     return works
 
@@ -122,7 +126,7 @@ def _label(config: RunFile, say: Say) -> list[Work]:
 
 
 def _train(config: RunFile, say: Say) -> list[Work]:
-    run = settled(config)
+    run = validating(settled(config), say)
     if run.train.follow and not receipt_names(Store(run.workspace).child(f"labels/{run.labels.name}")):
         say(f"labels {run.labels.name}: none is there yet; the training would wait for the first part")
         return [_planned_training(run, Split.open(run.workspace, "train", run.cache), say)]

@@ -181,11 +181,7 @@ def _pack(
 def _result(config: RunFile, split: str, found: CompleteStage[ShardManifest], new: int, say: Say) -> dict[str, Any]:
     """The summary of a complete split; refused where images were skipped and `on_bad_image` forbids it."""
     store, skipped, parts = _store(config, split), found.manifest.skipped, found.parts
-    if skipped and config.shards.on_bad_image == "fail":
-        raise MismatchError(
-            f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
-            'set shards.on_bad_image = "skip", or delete that folder'
-        )
+    refuse_skipped(config, store, found.manifest)
     say(f"{split}: {found.manifest.samples} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
     if never := _never_paired(parts.rows):
         say(f"{split}: {never}")
@@ -196,6 +192,19 @@ def _result(config: RunFile, split: str, found: CompleteStage[ShardManifest], ne
         "samples": found.manifest.samples,
         "skipped": len(skipped),
     }
+
+
+def refuse_skipped(config: RunFile, store: Store, manifest: ShardManifest) -> None:
+    """Check that a complete split lacks no image that the run file wants.
+
+    Raises:
+        MismatchError: if images were skipped and `on_bad_image` forbids it.
+    """
+    if (skipped := manifest.skipped) and config.shards.on_bad_image == "fail":
+        raise MismatchError(
+            f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
+            'set shards.on_bad_image = "skip", or delete that folder'
+        )
 
 
 def _never_paired(shards: Sequence[int]) -> str:

@@ -61,6 +61,7 @@ def test_the_pace_is_that_of_the_hours_that_are_stored(copied, tmp_path):
         ("train", {"train": {"name": "new", "batch_size": 62}}, 1, "lower it"),
         ("train", {"train": {"name": "new", "epochs": 400}}, 1, "raise labels.views"),
         ("train", {"train": {"name": "new"}, "cluster": {"device": "cuda"}}, 1, "no CUDA device"),
+        ("train", {"train": {"name": "new", "min_margin": 1.0}, "labels": {"store": "full"}}, 1, "keeps no margins"),
         ("evaluate", {"train": {"name": "none"}}, 1, "no such run"),
     ],
 )
