@@ -3,6 +3,10 @@
 Nothing is written into the workspace: what the probe writes is in temporary folders, which it deletes.
 """
 
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +20,7 @@ from schemas.config import RunFile
 from schemas.secrets import is_uri
 from schemas.values import AUTO
 from stages.estimate.facts import Facts, known_images
-from stages.estimate.forecast import Costs, Forecast, Machine, cores_wanted, rendering
+from stages.estimate.forecast import Costs, Forecast, Machine, Starts, cores_wanted, rendering
 from stages.estimate.networks import (
     StudentFacts,
     probe_student,
@@ -37,7 +41,7 @@ from stages.train.plan import TAUGHT
 Say = Callable[[str], None]
 _SAMPLE = 64
 _HOUR = 3600.0
-_SHARES = {"data": 0.3, "teacher": 0.2, "student": 0.3, "half": 0.15, "disk": 0.05}
+_SHARES = {"data": 0.25, "teacher": 0.2, "student": 0.4, "half": 0.1, "disk": 0.05}
 """Of the probe's seconds."""
 _HALF = {"cpu": ("bf16", "bf16"), "cuda": ("fp16", "bf16")}
 """Half precision of teacher and student on a kind of device."""
@@ -99,12 +103,12 @@ def _settled(config: RunFile, device: Device | None) -> RunFile:
 
 
 def _probed(config: RunFile, facts: Facts, device: Device | None, seconds: float) -> Probed:
-    start, busy = time.process_time(), is_busy()
+    starts, busy = Starts(_start_of_packing(), time.process_time()), is_busy()
     student = student_facts(config, facts.classes)
     kind = "cuda" if device else run_device(config)
     devices = (config.cluster.devices or 1) if device else device_count(config)
     own = device.cores if device else cores() / devices
-    machine = Machine(devices, own, kind == "cpu", start)
+    machine = Machine(devices, own, kind == "cpu", starts)
     data = probe_data(config, facts.sample, facts.classes, seconds * _SHARES["data"])
     rows = max(facts.rows)
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -115,6 +119,15 @@ def _probed(config: RunFile, facts: Facts, device: Device | None, seconds: float
     costs = Costs(data, teacher, taught, forward, disk, labels)
     name = device.name if device else device_name(kind)
     return Probed(config, facts, student, costs, machine, name, busy, notes)
+
+
+def _start_of_packing() -> float:
+    """Core seconds until `shard` begins, which loads no torch: those of a process that loads what it needs."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import pipeline.commands.shard"], env=environment, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _networks(

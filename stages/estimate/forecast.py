@@ -6,7 +6,7 @@ the same cores, it also waits for the sum of what they take of these.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.config import RunFile
 from stages.estimate.facts import Facts
@@ -28,13 +28,20 @@ class Machine:
         devices: at once.
         cores: of one device's share of its machine.
         on_cores: the devices are the cores themselves.
-        start: core seconds until a command begins with its work.
+        starts: until commands begin with their work.
     """
 
     devices: int
     cores: float
     on_cores: bool
-    start: float
+    starts: "Starts"
+
+
+class Starts(NamedTuple):
+    """Core seconds until a command begins with its work: `shard`, and those that load networks."""
+
+    packing: float
+    computing: float
 
 
 @dataclass(frozen=True)
@@ -155,8 +162,8 @@ def _shard(config: RunFile, facts: Facts, costs: Costs, machine: Machine) -> Sta
     stored = 0.0 if config.shards.adopt else packed_bytes(facts, costs.data, config.shards.max_side) + val
     processes = config.cluster.cpus or machine.cores * machine.devices
     work = images * costs.data.pack + stored * costs.disk.core_seconds
-    seconds = max(work / processes, stored * costs.disk.seconds) + machine.start
-    return StageForecast(images, seconds, 0.0, work + machine.start, "cores", stored)
+    seconds = max(work / processes, stored * costs.disk.seconds) + machine.starts.packing
+    return StageForecast(images, seconds, 0.0, work + machine.starts.packing, "cores", stored)
 
 
 def _label(config: RunFile, facts: Facts, costs: Costs, machine: Machine) -> StageForecast:
@@ -166,8 +173,8 @@ def _label(config: RunFile, facts: Facts, costs: Costs, machine: Machine) -> Sta
         network, costs.data.label_view + costs.labels.core_seconds, config.labels.processes, machine
     )
     crops, _ = _together(network, costs.data.crop, config.labels.processes, machine)
-    seconds = (views * each.seconds + facts.images * crops.seconds) / machine.devices + machine.start
-    core = views * each.core_seconds + facts.images * crops.core_seconds + machine.start
+    seconds = (views * each.seconds + facts.images * crops.seconds) / machine.devices + machine.starts.computing
+    core = views * each.core_seconds + facts.images * crops.core_seconds + machine.starts.computing
     return StageForecast(views, seconds, seconds * machine.devices, core, bound, views * costs.labels.each)
 
 
@@ -190,11 +197,16 @@ def _train(
     checked = _validated(config, facts, steps, steps_per_epoch)
     crops, _ = _together(costs.forward.per_view(config.evaluate.batch_size), costs.data.crop, train.processes, machine)
     seconds = (steps * batch * each.seconds + checked * crops.seconds) / machine.devices + saving.seconds
-    core = steps * batch * each.core_seconds + checked * crops.core_seconds + saving.core_seconds + machine.start
+    core = (
+        steps * batch * each.core_seconds
+        + checked * crops.core_seconds
+        + saving.core_seconds
+        + machine.starts.computing
+    )
     kept = train.keep_checkpoints + (1 if checked else 0)
     stored = min(kept, math.ceil(steps / (train.checkpoint_every or steps_per_epoch))) * student.bytes.checkpoint
     stored += student.bytes.weights * (2 if train.ema_decay else 1)
-    seconds += machine.start
+    seconds += machine.starts.computing
     return StageForecast(steps * batch, seconds, seconds * machine.devices, core, bound, stored)
 
 
@@ -212,8 +224,8 @@ def _validated(config: RunFile, facts: Facts, steps: int, steps_per_epoch: int) 
 def _evaluate(config: RunFile, facts: Facts, costs: Costs, machine: Machine) -> StageForecast:
     forward = costs.forward.per_view(config.evaluate.batch_size)
     each, bound = _together(forward, costs.data.crop, config.train.processes, machine)
-    seconds = facts.val_images * each.seconds / machine.devices + machine.start
-    core = facts.val_images * each.core_seconds + machine.start
+    seconds = facts.val_images * each.seconds / machine.devices + machine.starts.computing
+    core = facts.val_images * each.core_seconds + machine.starts.computing
     return StageForecast(facts.val_images, seconds, seconds * machine.devices, core, bound, 0.0)
 
 

@@ -153,7 +153,7 @@ def probe_student(
             batch = _batch(run, classes, count, trainer.device)
             return lambda: trainer.step(batch)
 
-        step = batch_cost(stepped, share, budget * 0.75, device, threads)
+        step = batch_cost(stepped, share, budget * 0.65, device, threads)
         network = trainer.classifier
 
         def evaluated(count: int) -> Callable[[], object]:
@@ -166,7 +166,7 @@ def probe_student(
 
             return do
 
-        return StudentCosts(step, batch_cost(evaluated, config.evaluate.batch_size, budget * 0.25, device, threads))
+        return StudentCosts(step, batch_cost(evaluated, config.evaluate.batch_size, budget * 0.35, device, threads))
 
 
 def _threads(device: str, busy: bool) -> int:

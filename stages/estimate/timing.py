@@ -91,7 +91,7 @@ def batch_cost(
     """
     small = once = cost_of(make(2), budget * 0.1, device, threads)
     batch = 2
-    while 2 * batch <= most and 2 * once.seconds < budget * 0.4:
+    while 2 * batch <= most and 2 * once.seconds < budget * 0.6:
         try:
             once = _timed(make(2 * batch), device, threads)
         except RuntimeError as error:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.execution.devices import changed
 from stages.estimate.facts import Facts
-from stages.estimate.forecast import Costs, Machine, forecast
+from stages.estimate.forecast import Costs, Machine, Starts, forecast
 from stages.estimate.networks import StudentFacts
 from stages.estimate.probe import DataCosts
 from stages.estimate.sizes import LabelBytes, ModelBytes
@@ -17,7 +17,7 @@ DATA = DataCosts(
 )  # fmt: skip
 FACTS = Facts((21, 20, 20), 20, 4, 0, 0, 0, "test", ())
 STUDENT = StudentFacts(ModelBytes(100, 400), 25, 1, True)
-GPU = Machine(devices=2, cores=8, on_cores=False, start=0.0)
+GPU = Machine(devices=2, cores=8, on_cores=False, starts=Starts(0.0, 0.0))
 
 
 def costs(network: float) -> Costs:
@@ -49,7 +49,7 @@ def test_a_device_waits_for_the_slower_of_network_and_data_processes(config, net
 def test_on_cores_the_sum_of_what_both_take_counts(config):
     one = BatchCost(Cost(0.0, 0.0), Cost(0.001, 0.004))
     shared = Costs(DATA, {"fp32": one}, {"fp32": one}, one, Cost(0.0, 0.0), LabelBytes(2.0, 0.0))
-    machine = Machine(devices=1, cores=2, on_cores=True, start=0.0)
+    machine = Machine(devices=1, cores=2, on_cores=True, starts=Starts(0.0, 0.0))
     train = forecast(config, FACTS, STUDENT, shared, machine).stages["train"]
     assert train.bound == "cores"
     assert train.seconds == pytest.approx(train.units * (0.004 + 0.002) / 2)
