@@ -26,6 +26,7 @@ from stages.data.views import pixel_versions
 from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import quantiles
+from stages.models.student import HasClassNames
 from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
@@ -157,7 +158,7 @@ def label_identity(config: RunFile, split: Split) -> LabelIdentity:
     return LabelIdentity(
         shards=split.content,
         recipe=config.views.identity(),
-        teacher=_teacher_identity(config, split),
+        teacher=teacher_identity(config, split),
         store=_kept(config, len(split.classes)),
     )
 
@@ -177,8 +178,12 @@ def _kept(config: RunFile, classes: int) -> Literal["hard", "full"] | TopK | Sam
     return TopK(kind=settings.store, k=settings.topk, tau=config.train.tau)
 
 
-def _teacher_identity(config: RunFile, split: Split) -> dict[str, Any]:
-    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started."""
+def teacher_identity(config: RunFile, split: HasClassNames) -> dict[str, Any]:
+    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started.
+
+    Raises:
+        UserError: if its weights cannot be had or do not fit.
+    """
     teacher = Teacher(
         config.teacher,
         workspace=config.workspace,

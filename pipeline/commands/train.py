@@ -31,7 +31,7 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
         UserError: if shards or labels are missing or too few, or the loss is not finite.
         MismatchError: if the run there was trained from something else.
     """
-    run = _validating(settled(config), say)
+    run = validating(settled(config), say)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
     student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
@@ -78,7 +78,7 @@ def _finished(config: RunFile, stage_dir: StageDir, steps: int, say: Say) -> Tra
     return found.manifest
 
 
-def _validating(run: RunFile, say: Say) -> RunFile:
+def validating(run: RunFile, say: Say) -> RunFile:
     """The run file with a number in place of validate_every = "auto": 0 where there is no val split to validate on.
 
     Raises:
