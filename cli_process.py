@@ -15,9 +15,9 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 
@@ -45,12 +45,14 @@ class Typed:
         debug: errors come with their traceback.
         run_file: as typed behind `-c`.
         printed: the object was printed.
+        stdout: that takes the object alone, while a command runs.
     """
 
     json: bool = False
     debug: bool = False
     run_file: str = STANDARD_FILE
     printed: bool = False
+    stdout: TextIO | None = None
 
 
 TYPED = Typed()
@@ -103,7 +105,7 @@ def errors() -> Iterator[None]:
     """Around a command: an error that its user can fix becomes one line and an exit code."""
     code = 1
     try:
-        with _in_one_line():
+        with _in_one_line(), _object_alone():
             yield
         code = 0
     except typer.Exit as end:
@@ -111,6 +113,17 @@ def errors() -> Iterator[None]:
         raise
     finally:
         end_by(code)
+
+
+@contextmanager
+def _object_alone() -> Iterator[None]:
+    """With `--json`, what libraries print goes to stderr: stdout holds one object."""
+    if not TYPED.json:
+        yield
+        return
+    TYPED.stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager
@@ -171,4 +184,4 @@ def print_object(result: dict[str, Any], as_json: bool) -> None:
     """Print a command's result if it was asked for."""
     if as_json:
         TYPED.printed = True
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), file=TYPED.stdout or sys.stdout, flush=True)

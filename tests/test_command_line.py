@@ -51,6 +51,19 @@ def test_the_nearest_preset_teacher_and_format_are_named(tmp_path, empty):
     assert "(did you mean onnx?)" in complaint(1, "export", "--format", "onx", "--out", file, "-c", empty)
 
 
+def test_what_a_library_prints_is_not_among_an_object(empty, monkeypatch):
+    from pipeline.commands import status
+
+    def noisy(workspace):
+        print("* a library says hello")
+        return {"workspace": workspace, "stages": []}
+
+    monkeypatch.setattr(status, "status", noisy)
+    code, out, err = typed("status", "-c", empty, "--json")
+    assert code == 0 and json.loads(out)["stages"] == [] and "a library says hello" in err
+    assert "a library says hello" in typed("status", "-c", empty)[1]
+
+
 def test_what_cannot_be_written_is_refused_before_anything_is_loaded(empty):
     program = "import sys, cli\ntry:\n    cli.main()\nfinally:\n    assert 'torch' not in sys.modules, 'torch'"
     for arguments in (

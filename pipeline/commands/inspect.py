@@ -1,6 +1,6 @@
 """Inspect as a command runs it: opens stored files, reports missing ones, writes the picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from schemas.errors import UserError
 from schemas.manifests import LabelManifest
 from schemas.paths import local_path
 from stages.data.split import Split
-from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement
-from stages.inspect.contact_sheet import draw_sheet
+from stages.inspect.agreement import KINDS, agreement_lines, class_agreement, draw_agreement, shown_classes
+from stages.inspect.contact_sheet import draw_sheet, names_on_sheet
 from stages.inspect.views import as_json, find_sample, inspect_views, readable
 from stages.label.label_set import LabelSet
 from stages.label.stability import stability as compare
+from stages.plotting.fonts import escaped_note
 from stages.storage.manifest import read_manifest
 
 Say = Callable[[str], None]
@@ -40,8 +41,9 @@ def views(config: RunFile, sample: str, count: int, out: str, say: Say) -> dict[
         say(f"without the teacher's decisions: {missing}")
     shown, made = inspect_views(split, config.views, labels, address, count)
     teacher = f"{config.teacher.title}, set {config.labels.name}" if labels else "none for these views"
-    picture = draw_sheet(shown, made, config.views, readable(split.classes), [("labels", teacher)])
-    _save(picture, file)
+    names = readable(split.classes)
+    _save(draw_sheet(shown, made, config.views, names, [("labels", teacher)]), file)
+    _say_escaped(names_on_sheet(shown, made, names), say)
     say(f"{count} views of sample {shown.number} → {out}")
     return {"inspect": "views", "out": out, "labels": config.labels.name if labels else None} | as_json(
         shown, made, split.classes
@@ -66,6 +68,7 @@ def labels(config: RunFile, out: str, say: Say) -> dict[str, Any]:
     names = readable(split.classes)
     title = f"labels {config.labels.name}: {config.teacher.title}"
     _save(draw_agreement(title, by_class, names, manifest), file)
+    _say_escaped([names[number] for number in shown_classes(by_class)], say)
     for line in agreement_lines(by_class, names, manifest):
         say(line)
     say(f"→ {out}")
@@ -108,6 +111,11 @@ def _save(picture: Image.Image, out: Path) -> None:
         picture.save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"--out {out}: cannot be written ({error}); name a .png in a folder that exists") from None
+
+
+def _say_escaped(names: Sequence[str], say: Say) -> None:
+    if note := escaped_note(names):
+        say(note)
 
 
 def _labels(config: RunFile, split: Split) -> tuple[LabelSet | None, str]:

@@ -16,7 +16,7 @@ from stages.inspect.captions import VERDICTS
 from stages.inspect.views import AgreementKind
 from stages.label.label_set import LabelSet
 from stages.label.margins import EDGES
-from stages.plotting.text import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
+from stages.plotting.text import INK, MUTED, PAPER, RULE, length, wrap, write
 from stages.replay.order import pairing
 
 KINDS: tuple[AgreementKind, ...] = ("own", "partner", "neither")
@@ -56,16 +56,14 @@ def agreement_lines(counts: np.ndarray, names: Sequence[str], manifest: LabelMan
     yield "margins: " + ", ".join(f"{name} {value:.3f}" for name, value in manifest.margins.items())
     yield f"within rounding of a tie: {manifest.near_ties:.3%}"
     yield f"{'class':>32}{'own':>8}{'partner':>9}{'neither':>9}{'views':>8}"
-    order = _by_own(counts)
-    for number in order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]:
+    for number in shown_classes(counts):
         own, partner, neither = counts[number] / counts[number].sum()
         yield f"{names[number][:31]:>32}{own:>8.1%}{partner:>9.1%}{neither:>9.1%}{counts[number].sum():>8}"
 
 
 def draw_agreement(title: str, counts: np.ndarray, names: Sequence[str], manifest: LabelManifest) -> Image.Image:
     """The set at a glance: all classes in the order of agreement, those at both ends by name, and the margins."""
-    order = _by_own(counts)
-    ends = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
+    order, ends = _by_own(counts), shown_classes(counts)
     blocks = [
         _heading(title, counts, manifest),
         _labelled(
@@ -89,6 +87,12 @@ def draw_agreement(title: str, counts: np.ndarray, names: Sequence[str], manifes
     return picture
 
 
+def shown_classes(counts: np.ndarray) -> list[int]:
+    """The classes to name: all that have views where they are few, else those at both ends of agreement."""
+    order = _by_own(counts)
+    return order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
+
+
 def _by_own(counts: np.ndarray) -> list[int]:
     """The classes that have views, those whose own class is named least often first."""
     there = np.flatnonzero(counts.sum(1))
@@ -97,7 +101,7 @@ def _by_own(counts: np.ndarray) -> list[int]:
 
 
 def _heading(title: str, counts: np.ndarray, manifest: LabelManifest) -> Image.Image:
-    lines = wrap(in_ascii(title), _WIDTH, 26)
+    lines = wrap(title, _WIDTH, 26)
     block = Image.new("RGB", (_WIDTH, 36 * len(lines) + 2 * _LINE + 30), PAPER)
     pen = ImageDraw.Draw(block)
     for nth, line in enumerate(lines):
@@ -110,7 +114,7 @@ def _heading(title: str, counts: np.ndarray, manifest: LabelManifest) -> Image.I
         pen.rectangle((left, top + _LINE + 12, left + 11, top + _LINE + 23), fill=VERDICTS[kind][0])
         text = f"{VERDICTS[kind][1]} {share:.1%}"
         write(pen, (left + 18, top + _LINE + 8), text, _BODY)
-        left += 18 + typeface(_BODY).getlength(text) + 32
+        left += 18 + length(text, _BODY) + 32
     return _hatched(block)
 
 
@@ -155,7 +159,7 @@ def _rows(counts: np.ndarray, names: Sequence[str], chosen: Sequence[int]) -> Im
     full = _WIDTH - _NAME - 70
     for nth, number in enumerate(chosen):
         shares = counts[number] / counts[number].sum()
-        write(pen, (0, _LINE * nth + 1), wrap(in_ascii(names[number]), _NAME - 12, _BODY)[0], _BODY)
+        write(pen, (0, _LINE * nth + 1), wrap(names[number], _NAME - 12, _BODY)[0], _BODY)
         left = float(_NAME)
         for kind, share in zip(KINDS, shares, strict=True):
             if share:
@@ -180,5 +184,5 @@ def _margins(counts: Sequence[int]) -> Image.Image:
         text = f"{EDGES[nth]:.3g}"
         at = (nth + 1) * width
         pen.line((at, _PLOT, at, _PLOT + 4), fill=MUTED)
-        write(pen, (at - typeface(12).getlength(text) / 2, _PLOT + 6), text, 12, MUTED)
+        write(pen, (at - length(text, 12) / 2, _PLOT + 6), text, 12, MUTED)
     return plot

@@ -7,7 +7,6 @@ import numpy as np
 
 from schemas.recipe import Recipe
 from stages.inspect.views import AgreementKind, Sample, SeenView, verdict
-from stages.plotting.text import in_ascii
 from stages.replay.decide import DecidedMix, DecidedView
 from stages.replay.policies import Op
 
@@ -87,7 +86,7 @@ def head_facts(
         ),
         Caption("policy", recipe.rand_augment or recipe.auto_augment or f"colour jitter {recipe.color_jitter:g}"),
         Caption("mixing", f"mixup {recipe.mixup_alpha:g}, CutMix {recipe.cutmix_alpha:g}" if recipe.mixes else "off"),
-        *(Caption(label, in_ascii(text)) for label, text in about),
+        *(Caption(label, text) for label, text in about),
         *([replace(tally[0], label="teacher names"), *tally[1:]] if any(judged) else []),
     ]
 
@@ -130,9 +129,3 @@ def _teacher_words(decision: int | None, judged: AgreementKind | None, names: Se
     if decision is None or judged is None:
         return "not labelled"
     return f"{names[decision]} ({VERDICTS[judged][1]})"
-
-
-def drawable(name: str, number: int) -> str:
-    """A class's name in characters that the font has; its number beside it where some are lost."""
-    plain = in_ascii(name)
-    return f"{plain} (class {number})" if "?" in plain and plain != name else plain

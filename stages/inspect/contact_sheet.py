@@ -13,15 +13,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from schemas.recipe import Recipe
-from stages.inspect.captions import VERDICTS, Caption, drawable, facts, head_facts, mix_words
+from stages.inspect.captions import VERDICTS, Caption, facts, head_facts, mix_words
 from stages.inspect.views import AgreementKind, Sample, SeenView
-from stages.plotting.text import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
+from stages.plotting.text import INK, MUTED, PAPER, RULE, length, wrap, write
 from stages.replay.decide import Box
 
 _EMPTY = "#efede6"
-_COLOURS = (  # of crop boxes and numbers, in turn; white reads on each
-    "#2f62c8", "#cf4a10", "#287d3c", "#a03cc0", "#0b7285", "#c2255c",
-    "#5f7a10", "#6741d9", "#9c6412", "#16879b", "#862e6b", "#495057",
+COLOURS = (  # of crop boxes and numbers, in turn; white reads on each, and the two behind each look different
+    "#2f62c8", "#cf4a10", "#0b7285", "#6741d9", "#287d3c", "#a03cc0",
+    "#862e6b", "#5f7a10", "#c2255c", "#1f3d7a", "#9c6412", "#495057",
 )  # fmt: skip
 _GLYPHS: dict[AgreementKind, list[tuple[float, ...]]] = {  # strokes on a square of side 16
     "own": [(4, 8.5, 7, 11.5, 12, 5)],
@@ -59,7 +59,6 @@ def draw_sheet(
     Returns:
         An RGB picture, 808 to 1568 pixels wide.
     """
-    names = [drawable(name, number) for number, name in enumerate(names)]
     columns = min(_COLUMNS, max(2, len(views)))
     width = _span(columns)
     blocks = [_title(sample, names, width), _head(sample, views, recipe, names, about, columns)]
@@ -74,11 +73,16 @@ def draw_sheet(
     return sheet
 
 
+def names_on_sheet(sample: Sample, views: Sequence[SeenView], names: Sequence[str]) -> list[str]:
+    """The names that a sheet shows: of the sample, its class, and the classes of partners and decisions."""
+    partners = [view.partner.label for view in views if view.partner]
+    decisions = [view.decision for view in views if view.decision is not None]
+    return [sample.name, *(names[number] for number in sorted({sample.label, *partners, *decisions}))]
+
+
 def _title(sample: Sample, names: Sequence[str], width: int) -> Image.Image:
     lines = wrap(names[sample.label], width, 34)
-    under = wrap(
-        f"sample {sample.number} · shard {sample.shard}, row {sample.row} · {in_ascii(sample.name)}", width, _BODY + 1
-    )
+    under = wrap(f"sample {sample.number} · shard {sample.shard}, row {sample.row} · {sample.name}", width, _BODY + 1)
     block = Image.new("RGB", (width, 44 * len(lines) + 22 * len(under) + 20), PAPER)
     pen = ImageDraw.Draw(block)
     for nth, line in enumerate(lines):
@@ -272,12 +276,12 @@ def _chip(pen: ImageDraw.ImageDraw, at: tuple[int, int], number: int) -> None:
     left, top = at
     width = _chip_width(number)
     pen.rectangle((left, top, left + width - 1, top + _CHIP - 1), fill=_colour(number))
-    start = left + (width - typeface(13).getlength(str(number))) / 2
+    start = left + (width - length(str(number), 13)) / 2
     write(pen, (start, top + 2), str(number), 13, "white", bold=True)
 
 
 def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+    return COLOURS[number % len(COLOURS)]
 
 
 def _scaled(box: Box, across: float, down: float) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stages.plotting.contrast import ink_on
-from stages.plotting.text import INK, MUTED, PAPER, RULE, in_ascii, typeface, wrap, write
+from stages.plotting.text import INK, MUTED, PAPER, RULE, length, wrap, write
 
 COLOURS = ("#06305f", "#b45309", "#8a1c5b", "#1d6fd1")
 """Each tells itself by luminance or hue from its neighbours, also without red or green; more series than these have
@@ -21,6 +21,8 @@ other dashes and marks."""
 _DASHES = ((), (14, 6), (4, 5), (14, 5, 4, 5))
 _MARGIN, _TITLE, _BODY, _LINE = 48, 26, 15, 22
 _CELL = (104, 56)
+_SCALE = 54
+"""Height of a heat map's colour bar with its numbers."""
 _PLOT = (900, 460)
 _COLD, _HOT = np.array((0xFB, 0xFA, 0xF7)), np.array((0xCF, 0x4A, 0x10))
 
@@ -59,29 +61,44 @@ def heat_map(title: str, about: str, names: Sequence[str], rates: np.ndarray) ->
         names: of rows and columns alike.
         rates: float [n, n].
     """
-    plain = [in_ascii(name) for name in names]
-    left = 28 + int(max(typeface(_BODY).getlength(name) for name in plain))
+    left = 28 + int(max(length(name, _BODY) for name in names))
     wide, high = _CELL
     width = max(left + wide * len(names), 520)
-    heads = [wrap(name, wide - 10, 13) for name in plain]
+    heads = [wrap(name, wide - 10, 13) for name in names]
     top_of_cells = 18 * max(map(len, heads)) + 8
-    plot = Image.new("RGB", (width, top_of_cells + high * len(names)), PAPER)
+    plot = Image.new("RGB", (width, top_of_cells + high * len(names) + _SCALE), PAPER)
     pen = ImageDraw.Draw(plot)
     largest = float(rates.max()) or 1.0
     for column, lines in enumerate(heads):
         for nth, line in enumerate(lines):
             _centred(pen, left + wide * (column + 0.5), 18 * nth, line, 13, MUTED)
-    for row, name in enumerate(plain):
+    for row, name in enumerate(names):
         middle = top_of_cells + high * (row + 0.5)
         write(pen, (0, middle - 10), name, _BODY)
         for column, rate in enumerate(rates[row].tolist()):
-            share = rate / largest
-            fill = tuple((_COLD + (_HOT - _COLD) * share).astype(int).tolist())
+            fill = _warmth(rate / largest)
             at = left + wide * column, top_of_cells + high * row
             pen.rectangle((*at, at[0] + wide - 3, at[1] + high - 3), fill=fill, outline=RULE)
-            ink = ink_on("#{:02x}{:02x}{:02x}".format(*fill), "#ffffff", INK)
+            ink = ink_on(fill, "#ffffff", INK)
             _centred(pen, at[0] + wide / 2 - 1, middle - 10, f"{rate:.3f}", 16, ink, bold=row != column)
+    _colour_bar(pen, left, plot.height - _SCALE + 14, min(wide * len(names) - 24, 416), largest)
     return _page(title, f"{about} Colour: from 0 (light) to {largest:.3f} (dark).", plot)
+
+
+def _warmth(share: float) -> str:
+    """The colour of a share of the largest rate."""
+    return "#{:02x}{:02x}{:02x}".format(*(_COLD + (_HOT - _COLD) * share).astype(int).tolist())
+
+
+def _colour_bar(pen: ImageDraw.ImageDraw, left: int, top: int, width: int, largest: float) -> None:
+    """The scale of a heat map: its colours from 0 to the largest rate, with three numbers below."""
+    for x in range(width):
+        pen.line((left + x, top, left + x, top + 14), fill=_warmth(x / (width - 1)))
+    pen.rectangle((left, top, left + width - 1, top + 14), outline=RULE)
+    for share in (0.0, 0.5, 1.0):
+        at = left + share * (width - 1)
+        pen.line((at, top + 15, at, top + 19), fill=MUTED)
+        _centred(pen, at, top + 21, f"{largest * share:.3f}", 13, MUTED)
 
 
 def chart(
@@ -108,13 +125,13 @@ def chart(
     xs = [point[0] for one in series for point in one.points]
     ys = [point[1] for one in series for point in one.points]
     across, along = _Axis.over(xs, log=log_x), _Axis.over([*ys, *(y_range or ())], log=False)
-    names = int(max(typeface(_BODY).getlength(in_ascii(one.name)) for one in series))
+    names = int(max(length(one.name, _BODY) for one in series))
     left, room = 64, 24 + names
     plot = Image.new("RGB", (left + _PLOT[0] + room, _PLOT[1] + 84), PAPER)
     pen = ImageDraw.Draw(plot)
-    write(pen, (0, 0), in_ascii(y), 13, MUTED)
+    write(pen, (0, 0), y, 13, MUTED)
     frame = _Frame(across, along, left=left, top=30)
-    frame.draw(pen, in_ascii(x))
+    frame.draw(pen, x)
     places: list[tuple[float, float]] = []
     for number, one in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]
@@ -126,8 +143,8 @@ def chart(
         for spot in spots:
             _dot(pen, spot, colour, number)
         for spot, label in zip(spots, one.labels, strict=False):
-            _beside(pen, spot, in_ascii(label), 12, INK, places)
-        _beside(pen, spots[-1], in_ascii(one.name), _BODY, colour, places)
+            _beside(pen, spot, label, 12, INK, places)
+        _beside(pen, spots[-1], one.name, _BODY, colour, places)
     return _page(title, about, plot)
 
 
@@ -179,7 +196,7 @@ class _Frame:
             _, height = self.at((self.across.low, tick))
             pen.line((self.left, height, right, height), fill=RULE)
             text = f"{tick:.4g}"
-            write(pen, (self.left - 10 - typeface(13).getlength(text), height - 9), text, 13, MUTED)
+            write(pen, (self.left - 10 - length(text, 13), height - 9), text, 13, MUTED)
         for tick in self.across.ticks:
             place, _ = self.at((tick, self.along.low))
             pen.line((place, bottom, place, bottom + 6), fill=MUTED)
@@ -189,7 +206,7 @@ class _Frame:
 
 
 def _page(title: str, about: str, plot: Image.Image) -> Image.Image:
-    titles, lines = wrap(in_ascii(title), plot.width, _TITLE), wrap(in_ascii(about), plot.width, _BODY)
+    titles, lines = wrap(title, plot.width, _TITLE), wrap(about, plot.width, _BODY)
     top = 36 * len(titles) + _LINE * len(lines) + 22
     page = Image.new("RGB", (plot.width + 2 * _MARGIN, top + plot.height + 2 * _MARGIN), PAPER)
     pen = ImageDraw.Draw(page)
@@ -245,11 +262,11 @@ def _beside(
     while any(abs(y - other) < size + 3 and abs(x - across) < 140 for across, other in taken):
         y += 3
     taken.append((x, y))
-    pen.rectangle((x - 2, y + 2, x + typeface(size).getlength(text) + 2, y + size + 3), fill=PAPER)
+    pen.rectangle((x - 2, y + 2, x + length(text, size) + 2, y + size + 3), fill=PAPER)
     write(pen, (x, y), text, size, colour)
 
 
 def _centred(
     pen: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int, colour: str, bold: bool = False
 ) -> None:
-    write(pen, (x - typeface(size).getlength(text) / 2, y), text, size, colour, bold=bold)
+    write(pen, (x - length(text, size) / 2, y), text, size, colour, bold=bold)

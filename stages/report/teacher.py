@@ -7,16 +7,16 @@ import numpy as np
 from schemas.manifests import LabelManifest
 from schemas.recipe import Recipe
 from stages.data.split import Split
-from stages.inspect.agreement import KINDS, class_agreement
+from stages.inspect.agreement import KINDS, class_agreement, shown_classes
 from stages.inspect.captions import VERDICTS
-from stages.inspect.contact_sheet import draw_sheet
+from stages.inspect.contact_sheet import draw_sheet, names_on_sheet
 from stages.inspect.views import find_sample, inspect_views, readable
 from stages.label.label_set import LabelSet
 from stages.label.margins import EDGES
-from stages.report.blocks import Block, Section, Table, picture
+from stages.plotting.fonts import escaped_note
+from stages.report.blocks import Block, Section, Table, Text, picture
 from stages.report.charts import histogram
 
-_SHOWN = 10
 _VIEWS = 4
 
 
@@ -41,9 +41,7 @@ def agreement_section(labels: LabelSet, manifest: LabelManifest, split: Split, r
 
 def _by_class(counts: np.ndarray, names: Sequence[str]) -> list[Block]:
     """Shares of mixed views by whose class is named: over all, and of the classes at both ends."""
-    there = np.flatnonzero(counts.sum(1))
-    order = there[np.argsort(counts[there, 0] / counts[there].sum(1), kind="stable")].tolist()
-    ends = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
+    ends = shown_classes(counts)
     titled = [("all classes", counts.sum(0)), *((names[number], counts[number]) for number in ends)]
     shares = [(row / row.sum()).tolist() for _, row in titled]
     legend = [VERDICTS[kind][1] for kind in KINDS]
@@ -52,7 +50,7 @@ def _by_class(counts: np.ndarray, names: Sequence[str]) -> list[Block]:
         for (name, row), one in zip(titled, shares, strict=True)
     ]
     title = "Whose class the teacher names on mixed views" + (
-        "" if len(ends) == len(order) else ", classes at both ends"
+        "" if len(ends) == np.count_nonzero(counts.sum(1)) else ", classes at both ends"
     )
     return [Table(("class", "views", *legend), rows, title, shares, legend)]
 
@@ -69,4 +67,6 @@ def views_section(labels: LabelSet | None, split: Split, recipe: Recipe, teacher
         sample, views = inspect_views(split, recipe, labels, find_sample(split, str(number)), _VIEWS)
         sheet = draw_sheet(sample, views, recipe, names, [("labels", teacher)])
         blocks.append(picture(f"Sample {sample.number}, {names[sample.label]}: views 0 to {_VIEWS - 1}", sheet))
+        if note := escaped_note(names_on_sheet(sample, views, names)):
+            blocks.append(Text(note[0].upper() + note[1:] + "."))
     return Section("views", "Views", blocks)

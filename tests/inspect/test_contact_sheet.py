@@ -8,9 +8,9 @@ from PIL import Image, ImageColor
 
 from schemas.recipe import Recipe
 from stages.inspect.captions import facts, op_words
-from stages.inspect.contact_sheet import _badge, _free_place, draw_sheet
+from stages.inspect.contact_sheet import _badge, _free_place, draw_sheet, names_on_sheet
 from stages.inspect.views import Partner, Sample, SeenView
-from stages.plotting.text import PAPER, in_ascii, typeface, wrap
+from stages.plotting.text import PAPER, length, typeface, wrap
 from stages.replay.apply import Renderer
 from stages.replay.decide import Box, DecidedMix, DecidedView, Decider
 from stages.replay.policies import LEVELS, Op
@@ -182,14 +182,20 @@ def test_lines_hold_every_word_and_fit():
     for text, width in (("one two three four " * 9, 90), (LONG, 60), ("", 50), (f"to {LONG} end", 120), ("WW", 1)):
         lines = wrap(text, width, 14)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-        assert all(typeface(14).getlength(line) <= width or len(line) == 1 for line in lines)
+        assert all(length(line, 14) <= width or len(line) == 1 for line in lines)
 
 
-def test_names_are_reduced_to_what_the_font_can_draw():
-    assert in_ascii("Café Größe, 中") == "Cafe Gro?e, ?"
+def test_the_font_has_all_of_ascii():
     missing = bytes(typeface(20).getmask("\uffff"))
     assert all(bytes(typeface(20).getmask(char)) != missing for char in map(chr, range(33, 127)))
     assert all(bytes(typeface(20).getmask(char)) != missing for char in "°·")
+
+
+def test_names_on_a_sheet_are_those_that_it_shows():
+    recipe = Recipe(image_size=32)
+    sample = sample_of(40, 40)
+    views = [view_of(sample, recipe, 0, 3), view_of(sample, recipe, 6, None)]
+    assert names_on_sheet(sample, views, ["cat", "dog", "cow", "猫"]) == [sample.name, "cat", "cow", "猫"]
 
 
 def test_numbers_cover_each_other_only_where_there_is_no_room():

@@ -1,15 +1,19 @@
 """Colours of pictures: legible on their ground, and told apart also by those who see no green (deuteranopia)."""
 
+import re
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages.inspect.agreement import _hatched
 from stages.inspect.captions import VERDICTS
+from stages.inspect.contact_sheet import COLOURS as SHEET_COLOURS
 from stages.plotting.charts import COLOURS, Series, chart
 from stages.plotting.contrast import contrast, ink_on, linear
 from stages.plotting.text import INK, PAPER
+from stages.report import page
 
 DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
 """Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB."""
@@ -52,6 +56,36 @@ def test_verdicts_differ_in_luminance_for_all_eyes():
 def test_colours_of_series_differ_for_a_deuteranope():
     for one, other in combinations(COLOURS, 2):
         assert np.linalg.norm(lightness_and_hue(one) - lightness_and_hue(other)) >= 20, (one, other)
+
+
+@pytest.mark.parametrize("colour", SHEET_COLOURS)
+def test_white_numbers_are_legible_on_the_colours_of_crops(colour):
+    assert contrast(colour, "#ffffff") >= 4.5
+
+
+def test_crops_of_views_that_follow_each_other_differ_for_a_deuteranope():
+    for step in (1, 2):
+        for one, other in zip(SHEET_COLOURS, np.roll(SHEET_COLOURS, -step), strict=True):
+            assert np.linalg.norm(lightness_and_hue(one) - lightness_and_hue(other)) >= 20, (one, other)
+
+
+def page_themes() -> list[dict[str, str]]:
+    """The report's colours by name, as its light and its dark theme set them."""
+    style = (Path(page.__file__).parent / "page.html.j2").read_text(encoding="utf-8")
+    return [dict(re.findall(r"--(\w+): (#\w{6})", theme)) for theme in re.findall(r":root \{(.*?)\}", style, re.DOTALL)]
+
+
+@pytest.mark.parametrize("theme", page_themes(), ids=["light", "dark"])
+def test_colours_of_reports_are_legible_and_differ_for_a_deuteranope(theme):
+    series = [theme[f"c{number}"] for number in range(6)]
+    kinds = [theme[kind] for kind in ("own", "partner", "neither")]
+    for colour in (*series, *kinds, theme["ink"], theme["muted"]):
+        assert contrast(colour, theme["paper"]) >= 4.5, colour
+    assert contrast(theme["muted"], theme["block"]) >= 4.5 and contrast(theme["ink"], theme["block"]) >= 4.5
+    for one, other in combinations(series, 2):
+        assert np.linalg.norm(lightness_and_hue(one) - lightness_and_hue(other)) >= 18, (one, other)
+    for one, other in combinations(kinds, 2):
+        assert contrast(one, other) >= 1.45 and seen_contrast(one, other) >= 1.45, (one, other)
 
 
 def test_partner_and_neither_are_hatched_each_in_its_direction():
