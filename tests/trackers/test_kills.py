@@ -1,4 +1,4 @@
-"""Trainings that are killed while they are validated and tracked: every step is logged once, and the bits are the same."""
+"""Trainings killed while they are validated and tracked: every step is logged once, and the bits are the same."""
 
 import subprocess
 import sys
