@@ -1,5 +1,6 @@
-"""Trainings killed while they are validated and tracked: every step is logged once, and the bits are the same."""
+"""Trainings that are killed while they are validated and tracked: the bits are the same, every step is logged once."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from tests.support.stored import lines
 from tests.support.world import ROOT, command, killed_at_random, silent
 
 TRACKED = {"train": {"name": "tracked", "validate_every": 1, "trackers": ["tensorboard"]}}
-FILES = ("model.safetensors", "model_ema.safetensors", "manifest.json", "checkpoints/step-000000012/state.safetensors")
+FILES = ("model.safetensors", "model_ema.safetensors", "manifest.json")
 KILLED_WHILE_VALIDATING = """
 import os, signal, sys, tomllib
 import torch
-from schemas.config import parse_run
+from schemas.run_file import parse_run
 from stages.train import loop
 
 def report(step, news):
@@ -36,14 +37,15 @@ def accumulator():
     )
 
 
-def check(run, whole, accumulator) -> None:
-    """Of the run, the bytes are those of one that nobody killed, and TensorBoard has each number of each line once."""
-    folder, undisturbed = Path(run.workspace, "runs/tracked"), Path(whole.workspace, "runs/student")
+def check(workspace: str, undisturbed: str, accumulator) -> None:
+    """The bytes are those of a run that nobody killed, and TensorBoard has each number of each line once."""
+    folder = Path(workspace, "runs/tracked")
     for file in FILES:
-        assert (folder / file).read_bytes() == (undisturbed / file).read_bytes(), file
-    found = lines(run.workspace, "tracked")
-    assert [line for line in found if "loss" in line] == lines(whole.workspace)
-    assert [line["step"] for line in found if "val_images" in line] == [3, 6, 9, 12]
+        assert (folder / file).read_bytes() == Path(workspace, "runs", undisturbed, file).read_bytes(), file
+    found = lines(workspace, "tracked")
+    assert [line for line in found if "loss" in line] == lines(workspace, undisturbed)
+    validated = [line["step"] for line in found if "val_images" in line]
+    assert validated == list(range(3, found[-1]["step"] + 1, 3))
     (events,) = (folder / "tensorboard").iterdir()
     shown = accumulator.EventAccumulator(str(events), size_guidance={"scalars": 0}).Reload()
     keys = dict.fromkeys(key for line in found for key in line if key != "step")
@@ -53,28 +55,33 @@ def check(run, whole, accumulator) -> None:
         assert [one.step for one in shown.Scalars(key)] == steps, key
 
 
-def test_a_training_that_is_killed_in_the_middle_of_a_validation_ends_as_one_that_is_not(copied, whole, accumulator):
+def test_a_training_that_is_killed_in_the_middle_of_validations_ends_as_one_that_is_not(copied, accumulator):
     run = copied(TRACKED)
     file = Path(run.workspace).parent / "run.toml"
     file.write_text(toml_text(run))
-    step = [sys.executable, "-c", KILLED_WHILE_VALIDATING, str(file), "6"]
-    assert subprocess.run(step, cwd=ROOT, timeout=300, check=False).returncode == -9
-    assert Path(run.workspace, "runs/tracked/checkpoints/step-000000006").is_dir()
-    assert not Path(run.workspace, "runs/tracked/validations/step-000000006.json").exists()
-    assert stages.train(run, silent)["resumed_from_step"] == 6
-    check(run, whole, accumulator)
+    for step in (6, 12):  # the last one holds the model back as well
+        arguments = [sys.executable, "-c", KILLED_WHILE_VALIDATING, str(file), str(step)]
+        assert subprocess.run(arguments, cwd=ROOT, timeout=300, check=False).returncode == -signal.SIGKILL
+        assert Path(run.workspace, f"runs/tracked/checkpoints/step-{step:09d}").is_dir()
+        assert not Path(run.workspace, f"runs/tracked/validations/step-{step:09d}.json").exists()
+    assert not Path(run.workspace, "runs/tracked/manifest.json").exists()
+    assert stages.train(run, silent)["resumed_from_step"] == 12
+    check(run.workspace, "student", accumulator)
 
 
-@pytest.mark.slow
-def test_a_tracked_training_that_is_killed_at_random_moments_logs_every_step_once(
-    copied, whole, tmp_path, kills, accumulator
-):
-    run = copied(TRACKED, {"train": {"checkpoint_every": 3}})
+@pytest.mark.thorough
+def test_a_tracked_training_that_is_killed_twenty_times_logs_every_step_once(copied, tmp_path, accumulator):
+    longer = {"train": {"epochs": 40}}
+    run = copied(TRACKED, longer)
+    stages.train(copied_again(run, {"name": "undisturbed", "validate_every": 0, "trackers": []}), silent)
     folder = Path(run.workspace, "runs/tracked/validations")
-
-    def done() -> int:
-        return len(list(folder.glob("step-*.json")))
-
-    killed_at_random(command("train", config=run, folder=tmp_path), min(kills, 2), done, 4)
+    killed_at_random(
+        command("train", config=run, folder=tmp_path), 20, lambda: len(list(folder.glob("step-*.json"))), 40
+    )
+    assert not Path(run.workspace, "runs/tracked/manifest.json").exists()
     stages.train(run, silent)
-    check(run, whole, accumulator)
+    check(run.workspace, "undisturbed", accumulator)
+
+
+def copied_again(run, changes):
+    return run.model_copy(update={"train": run.train.model_copy(update=changes)})
