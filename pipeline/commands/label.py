@@ -50,16 +50,14 @@ def label(config: RunFile, say: Say) -> dict[str, Any]:
     if not split.pairs:
         raise UserError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     config = compiled(config, views=len(split) * config.labels.views)
-    for line in (*_outside(config), *_other_shards(config, split)):
-        say(line)
     store = Store(config.workspace).child(f"labels/{config.labels.name}")
     identity = label_identity(config, split)
-    for line in _resized(config, identity):
-        say(line)
+    warnings = (*_outside(config), *_other_shards(config, split), *_resized(config, identity))
     stage_dir = open_stage(
         store, identity.to_json(), pixel_versions(), "use another labels.name, or restore the run file"
     )
-    say(_devices(config))
+    for line in (*warnings, _devices(config)):
+        say(line)
     found, new = completed_manifest(stage_dir, LabelManifest, views=config.labels.views), 0
     if found is None:
         found, new = _make(config, split, stage_dir)
