@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,6 +92,11 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
                     yield ray
             finally:
                 ray.shutdown()
+
+
+def attached(cluster: ClusterConfig) -> AbstractContextManager[Any]:
+    """An existing cluster, joined before anything is stored: a refused address leaves no plan; sessions within use it."""
+    return nullcontext() if cluster.address in (INLINE, LOCAL) else ray_session(cluster)
 
 
 def session_environment(local: bool) -> dict[str, str | None]:
