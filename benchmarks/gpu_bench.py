@@ -77,8 +77,11 @@ class Bench:
 
     def teacher(self, name: str) -> dict[str, Any]:
         """The run file's [teacher] of a network, with random weights unless they were given."""
-        model = "regnety_002" if self.toy and name.startswith("regnety") else name
-        file = self.weights if self.weights and name == "tf_efficientnet_lite0" else str(self._random(model))
+        if self.weights and name == "tf_efficientnet_lite0":
+            model, file = name, self.weights
+        else:
+            model = ("test_byobnet" if name.startswith("regnety") else "test_efficientnet") if self.toy else name
+            file = str(self._random(model))
         return {"model": model, "checkpoint": file, "batch_size": 8 if self.toy else 256}
 
     def _random(self, model: str) -> Path:

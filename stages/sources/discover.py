@@ -23,7 +23,8 @@ from stages.sources.splits import (
     missing_files,
 )
 from stages.sources.tar import list_tars
-from stages.storage.store import Store, split_uri, uri_options
+from stages.storage.file_systems import uri_options
+from stages.storage.store import Store, split_uri
 
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 _KAGGLE_LABELS = "LOC_val_solution.csv"

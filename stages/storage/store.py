@@ -9,41 +9,30 @@ import contextlib
 import errno
 import hashlib
 import io
-import mmap
 import os
-import platform
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from schemas.errors import IncompleteError, UserError
 from schemas.receipts import StoredFile
-from schemas.secrets import bare_uri, is_encoded
-from stages.storage.locks import locked, remove_if_left
-from stages.storage.pyarrow_compat import rebuilt
+from schemas.secrets import bare_uri
+from stages.storage import disk
+from stages.storage.disk import TEMPORARY_SUFFIX, bytes_of
+from stages.storage.file_systems import first_line, open_file_system, uri_options
+from stages.storage.locks import remove_if_left
 
 T = TypeVar("T")
 
 _WAITS = (1.0, 3.0)
 """Seconds between tries of an object store, in each of which its client retries by itself."""
-_RETRIES = 8
-"""Of the client, with growing pauses that add up to about six seconds."""
-_SILENT_SECONDS = 10
-"""Without a byte from an object store, until its client asks again. pyarrow's own are 3, and a store that always needs
-longer would never be heard; `request_timeout=SECONDS` among the options of a URI is another number."""
 _REMOTE_BUFFER = 1 << 16
 _MARK_BYTES = 16
-_OURS = f".{platform.node()}.tmp"
-"""How the names of this node's half-written files end."""
 _OLD_SECONDS = 3600.0
-_TRIES = 10
-"""Of putting a file, while another command takes its folder away."""
 
 
 class Store:
@@ -52,7 +41,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
-            self._fs, self._base = _opened(uri)
+            self._fs, self._base = open_file_system(uri)
         else:
             self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -211,12 +200,12 @@ class Store:
         stored = _described(path, content, sha256)
         try:
             if self.local:
-                _put_on_disk(Path(target), content)
+                disk.put_on_disk(Path(target), content)
             else:
-                with _bytes_of(content) as data:
+                with bytes_of(content) as data:
                     self.with_retries(lambda: self._upload(target, data))
         except OSError as error:
-            cause = error.strerror or _first_line(error)
+            cause = error.strerror or first_line(error)
             raise UserError(f"{self.display_path(path)}: cannot be written ({cause}); {_hint(error)}") from None
         return stored
 
@@ -236,7 +225,7 @@ class Store:
             except OSError as error:
                 if wait is None:
                     raise IncompleteError(
-                        f"{self.display_uri}: {_first_line(error)}; rerun the same command to resume"
+                        f"{self.display_uri}: {first_line(error)}; rerun the same command to resume"
                     ) from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -264,7 +253,7 @@ class Store:
         if self.local:
             with contextlib.suppress(FileNotFoundError):  # a folder that another command takes away meanwhile
                 for file in Path(self._base).glob("**/.*.tmp" if below else ".*.tmp"):
-                    if file.name.endswith(_OURS) or time.time() - file.stat().st_mtime > _OLD_SECONDS:
+                    if file.name.endswith(TEMPORARY_SUFFIX) or time.time() - file.stat().st_mtime > _OLD_SECONDS:
                         remove_if_left(file)
 
     def local_path(self, path: str) -> Path | None:
@@ -303,12 +292,6 @@ def split_uri(value: str) -> tuple[Store, str]:
     return Store((folder or ("/" if value.startswith("/") else ".")) + options), name
 
 
-def uri_options(value: str) -> tuple[str, str]:
-    """A path or URI without its options, and these with their question mark."""
-    path, mark, options = value.partition("?") if "://" in value else (value, "", "")
-    return path, mark + options
-
-
 def _described(path: str, content: bytes | Path, sha256: str) -> StoredFile:
     """A receipt's entry of a file."""
     if isinstance(content, bytes):
@@ -322,104 +305,3 @@ def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room there, then rerun the same command to resume"
     return "see that this user may write there, or name another workspace"
-
-
-def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a URI, and the path in it.
-
-    Raises:
-        UserError: if there is none.
-    """
-    shown = bare_uri(uri)
-    if not is_encoded(uri):
-        raise UserError(
-            f"{shown}: its key or secret holds a character that a URI cannot; write it as %XX, such as %2F for /, or "
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    try:
-        fs, base = _file_system(uri.rstrip("/"))
-    except (ValueError, pa.ArrowNotImplementedError, OSError) as error:
-        cause = _first_line(error).replace(uri_options(uri)[0].rstrip("/"), shown)
-        raise UserError(f"{shown}: cannot be opened ({cause})") from None
-    if not base.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
-        raise UserError(f"{shown}: names no bucket; write it as s3://BUCKET/FOLDER")
-    return fs, base
-
-
-def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a URI, and the path in it; one that is patient, where it is S3."""
-    path, options = uri_options(uri)
-    chosen = dict(parse_qsl(options[1:]))
-    seconds = int(chosen.pop("request_timeout", _SILENT_SECONDS))
-    fs, base = pafs.FileSystem.from_uri(path + (f"?{urlencode(chosen)}" if chosen else ""))
-    if fs.type_name == "s3" and not chosen.keys() & {"tls_verify_certificates", "smart_defaults"}:
-        patience = {"request_timeout": seconds, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(_RETRIES)}
-        fs = rebuilt(fs, patience | {"allow_delayed_open": True})  # a small file is one request in place of three
-    return fs, base
-
-
-@contextlib.contextmanager
-def _bytes_of(content: bytes | Path) -> Iterator[Any]:
-    """A file's bytes without a copy of it in memory."""
-    if isinstance(content, bytes):
-        yield content
-    elif content.stat().st_size == 0:
-        yield b""
-    else:
-        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            yield mapped
-
-
-def _put_on_disk(target: Path, content: bytes | Path) -> None:
-    for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError):  # another command takes the folder away
-            return _put_in_folder(target, content)
-    _put_in_folder(target, content)
-
-
-def _put_in_folder(target: Path, content: bytes | Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_OURS}")
-    try:
-        with _temporary_file(temporary, content) as file:
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush_folder(target.parent)
-
-
-def _flush_folder(path: Path) -> None:
-    """Flush a folder's names to the disk, where its file system can: CIFS and some of FUSE's cannot, and say EINVAL."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def _temporary_file(temporary: Path, content: bytes | Path) -> Iterator[Any]:
-    """The hidden file with the content, under a lock; a local file is moved there, or copied from another disk."""
-    if isinstance(content, Path):
-        with locked(content, needed=False) as file:
-            try:
-                content.rename(temporary)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-            else:
-                yield file
-                return
-    with locked(temporary, needed=False) as file, _bytes_of(content) as data:
-        file.write(data)
-        yield file
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0]

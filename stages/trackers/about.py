@@ -70,7 +70,12 @@ def git_state() -> dict[str, str]:
 def _git(*arguments: str) -> str:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=True, errors="replace"
+            ["git", "-c", "core.fsmonitor=false", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+            check=True,
+            errors="replace",
         )
         return done.stdout.strip()
     return ""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.commands import run as stages
-from stages.storage import store
+from stages.storage import disk
 from stages.train.trainer import Trainer
 from tests.support.stored import kill_when, left, lines, receipts
 from tests.support.world import PAIRS, command, killed_at_random, run_file, silent, start, stored, wait_until
@@ -32,17 +32,17 @@ class PowerCut(BaseException):
 def cut_at(monkeypatch, put: int) -> None:
     """End everything at the n-th file put, before it is renamed into place: its hidden half is left behind."""
     puts = iter(range(put + 1))
-    whole = store._put_on_disk
+    whole = disk.put_on_disk
 
     def cut(target, content):
         if next(puts) < put:
             return whole(target, content)
         data = content if isinstance(content, bytes) else content.read_bytes()
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.with_name(f".{target.name}.0{store._OURS}").write_bytes(data[: len(data) // 2])
+        target.with_name(f".{target.name}.0{disk.TEMPORARY_SUFFIX}").write_bytes(data[: len(data) // 2])
         raise PowerCut
 
-    monkeypatch.setattr(store, "_put_on_disk", cut)
+    monkeypatch.setattr(disk, "put_on_disk", cut)
 
 
 def interrupt_at_every_write(monkeypatch, run, stage, folder: Path, truth: dict[str, bytes], same) -> int:
@@ -109,7 +109,7 @@ def train_until(run, events: int) -> None:
 
         return wrapped
 
-    Trainer.step, store._put_on_disk = counted(Trainer.step), counted(store._put_on_disk)
+    Trainer.step, disk.put_on_disk = counted(Trainer.step), counted(disk.put_on_disk)
     stages.train(run, silent)
 
 

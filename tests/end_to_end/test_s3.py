@@ -9,6 +9,7 @@ import pytest
 from pipeline.commands import run as stages
 from pipeline.commands.verify import verify
 from schemas.manifests import ShardManifest
+from stages.storage import file_systems
 from stages.storage import store as store_module
 from stages.storage.commit import valid_receipts
 from stages.storage.manifest import read_manifest
@@ -47,7 +48,7 @@ def spoilt(endpoint, monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """The client tries each request once; we try it once more."""
-    monkeypatch.setattr(store_module, "_RETRIES", 0)
+    monkeypatch.setattr(file_systems, "_RETRIES", 0)
     monkeypatch.setattr(store_module, "_WAITS", (0.0,))
 
 

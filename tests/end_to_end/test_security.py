@@ -102,13 +102,18 @@ def calls(source: str) -> list[tuple[str, str]]:
 
 
 def dangers(path: str, source: str) -> list[str]:
-    """Calls that unpickle, but for what our own processes hand each other, or start a program or a shell."""
+    """Calls that unpickle, but for what our own processes hand each other, or start a program; git's is let through."""
     found = []
     for name, call in calls(source):
         unpickles = name.startswith(READERS) or (name == "torch.load" and "weights_only=True" not in call)
         if unpickles and (path, name) != ("stages/data/loader.py", "pickle.loads"):
             found.append(f"{path}: {call}")
-        if any(name == one or (one.endswith((".", "exec", "spawn")) and name.startswith(one)) for one in SHELLS):
+        asks_git = path == "stages/trackers/about.py" and call.startswith(
+            "subprocess.run(['git', '-c', 'core.fsmonitor=false', *arguments], "
+        )
+        if not asks_git and any(
+            name == one or (one.endswith((".", "exec", "spawn")) and name.startswith(one)) for one in SHELLS
+        ):
             found.append(f"{path}: {call}")
     return found
 

@@ -341,22 +341,30 @@ def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path, verb, made,
     assert not receipts(folder)
 
 
+FOR_LONG = LONG | {"train": LONG["train"] | {"name": "long", "workers": 1}}
+
+
 @pytest.mark.parametrize(
-    ("daemon", "verb", "made", "change"),
+    ("lost", "called", "verb", "made", "change"),
     [
-        ("raylet", "label-teacher", "labels/long", {"labels": {"views": 600, "name": "long"}}),
-        ("gcs_server", "train", "runs/long", LONG | {"train": LONG["train"] | {"name": "long"}}),
+        ("raylet", "its raylet process", "label-teacher", "labels/long", {"labels": {"views": 600, "name": "long"}}),
+        ("gcs_server", "its gcs_server process", "train", "runs/long", FOR_LONG),
+        ("TrainController", "the process that controls the training", "train", "runs/long", FOR_LONG),
     ],
 )
-def test_an_embedded_ray_that_loses_a_daemon_ends_in_a_line(copied, tmp_path, daemon, verb, made, change):
+def test_an_embedded_ray_that_loses_a_process_of_its_own_ends_in_a_line(
+    copied, tmp_path, lost, called, verb, made, change
+):
     run = copied(change, {"cluster": {"address": "local"}})
-    folder = Path(run.workspace, made)
+    folder, semaphores = Path(run.workspace, made), set(Path("/dev/shm").glob("sem.deit-ray-*"))
     process = start(command(verb, "--json", config=run, folder=tmp_path))
     try:
         wait_until(process, lambda: receipts(folder), seconds=300)
-        (pid,) = [pid for pid in below(process.pid) if daemon in read_process(pid, "cmdline").split("\0")[0]]
+        (pid,) = [pid for pid in below(process.pid) if lost in read_process(pid, "cmdline").split("\0")[0]]
         os.kill(pid, signal.SIGKILL)
-        line = f"the embedded Ray lost its {daemon} process, as when memory runs out; rerun the same command to resume"
+        more = " from the newest checkpoint" if lost == "TrainController" else ""
+        line = f"the embedded Ray lost {called}, as when memory runs out; rerun the same command to resume{more}"
         check_ended(process, folder, line)
     finally:
         process.kill()
+    assert set(Path("/dev/shm").glob("sem.deit-ray-*")) <= semaphores

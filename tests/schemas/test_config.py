@@ -78,6 +78,7 @@ def test_default_labels_are_exactly_the_views_that_300_epochs_read():
         ("[train]\nname = '../x'", 'train.name = "../x": must be a folder name: letters, digits,'),
         ("[shards]\non_bad_image = 'ask'", "shards.on_bad_image = \"ask\": must be 'fail' or 'skip'"),
         ("[student]\nextra = 1", "student.extra = 1: must be a table"),
+        ("[student]\nextra = {drop_rate = nan}", "student.extra.drop_rate: must be a string, a finite number"),
         ("[teacher]\nbatch_size = 3", "teacher.batch_size: must be even"),
         ("[views]\nscale = 0.5", "views.scale = 0.5: must be two numbers, such as [0.5, 1.0]"),
         ("[views]\nscale = [0.5]", "views.scale = [0.5]: must be two numbers"),

@@ -15,8 +15,10 @@ import pytest
 from pipeline.commands.reports import put_report
 from schemas.plan import Plan
 from schemas.receipts import PartOutput, fingerprint
+from stages.storage import disk
 from stages.storage import store as store_module
 from stages.storage.commit import broken_files, commit, put_json, put_state, read_checked, read_receipt, valid_receipts
+from stages.storage.disk import TEMPORARY_SUFFIX
 from stages.storage.locks import locked
 from stages.storage.store import Store
 from tests.support.world import flip_byte, stored
@@ -54,7 +56,7 @@ def test_a_reader_never_sees_a_partial_file(store):
 
 def test_a_killed_writers_half_is_swept_away_and_a_living_ones_is_not(store):
     store.put("receipts/whole", b"x")
-    dead, living = (Path(store.uri, "receipts", f".part.{name}{store_module._OURS}") for name in ("dead", "living"))
+    dead, living = (Path(store.uri, "receipts", f".part.{name}{TEMPORARY_SUFFIX}") for name in ("dead", "living"))
     dead.write_bytes(b"half")
     with locked(living) as file:
         file.write(b"half")
@@ -96,7 +98,7 @@ def test_a_put_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatc
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stages.storage.store.os.fsync", full)
+    monkeypatch.setattr("stages.storage.disk.os.fsync", full)
     line = refused(store.put, "file", b"new")
     assert (
         line
@@ -295,20 +297,20 @@ def test_a_file_system_that_cannot_flush_folders_takes_files(tmp_path, monkeypat
             raise OSError(code, os.strerror(code))
         flush(descriptor)
 
-    monkeypatch.setattr(store_module.os, "fsync", only_files)
+    monkeypatch.setattr(disk.os, "fsync", only_files)
     Store(str(tmp_path)).put("a/b", b"x")
     assert (tmp_path / "a/b").read_bytes() == b"x"
 
 
 def test_a_disk_that_fails_under_a_folder_is_said(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(store_module, "_flush_folder", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(disk, "_flush_folder", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
     assert "broken" in refused(Store(str(tmp_path)).put, "a", b"x")
 
 
 def test_a_report_takes_away_what_killed_commands_left_of_reports_and_looks_into_no_folder(tmp_path):
     for folder in ("", "below/"):
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / f"{folder}.evaluation.json.0{store_module._OURS}").write_bytes(b"half")
+        (tmp_path / f"{folder}.evaluation.json.0{TEMPORARY_SUFFIX}").write_bytes(b"half")
     put_report(Store(str(tmp_path)), "evaluation.json", {"a": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["below", "evaluation.json"]
     assert len(list((tmp_path / "below").iterdir())) == 1
