@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from pipeline.commands import run as stages
 from stages.models.teacher import Teacher
 from tests.support.command_line import complaint, typed, written
-from tests.support.stored import receipts
 from tests.support.world import TINY_VIT, flip_byte, run_file, stored
 
 

@@ -88,7 +88,7 @@ def _result(
     )
     say(f"the teacher agrees with the truth on {manifest.agreement:.1%} of {len(split)} unmixed centre crops")
     shares = manifest.mixed_agreement
-    say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
+    say("of mixed views it names " + ", ".join(f"{what} {shares[name]:.1%}" for name, what in _MIXED.items()))
     half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     labels = LabelSet(store, manifest, found.parts, split.rows, config.views.repeats)

@@ -95,7 +95,7 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
 
 
 def attached(cluster: ClusterConfig) -> AbstractContextManager[Any]:
-    """An existing cluster, joined before anything is stored: a refused address leaves no plan; sessions within use it."""
+    """An existing cluster, joined before anything is stored, so that a refused address leaves no plan behind."""
     return nullcontext() if cluster.address in (INLINE, LOCAL) else ray_session(cluster)
 
 
@@ -246,8 +246,7 @@ def _connect(ray: Any, address: str, *, ship: bool) -> None:
     except ray.exceptions.AuthenticationError:
         raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
-        line = _one_line(error)
-        raise UserError(f"cluster.address = {address}: no Ray there, or with another token ({line})") from None
+        raise UserError(f"cluster.address = {address}: no Ray, or of another token ({_one_line(error)})") from None
 
 
 def _compare_tokens(address: str, nodes: list[Node]) -> None:
