@@ -348,7 +348,9 @@ FOR_LONG = LONG | {"train": LONG["train"] | {"name": "long", "workers": 1}}
     ("lost", "called", "verb", "made", "change"),
     [
         ("raylet", "its raylet process", "label-teacher", "labels/long", {"labels": {"views": 600, "name": "long"}}),
-        ("gcs_server", "its gcs_server process", "train", "runs/long", FOR_LONG),
+        pytest.param(
+            "gcs_server", "its gcs_server process", "train", "runs/long", FOR_LONG, marks=pytest.mark.thorough
+        ),
         ("TrainController", "the process that controls the training", "train", "runs/long", FOR_LONG),
     ],
 )
