@@ -7,6 +7,7 @@ fix, in one line that says how; 2 usage; 3 stopped or some parts failed, resumab
 import importlib
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -278,6 +279,8 @@ def _stage(
 
             _print(foresee(name, settings, _say(as_json)), as_json)
             return
+        if name != "shard" and "torch" not in sys.modules:
+            _say(True)(f"{name}: run file {config}, workspace {settings.workspace}; loading torch and timm")
         room = importlib.import_module(
             f"pipeline.commands.{_COMMAND_MODULES[name]}"
         )  # now that the run file is good: torch takes seconds

@@ -19,7 +19,6 @@ from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.label_identity import LabelIdentity, Sampled, TopK
 from schemas.manifests import LabelManifest
-from schemas.names import RUN_PREFIX
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
@@ -31,7 +30,7 @@ from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
 from stages.storage.manifest import CompleteStage
-from stages.storage.run_files import find_run
+from stages.storage.run_files import warning_of_classes
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -88,7 +87,7 @@ def _result(
     )
     say(f"the teacher agrees with the truth on {manifest.agreement:.1%} of {len(split)} unmixed centre crops")
     shares = manifest.mixed_agreement
-    say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
+    say("of mixed views it names " + ", ".join(f"{what} {shares[name]:.1%}" for name, what in _MIXED.items()))
     half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     labels = LabelSet(store, manifest, found.parts, split.rows, config.views.repeats)
@@ -134,14 +133,11 @@ def _outside(config: RunFile) -> Iterator[str]:
 def _other_shards(config: RunFile, split: Split) -> Iterator[str]:
     """A warning for each teacher that is a run of other shards, whose order of classes no file here says."""
     for member in config.teacher.members:
-        name = member.checkpoint.removeprefix(RUN_PREFIX)
-        run = find_run(config.workspace, name, "teacher.checkpoint") if name != member.checkpoint else None
-        if run and run.manifest.made_from.get("shards") != split.content:
-            yield (
-                f"warning: teacher.checkpoint = {member.checkpoint} was trained on another train split than this "
-                f"workspace's; its classes must be these, in this order: {', '.join(split.classes[:3])}, …: compare "
-                "them, and see below how often it agrees with the truth"
-            )
+        line = warning_of_classes(
+            "teacher.checkpoint", member.checkpoint, config.workspace, split.classes, split.content
+        )
+        if line:
+            yield line
 
 
 def _resized(config: RunFile, identity: LabelIdentity) -> Iterator[str]:

@@ -11,9 +11,10 @@ from schemas.errors import UserError
 from schemas.manifests import TrainManifest
 from schemas.receipts import require_unchanged
 from schemas.values import AUTO
+from stages.data.split import Split
 from stages.data.views import pixel_versions
 from stages.models.student import new_student
-from stages.storage.run_files import find_run, store_run_file
+from stages.storage.run_files import find_run, store_run_file, warning_of_classes
 from stages.storage.store import Store
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.metrics import show
@@ -36,7 +37,7 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
     run = compiled(run, steps=plan.steps)
     student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
     lost = plan.labels.warning_of_lost_mass(run.train.tau) if plan.labels and run.train.distillation == "soft" else ""
-    for line in filter(None, (student.weights_note, lost)):
+    for line in filter(None, (_other_classes(run, plan.split), student.weights_note, lost)):
         say(line)
     store = Store(run.workspace).child(f"runs/{run.train.name}")
     hint = "use another train.name, or restore the run file"
@@ -76,6 +77,19 @@ def _finished(config: RunFile, stage_dir: StageDir, steps: int, say: Say) -> Tra
         say(f"warning: {error}; it is written again")
         store_run_file(stage_dir.store, config)
     return found.manifest
+
+
+def _other_classes(run: RunFile, split: Split) -> str:
+    """A warning where no file says the order of the classes of the run that the student starts from.
+
+    Raises:
+        MismatchError: if it is another.
+    """
+    if run.student.new_head:
+        return ""
+    return warning_of_classes(
+        "student.init_checkpoint", run.student.init_checkpoint, run.workspace, split.classes, split.content
+    )
 
 
 def validating(run: RunFile, say: Say) -> RunFile:

@@ -222,6 +222,7 @@ class Trainer:
             made_by=self.made_by,
             steps=self.plan.steps,
             loss=loss,
+            classes=fingerprint(list(self.plan.split.classes)),
             parts=(ManifestPart(part="model", rows=self.plan.steps, files=tuple(files)),),
         )
         self.store.put(MANIFEST, manifest.to_json())
