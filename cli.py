@@ -7,13 +7,16 @@ fix, in one line that says how; 2 usage; 3 stopped or some parts failed, resumab
 import importlib
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cli_help import teach
 from cli_inspect import config_app, doctor, inspect_app, report, status, verify
-from cli_options import STANDARD, Address, Config, Json, Override, RetryFailed, Verbs, settings_of
+from cli_options import STANDARD, Address, Config, DryRun, Json, Override, RetryFailed, Verbs, on_address, settings_of
+from cli_plan import estimate
 from cli_process import errors, guarded
 from cli_process import print_object as _print
 from cli_process import say_to as _say
@@ -108,37 +111,40 @@ def demo(
 @app.command()
 def shard(
     retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     config: Config = STANDARD,
     set_: Override = None,
     address: Address = None,
     json_: Json = False,
 ) -> None:
     """Pack images into WebDataset tars with an index."""
-    _stage("shard", config, _retrying(set_, retry_failed), address, json_)
+    _stage("shard", config, _retrying(set_, retry_failed), address, json_, dry_run)
 
 
 @app.command()
 def label_teacher(
     retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     config: Config = STANDARD,
     set_: Override = None,
     address: Address = None,
     json_: Json = False,
 ) -> None:
     """Run the teacher once over every view and store its decisions."""
-    _stage("label", config, _retrying(set_, retry_failed), address, json_)
+    _stage("label", config, _retrying(set_, retry_failed), address, json_, dry_run)
 
 
 @app.command()
 def train(
     follow: Annotated[bool, typer.Option("--follow", help="Wait for passes that are still being labelled.")] = False,
+    dry_run: DryRun = False,
     config: Config = STANDARD,
     set_: Override = None,
     address: Address = None,
     json_: Json = False,
 ) -> None:
     """Train the student from shards and decisions."""
-    _stage("train", config, [*(set_ or []), *(["train.follow=true"] if follow else [])], address, json_)
+    _stage("train", config, [*(set_ or []), *(["train.follow=true"] if follow else [])], address, json_, dry_run)
 
 
 @app.command()
@@ -165,6 +171,7 @@ def evaluate(
     image_size: Annotated[int | None, typer.Option(help="Side of the crop.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="The crop's share of the resized short side.")] = None,
     retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     config: Config = STANDARD,
     set_: Override = None,
     address: Address = None,
@@ -175,6 +182,8 @@ def evaluate(
     chosen = [name for name, on in analyses.items() if on]
     if len(chosen) > 1:
         raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    if chosen and dry_run:
+        raise typer.BadParameter(f"--dry-run is of the evaluation, not of --{chosen[0]}")
     given: dict[str, Any] = {
         "model": _one_or_all(model),
         "checkpoint": _one_or_all(checkpoint),
@@ -186,7 +195,14 @@ def evaluate(
         "crop_pct": crop_pct,
     }
     overrides = [f"evaluate.{key}={toml_value(value)}" for key, value in given.items() if value is not None]
-    _stage(chosen[0] if chosen else "evaluate", config, [*_retrying(set_, retry_failed), *overrides], address, json_)
+    _stage(
+        chosen[0] if chosen else "evaluate",
+        config,
+        [*_retrying(set_, retry_failed), *overrides],
+        address,
+        json_,
+        dry_run,
+    )
 
 
 def _one_or_all(values: list[str] | None) -> str | list[str] | None:
@@ -229,17 +245,19 @@ def export(
 @app.command()
 def run(
     retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     config: Config = STANDARD,
     set_: Override = None,
     address: Address = None,
     json_: Json = False,
 ) -> None:
     """All stages in order; those that are done are passed by."""
-    _stage("everything", config, _retrying(set_, retry_failed), address, json_)
+    _stage("everything", config, _retrying(set_, retry_failed), address, json_, dry_run)
 
 
-for verb in (status, report, verify, doctor):
+for verb in (estimate, status, report, verify, doctor):
     app.command()(verb)
+teach(app, inspect_app, config_app)
 
 
 def main() -> NoReturn:
@@ -251,11 +269,18 @@ def _retrying(overrides: list[str] | None, retry_failed: bool) -> list[str]:
     return [*(overrides or []), *(["cluster.retry_failed=true"] if retry_failed else [])]
 
 
-def _stage(name: str, config: str, overrides: list[str] | None, address: str | None, as_json: bool) -> None:
+def _stage(
+    name: str, config: str, overrides: list[str] | None, address: str | None, as_json: bool, dry_run: bool
+) -> None:
     with errors():
-        settings = settings_of(config, overrides)
-        if address is not None:
-            settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"address": address})})
+        settings = on_address(settings_of(config, overrides), address)
+        if dry_run:
+            from pipeline.commands.dry_run import dry_run as foresee
+
+            _print(foresee(name, settings, _say(as_json)), as_json)
+            return
+        if name != "shard" and "torch" not in sys.modules:
+            _say(True)(f"{name}: run file {config}, workspace {settings.workspace}; loading torch and timm")
         room = importlib.import_module(
             f"pipeline.commands.{_COMMAND_MODULES[name]}"
         )  # now that the run file is good: torch takes seconds

@@ -1,14 +1,16 @@
 """The verbs that look without making anything: status, report, verify, doctor, inspect, config."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from cli_options import STANDARD, Config, Json, Override, settings_of
-from cli_process import TYPED, errors
+from cli_process import TYPED, errors, shown
 from cli_process import print_object as _print
 from cli_process import say_to as _say
+from cli_tables import print_table
 from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.formats import require_picture
@@ -26,8 +28,10 @@ def status(config: Config = STANDARD, set_: Override = None, json_: Json = False
         found = overview(settings_of(config, set_).workspace)
         say = _say(json_)
         say(f"workspace {found['workspace']}" + ("" if found["stages"] else ": holds nothing yet"))
-        for one in found["stages"]:
-            say(f"  {one['stage']:14} {one['name']:20} {one['state']:8} {about_stage(one)}")
+        rows = [[shown(one[key]) for key in ("stage", "name", "state")] for one in found["stages"]]
+        rows = [[*row, shown(about_stage(one))] for row, one in zip(rows, found["stages"], strict=True)]
+        plain = [f"  {stage:14} {name:20} {state:8} {about}" for stage, name, state, about in rows]
+        print_table(("stage", "name", "state", "progress"), rows, plain, sys.stderr if json_ else sys.stdout)
         _print(found, json_)
 
 

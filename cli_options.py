@@ -21,6 +21,9 @@ Address = Annotated[
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also try parts again that an earlier command gave up.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done and check all that needs no device; write nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout as the last line, all else on stderr.")]
 STANDARD = STANDARD_FILE
 
@@ -58,3 +61,10 @@ def settings_of(config: str, overrides: list[str] | None) -> RunFile:
     """
     TYPED.run_file = config
     return load_run_file(config, overrides or [], say_to(True))
+
+
+def on_address(config: RunFile, address: str | None) -> RunFile:
+    """The run file with another `cluster.address`, where `--address` gives one."""
+    if address is None:
+        return config
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})

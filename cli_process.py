@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
+from cli_tables import print_text
 from schemas.errors import UserError, last_line
 from schemas.secrets import hide_secrets
 from schemas.visible import visible
@@ -170,9 +171,13 @@ def with_run_file(line: str) -> str:
 
 def say_to(as_json: bool) -> Callable[[str], None]:
     """What prints a command's lines: on stdout, or on stderr where stdout has the object."""
-    return lambda line: print(
-        visible(hide_secrets(with_run_file(line)), keep="\n\t"), file=sys.stderr if as_json else sys.stdout, flush=True
-    )
+    stream = sys.stderr if as_json else sys.stdout
+    return lambda line: print_text(shown(line), stream)
+
+
+def shown(line: str) -> str:
+    """A line as it is printed: with the run file in use in its advice, without secrets and control characters."""
+    return visible(hide_secrets(with_run_file(line)), keep="\n\t")
 
 
 def print_object(result: dict[str, Any], as_json: bool) -> None:

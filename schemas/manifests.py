@@ -43,6 +43,7 @@ class TrainManifest(Manifest):
     Attributes:
         steps: that the training took.
         loss: the last mean loss; None where no step was taken.
+        classes: the fingerprint of the names of its classes in their order; None = not stored (0.1.0).
         parts: the one part: the model, and its moving average where there is one.
     """
 
@@ -51,6 +52,7 @@ class TrainManifest(Manifest):
     stage: Literal["train"]
     steps: Count
     loss: float | None
+    classes: Sha256 | None = None
     parts: tuple[ManifestPart, ...] = Field(min_length=1, max_length=1)
 
     @property

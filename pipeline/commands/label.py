@@ -19,18 +19,18 @@ from schemas.config import RunFile
 from schemas.errors import UserError
 from schemas.label_identity import LabelIdentity, Sampled, TopK
 from schemas.manifests import LabelManifest
-from schemas.names import RUN_PREFIX
 from schemas.receipts import Receipt
 from stages.data.split import Split
 from stages.data.views import pixel_versions
 from stages.label.label_set import LabelSet, LabelSpec
 from stages.label.labeller import Labeller
 from stages.label.margins import quantiles
+from stages.models.student import HasClassNames
 from stages.models.teacher import Teacher
 from stages.models.weights import outside_data
 from stages.storage.commit import valid_receipts
 from stages.storage.manifest import CompleteStage
-from stages.storage.run_files import find_run
+from stages.storage.run_files import warning_of_classes
 from stages.storage.store import Store
 
 Say = Callable[[str], None]
@@ -49,16 +49,14 @@ def label(config: RunFile, say: Say) -> dict[str, Any]:
     if not split.pairs:
         raise UserError(f"{split.store}: no shard holds two images to mix; raise shards.samples_per_shard")
     config = compiled(config, views=len(split) * config.labels.views)
-    for line in (*_outside(config), *_other_shards(config, split)):
-        say(line)
     store = Store(config.workspace).child(f"labels/{config.labels.name}")
     identity = label_identity(config, split)
-    for line in _resized(config, identity):
-        say(line)
+    warnings = (*_outside(config), *_other_shards(config, split), *_resized(config, identity))
     stage_dir = open_stage(
         store, identity.to_json(), pixel_versions(), "use another labels.name, or restore the run file"
     )
-    say(_devices(config))
+    for line in (*warnings, _devices(config)):
+        say(line)
     found, new = completed_manifest(stage_dir, LabelManifest, views=config.labels.views), 0
     if found is None:
         found, new = _make(config, split, stage_dir)
@@ -89,7 +87,7 @@ def _result(
     )
     say(f"the teacher agrees with the truth on {manifest.agreement:.1%} of {len(split)} unmixed centre crops")
     shares = manifest.mixed_agreement
-    say("of mixed views it names " + ", ".join(f"{_MIXED[name]} {share:.1%}" for name, share in shares.items()))
+    say("of mixed views it names " + ", ".join(f"{what} {shares[name]:.1%}" for name, what in _MIXED.items()))
     half, near = manifest.margins["p50"], manifest.near_ties
     say(f"half of its margins are below {half:.2f}; {near:.3%} of its decisions are within rounding of a tie")
     labels = LabelSet(store, manifest, found.parts, split.rows, config.views.repeats)
@@ -135,14 +133,11 @@ def _outside(config: RunFile) -> Iterator[str]:
 def _other_shards(config: RunFile, split: Split) -> Iterator[str]:
     """A warning for each teacher that is a run of other shards, whose order of classes no file here says."""
     for member in config.teacher.members:
-        name = member.checkpoint.removeprefix(RUN_PREFIX)
-        run = find_run(config.workspace, name, "teacher.checkpoint") if name != member.checkpoint else None
-        if run and run.manifest.made_from.get("shards") != split.content:
-            yield (
-                f"warning: teacher.checkpoint = {member.checkpoint} was trained on another train split than this "
-                f"workspace's; its classes must be these, in this order: {', '.join(split.classes[:3])}, …: compare "
-                "them, and see below how often it agrees with the truth"
-            )
+        line = warning_of_classes(
+            "teacher.checkpoint", member.checkpoint, config.workspace, split.classes, split.content
+        )
+        if line:
+            yield line
 
 
 def _resized(config: RunFile, identity: LabelIdentity) -> Iterator[str]:
@@ -157,7 +152,7 @@ def label_identity(config: RunFile, split: Split) -> LabelIdentity:
     return LabelIdentity(
         shards=split.content,
         recipe=config.views.identity(),
-        teacher=_teacher_identity(config, split),
+        teacher=teacher_identity(config, split),
         store=_kept(config, len(split.classes)),
     )
 
@@ -177,8 +172,12 @@ def _kept(config: RunFile, classes: int) -> Literal["hard", "full"] | TopK | Sam
     return TopK(kind=settings.store, k=settings.topk, tau=config.train.tau)
 
 
-def _teacher_identity(config: RunFile, split: Split) -> dict[str, Any]:
-    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started."""
+def teacher_identity(config: RunFile, split: HasClassNames) -> dict[str, Any]:
+    """What names the teacher; built on the CPU, so that a wrong one is refused before anything is started.
+
+    Raises:
+        UserError: if its weights cannot be had or do not fit.
+    """
     teacher = Teacher(
         config.teacher,
         workspace=config.workspace,

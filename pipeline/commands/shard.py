@@ -48,24 +48,11 @@ def shard(config: RunFile, say: Say) -> dict[str, Any]:
         UserError: if a source is missing, or holds what cannot be packed.
         MismatchError: if the splits there were made from something else.
     """
-    result = {}
-    listings = list_sources(config.source)
-    for split, listing in listings.items():
-        given = (
-            f"source.classes = {config.source.classes}"
-            if split == "train" or config.source.classes
-            else "the train split"
-        )
-        note_source(f"source.{split} = {getattr(config.source, split)}", listing, given)
-    if "val" in listings:
-        warn_of_shared_names(listings["train"].images, listings["val"].images, note)
+    result, listings = {}, listed_splits(config)
     for split, listing in listings.items():
         if listing.refused and config.shards.on_bad_image == "fail":
             raise BadImages(listing.refused)
-        store = _store(config, split)
-        settings = _settings(config.shards)
-        made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
-        stage_dir = open_stage(store, made_from, packing_versions(), _HINT)
+        stage_dir = open_stage(_store(config, split), *split_identity(config, listing))
         beside = _COMPANION_FILES if not config.shards.adopt else ()
         found, new = completed_manifest(stage_dir, ShardManifest, beside=beside), 0
         if found is None:
@@ -77,6 +64,32 @@ def shard(config: RunFile, say: Say) -> dict[str, Any]:
     if not finished:
         put_report(Store(config.workspace).child("shards"), _LISTED, _listed(config))
     return {"stage": "shard", "splits": result}
+
+
+def listed_splits(config: RunFile) -> dict[str, Listing]:
+    """The splits of the source by name; what each was found to be is said on stderr.
+
+    Raises:
+        UserError: if a source is missing, or holds what cannot be packed.
+    """
+    listings = list_sources(config.source)
+    for split, listing in listings.items():
+        given = (
+            f"source.classes = {config.source.classes}"
+            if split == "train" or config.source.classes
+            else "the train split"
+        )
+        note_source(f"source.{split} = {getattr(config.source, split)}", listing, given)
+    if "val" in listings:
+        warn_of_shared_names(listings["train"].images, listings["val"].images, note)
+    return listings
+
+
+def split_identity(config: RunFile, listing: Listing) -> tuple[dict[str, Any], dict[str, str], str]:
+    """What a split is made from, versions of the libraries, and what to do where its folder is of something else."""
+    settings = _settings(config.shards)
+    made_from = {"images": listing.fingerprint(), "classes": list(listing.classes), "shards": settings}
+    return made_from, packing_versions(), _HINT
 
 
 def sharded(config: RunFile, say: Say) -> dict[str, Any] | None:
@@ -168,11 +181,7 @@ def _pack(
 def _result(config: RunFile, split: str, found: CompleteStage[ShardManifest], new: int, say: Say) -> dict[str, Any]:
     """The summary of a complete split; refused where images were skipped and `on_bad_image` forbids it."""
     store, skipped, parts = _store(config, split), found.manifest.skipped, found.parts
-    if skipped and config.shards.on_bad_image == "fail":
-        raise MismatchError(
-            f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
-            'set shards.on_bad_image = "skip", or delete that folder'
-        )
+    refuse_skipped(config, store, found.manifest)
     say(f"{split}: {found.manifest.samples} images in {len(parts)} shards, {len(skipped)} skipped → {store}")
     if never := _never_paired(parts.rows):
         say(f"{split}: {never}")
@@ -183,6 +192,19 @@ def _result(config: RunFile, split: str, found: CompleteStage[ShardManifest], ne
         "samples": found.manifest.samples,
         "skipped": len(skipped),
     }
+
+
+def refuse_skipped(config: RunFile, store: Store, manifest: ShardManifest) -> None:
+    """Check that a complete split lacks no image that the run file wants.
+
+    Raises:
+        MismatchError: if images were skipped and `on_bad_image` forbids it.
+    """
+    if (skipped := manifest.skipped) and config.shards.on_bad_image == "fail":
+        raise MismatchError(
+            f"{store} was made without {len(skipped)} unreadable images, of which {skipped[0]['name']} is the first; "
+            'set shards.on_bad_image = "skip", or delete that folder'
+        )
 
 
 def _never_paired(shards: Sequence[int]) -> str:

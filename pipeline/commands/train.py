@@ -11,9 +11,10 @@ from schemas.errors import UserError
 from schemas.manifests import TrainManifest
 from schemas.receipts import require_unchanged
 from schemas.values import AUTO
+from stages.data.split import Split
 from stages.data.views import pixel_versions
 from stages.models.student import new_student
-from stages.storage.run_files import find_run, store_run_file
+from stages.storage.run_files import find_run, store_run_file, warning_of_classes
 from stages.storage.store import Store
 from stages.train.checkpoint import newest_checkpoint
 from stages.train.metrics import show
@@ -31,12 +32,12 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
         UserError: if shards or labels are missing or too few, or the loss is not finite.
         MismatchError: if the run there was trained from something else.
     """
-    run = _validating(settled(config), say)
+    run = validating(settled(config), say)
     plan = plan_training(run, device_count(run))
     run = compiled(run, steps=plan.steps)
     student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
     lost = plan.labels.warning_of_lost_mass(run.train.tau) if plan.labels and run.train.distillation == "soft" else ""
-    for line in filter(None, (student.weights_note, lost)):
+    for line in filter(None, (_other_classes(run, plan.split), student.weights_note, lost)):
         say(line)
     store = Store(run.workspace).child(f"runs/{run.train.name}")
     hint = "use another train.name, or restore the run file"
@@ -78,7 +79,20 @@ def _finished(config: RunFile, stage_dir: StageDir, steps: int, say: Say) -> Tra
     return found.manifest
 
 
-def _validating(run: RunFile, say: Say) -> RunFile:
+def _other_classes(run: RunFile, split: Split) -> str:
+    """A warning where no file says the order of the classes of the run that the student starts from.
+
+    Raises:
+        MismatchError: if it is another.
+    """
+    if run.student.new_head:
+        return ""
+    return warning_of_classes(
+        "student.init_checkpoint", run.student.init_checkpoint, run.workspace, split.classes, split.content
+    )
+
+
+def validating(run: RunFile, say: Say) -> RunFile:
     """The run file with a number in place of validate_every = "auto": 0 where there is no val split to validate on.
 
     Raises:

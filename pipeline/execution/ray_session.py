@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,6 +92,11 @@ def ray_session(cluster: ClusterConfig, stop: GracefulShutdown | None = None) ->
                     yield ray
             finally:
                 ray.shutdown()
+
+
+def attached(cluster: ClusterConfig) -> AbstractContextManager[Any]:
+    """An existing cluster, joined before anything is stored, so that a refused address leaves no plan behind."""
+    return nullcontext() if cluster.address in (INLINE, LOCAL) else ray_session(cluster)
 
 
 def session_environment(local: bool) -> dict[str, str | None]:
@@ -241,8 +246,7 @@ def _connect(ray: Any, address: str, *, ship: bool) -> None:
     except ray.exceptions.AuthenticationError:
         raise UserError(f"cluster.address = {address}: {_TOKEN_WANTED}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
-        line = _one_line(error)
-        raise UserError(f"cluster.address = {address}: no Ray there, or with another token ({line})") from None
+        raise UserError(f"cluster.address = {address}: no Ray, or of another token ({_one_line(error)})") from None
 
 
 def _compare_tokens(address: str, nodes: list[Node]) -> None:

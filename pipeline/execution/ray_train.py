@@ -20,7 +20,7 @@ from pipeline.execution.lease import Lease
 from pipeline.execution.process_group import process_group
 from pipeline.execution.progress import Progress
 from pipeline.execution.ray_compat import embedded_folder, own_group_config
-from pipeline.execution.ray_session import INLINE, LOCAL, Resources, check_fits, ray_session
+from pipeline.execution.ray_session import INLINE, LOCAL, Resources, attached, check_fits, ray_session
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from pipeline.execution.stage_dir import StageDir
 from pipeline.execution.worker import STAGING, check_shared_storage
@@ -46,6 +46,7 @@ def launch_training(config: RunFile, plan: Plan, stage_dir: StageDir, started: i
     bar = Progress(f"train {config.train.name}", total=plan.steps, unit="steps", done=started)
     try:
         with (
+            attached(config.cluster),
             bar as progress,
             GracefulShutdown(config.cluster.grace_seconds) as stop,
             stage_dir.hold_lease(plan.steps, step=started) as lease,

@@ -12,7 +12,7 @@ from pipeline.execution.lease import Lease
 from pipeline.execution.progress import Progress
 from pipeline.execution.ray_compat import embedded_folder
 from pipeline.execution.ray_executor import RayExecutor
-from pipeline.execution.ray_session import INLINE, Resources, ray_session
+from pipeline.execution.ray_session import INLINE, Resources, attached, ray_session
 from pipeline.execution.scheduler import InlineExecutor, Scheduler, ThreadExecutor
 from pipeline.execution.shutdown import GracefulShutdown
 from pipeline.execution.worker import Job, Spec, Worker, left_to_do
@@ -86,7 +86,7 @@ def make_parts(
         failures.put(part, fault, cluster.attempts)
         aside[part] = fault.cause
 
-    with job.stage_dir.hold_lease(wanted) as lease:
+    with attached(cluster), job.stage_dir.hold_lease(wanted) as lease:
 
         def take(receipt: Receipt) -> None:
             if receipt.part in known:

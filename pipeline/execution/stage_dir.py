@@ -62,6 +62,18 @@ class StageDir:
         Raises:
             MismatchError: if the folder is of something else, naming every difference.
         """
+        plan = self.look()
+        manifest = read_any_manifest(self.store) if plan is None else None
+        if manifest is not None:  # its plan is lost
+            self.put_plan(manifest.wanted, getattr(manifest, "versions", self.versions))
+        return plan
+
+    def look(self) -> Plan | None:
+        """As `plan`, and nothing is written.
+
+        Raises:
+            MismatchError: if the folder is of something else, naming every difference.
+        """
         plan = binding_plan(self.store)
         if plan is None:
             self._without_plan()
@@ -74,11 +86,10 @@ class StageDir:
         return plan
 
     def _without_plan(self) -> None:
-        """Where the plan is lost, what is there tells what it was made from; a complete folder gets its plan again."""
+        """Where the plan is lost, what is there tells what it was made from."""
         manifest = read_any_manifest(self.store)
         if manifest is not None:
             require_unchanged(str(self.store), manifest.made_from, self.made_from, self.hint)
-            self.put_plan(manifest.wanted, getattr(manifest, "versions", self.versions))
         elif (other := first_made_by(self.store)) not in ("", self.made_by):
             raise MismatchError(
                 f"{self.store} was made differently ({PLAN} is missing; made_by: {other[:12]} -> {self.made_by[:12]}); "
@@ -111,16 +122,33 @@ def open_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str]
         UserError: if the folder will not outlive the command.
         MismatchError: if the folder has another identity, naming every difference.
     """
-    if _RAY_WORKING_DIR in store.absolute:
-        raise UserError(
-            f"{store}: lies in the copy of --working-dir that Ray deletes after the job; name a workspace that all "
-            "nodes share: an absolute path on a shared disk, or a URI"
-        )
+    _refuse_lent(store)
     store.remove_stale_temp_files()
     stage_dir = StageDir(store, made_from, versions, hint)
     remove_stale_leases(store, stage_dir.made_by)
     stage_dir.plan()
     return stage_dir
+
+
+def look_at_stage(store: Store, made_from: dict[str, Any], versions: dict[str, str], hint: str) -> StageDir:
+    """As `open_stage`, and nothing is written or removed.
+
+    Raises:
+        UserError: if the folder will not outlive the command.
+        MismatchError: if the folder has another identity, naming every difference.
+    """
+    _refuse_lent(store)
+    stage_dir = StageDir(store, made_from, versions, hint)
+    stage_dir.look()
+    return stage_dir
+
+
+def _refuse_lent(store: Store) -> None:
+    if _RAY_WORKING_DIR in store.absolute:
+        raise UserError(
+            f"{store}: lies in the copy of --working-dir that Ray deletes after the job; name a workspace that all "
+            "nodes share: an absolute path on a shared disk, or a URI"
+        )
 
 
 def completed_manifest(

@@ -25,7 +25,7 @@ from stages.models.student import trained_student
 from stages.models.teacher import Teacher
 from stages.models.weights import find_weights, pretrained_weights, weights_digest
 from stages.replay.mix import normalise
-from stages.storage.run_files import FinishedRun, open_run, refuse_other_classes
+from stages.storage.run_files import FinishedRun, open_run, refuse_other_classes, warning_of_classes
 
 
 class ModelRef(NamedTuple):
@@ -141,6 +141,8 @@ def open_evaluated_model(config: RunFile, ref: ModelRef, image_set: ImageSet, de
     if ref.member:
         return _model(config, ref.member, image_set, device)
     size = config.evaluate.image_size or config.views.image_size
+    for member in config.teacher.members:
+        warning_of_classes("teacher.checkpoint", member.checkpoint, config.workspace, image_set.classes)
     teacher = Teacher(
         config.teacher, workspace=config.workspace, num_classes=len(image_set.classes), image_size=size, device=device
     )

@@ -17,6 +17,7 @@ from stages.label.label_set import LabelSpec
 from stages.label.margins import flips, near_tie
 from stages.models.teacher import Teacher
 from stages.replay.mix import Mix
+from stages.storage.run_files import warning_of_classes
 
 
 def stability(config: RunFile, split: Split, device: torch.device, count: int) -> list[dict[str, Any]]:
@@ -31,6 +32,8 @@ def stability(config: RunFile, split: Split, device: torch.device, count: int) -
     Returns:
         For each way: `precision`, `batch_size`, the fields of `flips`, and `largest_difference` of two logits.
     """
+    for member in config.teacher.members:
+        warning_of_classes("teacher.checkpoint", member.checkpoint, config.workspace, split.classes, split.content)
     views_BHWC, mixes = _sample(config, split, count)
     size = config.teacher.batch_size
     base = _logits(config, split, device, "fp32", size, views_BHWC, mixes)

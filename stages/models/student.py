@@ -15,7 +15,9 @@ from stages.storage.store import Store
 class HasClassNames(Protocol):
     """Anything that has class names by index: a split, or images to evaluate on."""
 
-    classes: tuple[str, ...]
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
 
 
 def new_student(config: RunFile, split: HasClassNames) -> Classifier:

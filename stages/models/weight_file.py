@@ -4,6 +4,7 @@ Of a checkpoint with several tables one is taken where it is clear which; `Weigh
 """
 
 import argparse
+import json
 import pickle
 import re
 import warnings
@@ -21,6 +22,8 @@ from stages.models.classifier import short_cause
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt", ".th", ".pkl")
 _RAW, _EMA = ("model", "state_dict", "module"), ("state_dict_ema", "model_ema")
+_INDEX = ".safetensors.index.json"
+"""Ends the name of the file that says which tensor is in which part of a sharded checkpoint."""
 _PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.")
 _OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer in place of the file; fetch it with `git lfs pull`",
@@ -38,7 +41,7 @@ class Weights(dict[str, Tensor]):
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a .safetensors file, or a .pth, .pth.tar, .pt, .bin, .ckpt, .th or .pkl file of tensors.
+    """Read a .safetensors file, an index of several, or a .pth, .pth.tar, .pt, .bin, .ckpt, .th or .pkl of tensors.
 
     Of a checkpoint, the table "model" (the authors') or "state_dict" (timm's) is taken, the moving average only where
     there is no other, and a table of another name where it is the only one; prefixes of DistributedDataParallel and
@@ -50,6 +53,8 @@ def read_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     _refuse_other_files(path)
+    if path.name.endswith(_INDEX):
+        return Weights(clean_state_dict(_joined(path)))
     with path.open("rb") as file:
         begin = file.read(32)
     for mark, what in _OTHERS.items():
@@ -78,6 +83,25 @@ def read_weights(path: str | Path) -> Weights:
     return weights
 
 
+def _joined(index: Path) -> dict[str, Tensor]:
+    """The tensors of all parts that an index names.
+
+    Raises:
+        UserError: if the index or a part is missing or damaged, or a part lacks a tensor that the index has in it.
+    """
+    joined: dict[str, Tensor] = {}
+    try:
+        names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        for part in sorted(set(names.values())):
+            joined |= load_file(index.parent / Path(part).name)
+        missing = names.keys() - joined.keys()
+    except Exception as error:  # damaged bytes fail in many ways
+        raise UserError(f"{index}: cannot be read ({short_cause(error)}); download it and its parts again") from None
+    if missing:
+        raise UserError(f"{index}: no part of it has {min(missing)}; download it and its parts again")
+    return {name: joined[name] for name in names}
+
+
 def _refuse_other_files(path: Path) -> None:
     known = ", ".join(_SUFFIXES)
     if path.name.lower().endswith(".npz"):
@@ -86,14 +110,16 @@ def _refuse_other_files(path: Path) -> None:
             "m.load_pretrained(FILE); torch.save(m.state_dict(), 'weights.pth')"
         )
     if path.is_dir():
-        inside = sorted(one.name for one in path.iterdir() if one.name.endswith(_SUFFIXES))
-        raise UserError(f"{path}: not a weights file but a folder; name a file in it, such as {(inside or [known])[0]}")
-    if path.name.endswith(".index.json") or _PART.search(path.name):
-        raise UserError(
-            f"{path}: not a weights file but one part of several; join them into one file, as "
-            "transformers' save_pretrained(FOLDER, max_shard_size='100GB') does"
+        inside = sorted(
+            one.name for one in path.iterdir() if one.name.endswith((*_SUFFIXES, _INDEX)) and not _PART.search(one.name)
         )
-    if not path.name.lower().endswith(_SUFFIXES):
+        raise UserError(f"{path}: not a weights file but a folder; name a file in it, such as {(inside or [known])[0]}")
+    if (path.name.endswith(".index.json") and not path.name.endswith(_INDEX)) or _PART.search(path.name):
+        raise UserError(
+            f"{path}: not a weights file but one part of several; name the {_INDEX} file beside it; parts that are "
+            "pickles join once: w = {}; [w.update(torch.load(one)) for one in FILES]; torch.save(w, 'weights.pth')"
+        )
+    if not path.name.lower().endswith((*_SUFFIXES, _INDEX)):
         raise UserError(f"{path}: not a weights file; give {known}")
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; give the path of one that exists")

@@ -7,8 +7,8 @@ from typing import Any
 from schemas.config import RunFile
 from schemas.errors import IncompleteError, MismatchError, UserError
 from schemas.manifests import ShardManifest, TrainManifest
-from schemas.names import require_folder_name
-from schemas.receipts import StoredFile, differences
+from schemas.names import RUN_PREFIX, require_folder_name
+from schemas.receipts import StoredFile, differences, fingerprint
 from schemas.run_file import parse_run
 from schemas.secrets import hide_secrets
 from schemas.toml_text import toml_text
@@ -154,11 +154,14 @@ def find_run(workspace: str, name: str, what: str = "") -> FinishedRun | None:
 def refuse_other_classes(run: FinishedRun, classes: tuple[str, ...]) -> None:
     """See that a run was trained for these classes in this order.
 
-    A run stores a hash of its shards. Where the workspace's train split is that one, its classes are the run's.
+    A run stores the fingerprint of its classes. One of 0.1.0 stores a hash of its shards only; where the workspace's
+    train split is that one, its classes are the run's.
 
     Raises:
         MismatchError: if the classes are others, or nothing here says which the run was trained for.
     """
+    if has_classes(run, classes):
+        return
     split = read_manifest(Store(run.workspace).child("shards/train"), ShardManifest)
     if split is None:
         raise MismatchError(
@@ -175,6 +178,44 @@ def refuse_other_classes(run: FinishedRun, classes: tuple[str, ...]) -> None:
             f"{run.store}: was trained for {len(split.classes)} classes ({_first(split.classes)}), the images have "
             f"{len(classes)} ({_first(classes)}), or these in another order; name images of its classes"
         )
+
+
+def has_classes(run: FinishedRun, classes: tuple[str, ...]) -> bool:
+    """Whether a run says that it was trained for these classes in this order; False = it does not say.
+
+    Raises:
+        MismatchError: if it says that its classes are others.
+    """
+    stored = run.manifest.classes
+    if stored is None or stored == fingerprint(list(classes)):
+        return stored is not None
+    raise MismatchError(
+        f"{run.store}: was trained for other classes than these {len(classes)} ({_first(classes)}), or for these in "
+        "another order; use images of its classes in its order (source.classes), or train again"
+    )
+
+
+def warning_of_classes(key: str, checkpoint: str, workspace: str, classes: tuple[str, ...], shards: str = "") -> str:
+    """A warning where nothing says for which classes `run:NAME` was trained; "" of a file, and where it is proved.
+
+    Args:
+        key: the run file's key, for messages.
+        checkpoint: as in the run file.
+        workspace: with the runs.
+        classes: that the run must have, in this order.
+        shards: `content` of the train split whose classes these are.
+
+    Raises:
+        MismatchError: if the run was trained for others.
+    """
+    name = checkpoint.removeprefix(RUN_PREFIX)
+    run = find_run(workspace, name, key) if name != checkpoint else None
+    if run is None or has_classes(run, classes) or run.manifest.made_from.get("shards") == shards:
+        return ""
+    return (
+        f"warning: {key} = {checkpoint} was trained on another train split than this workspace's; its classes must be "
+        f"these, in this order: {_first(classes)}: compare them, and see how often it agrees with the truth"
+    )
 
 
 def _first(classes: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ Kept apart from the training itself because whoever launches it, and whoever fol
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from schemas.config import RunFile
 from schemas.errors import UserError
@@ -16,6 +16,7 @@ from stages.replay.order import Stream
 from stages.storage.commit import read_plan
 from stages.storage.run_files import run_store
 from stages.trackers.tracker import refuse_missing
+from stages.train.dataset import TrainDataset
 
 TAUGHT = ("hard", "soft")
 """Values of `train.distillation` that need a teacher's labels."""
@@ -50,6 +51,21 @@ class Plan:
             passes=self.labels.passes if self.labels else None,
         )
 
+    def dataset(self, config: RunFile, *, rank: int, world: int, spread: bool = False) -> TrainDataset:
+        """The batches of one of `world` processes; `spread` as in `TrainDataset`."""
+        return TrainDataset(
+            self.split,
+            config.views,
+            self.stream(config),
+            self.labels,
+            soft_tau=config.train.tau if config.train.distillation == "soft" else None,
+            min_margin=config.train.min_margin,
+            batch=config.train.batch_size,
+            rank=rank,
+            world=world,
+            spread=spread,
+        )
+
 
 def plan_training(config: RunFile, world: int) -> Plan:
     """Open what a training reads and check that it fits.
@@ -67,6 +83,30 @@ def plan_training(config: RunFile, world: int) -> Plan:
         labels.refuse_soft(train.tau)
     if labels is not None and train.min_margin:
         labels.refuse_margins(train.min_margin)
+    steps_per_epoch, steps = planned_steps(config, split, world)
+    if labels is not None:
+        refuse_few_views(config, split, labels.passes, steps)
+    return Plan(split, labels, steps_per_epoch, steps, _made_from(config, split, labels))
+
+
+class Samples(Protocol):
+    """What steps are counted from: a split that is sharded, or one that will be."""
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that are mixed in a pass."""
+
+    def __len__(self) -> int:
+        """Images."""
+
+
+def planned_steps(config: RunFile, split: Samples, world: int) -> tuple[int, int]:
+    """Steps of an epoch, and of the whole training.
+
+    Raises:
+        UserError: if the batch cannot be divided, or is larger than an epoch, or the student takes other images.
+    """
+    train = config.train
     if train.batch_size % (2 * world):
         raise UserError(
             f"train.batch_size = {train.batch_size}: must be a multiple of {2 * world} "
@@ -83,17 +123,20 @@ def plan_training(config: RunFile, world: int) -> Plan:
         raise UserError(f"train.batch_size = {train.batch_size}: the split has only {len(split)} samples; lower it")
     whole = steps_per_epoch * train.epochs
     steps = min(whole, train.max_steps or whole)
-    if labels is not None:
-        _enough_views(config, split, labels, steps)
-    return Plan(split, labels, steps_per_epoch, steps, _made_from(config, split, labels))
+    return steps_per_epoch, steps
 
 
-def _enough_views(config: RunFile, split: Split, labels: LabelSet, steps: int) -> None:
+def refuse_few_views(config: RunFile, split: Samples, labelled: int, steps: int) -> None:
+    """Check that so many labelled passes suffice for a training's steps.
+
+    Raises:
+        UserError: if they do not, and views are not to be reused.
+    """
     passes = math.ceil(steps * config.train.batch_size / (2 * config.views.repeats * split.pairs))
-    if passes > labels.passes and not config.train.reuse_views:
+    if passes > labelled and not config.train.reuse_views:
         raise UserError(
             f"{steps} steps of {config.train.batch_size} need {passes * config.views.repeats} views of each sample, "
-            f"{labels.passes * config.views.repeats} are labelled; raise labels.views and label again, train for fewer "
+            f"{labelled * config.views.repeats} are labelled; raise labels.views and label again, train for fewer "
             "epochs, or set train.reuse_views = true"
         )
 

@@ -36,7 +36,7 @@ from stages.storage.commit import MANIFEST, refuse_other_plan
 from stages.storage.hours import Hours
 from stages.storage.store import Store
 from stages.train.checkpoint import Checkpoint, drop_checkpoints, newest_checkpoint, save_checkpoint
-from stages.train.dataset import Batch, TrainDataset
+from stages.train.dataset import Batch
 from stages.train.hand_out import hand_out
 from stages.train.metrics import Metrics
 from stages.train.objective import loss_terms
@@ -78,19 +78,9 @@ class Trainer:
             fused=device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
-        self.data = TrainDataset(
-            plan.split,
-            config.views,
-            plan.stream(config),
-            plan.labels,
-            soft_tau=config.train.tau if config.train.distillation == "soft" else None,
-            min_margin=config.train.min_margin,
-            batch=config.train.batch_size,
-            rank=rank,
-            world=world,
-            # Statistics of a batch, which are a rank's own, want its images to be different ones.
-            spread=any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.classifier.modules()),
-        )
+        # Statistics of a batch, which are a rank's own, want its images to be different ones.
+        spread = any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.classifier.modules())
+        self.data = plan.dataset(config, rank=rank, world=world, spread=spread)
         peak = peak_flops(device)
         self.metrics = Metrics(
             self.store,
@@ -232,6 +222,7 @@ class Trainer:
             made_by=self.made_by,
             steps=self.plan.steps,
             loss=loss,
+            classes=fingerprint(list(self.plan.split.classes)),
             parts=(ManifestPart(part="model", rows=self.plan.steps, files=tuple(files)),),
         )
         self.store.put(MANIFEST, manifest.to_json())

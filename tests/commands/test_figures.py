@@ -20,6 +20,7 @@ from stages.models.classifier import build
 from stages.models.student import trained_student
 from stages.storage.run_files import MODEL_FILE
 from tests.commands.test_analyses import with_
+from tests.support.stored import edit_state
 from tests.support.world import CLASSES, TINY_VIT, silent
 
 
@@ -116,6 +117,11 @@ def test_a_run_of_other_classes_is_refused(copied, images, tmp_path, refused):
     ).model_copy(update={"workspace": str(tmp_path / "reversed")})  # fmt: skip
     stages.shard(other, silent)
     shutil.copytree(Path(run.workspace, "runs"), tmp_path / "reversed/runs")
+    assert "was trained for other classes" in refused(stages.evaluate, other, silent, code=4)
+    assert "was trained for other classes" in refused(export, other, "onnx", str(tmp_path / "out"), silent, code=4)
+    teacher = with_(other, evaluate={"model": other.teacher.model, "checkpoint": "run:teacher"})
+    assert "was trained for other classes" in refused(stages.evaluate, teacher, silent, code=4)
+    edit_state(tmp_path / "reversed/runs/student/manifest.json", lambda fields: fields.pop("classes"))  # of 0.1.0
     assert "order of its classes is not known" in refused(stages.evaluate, other, silent, code=4)
     assert "order of its classes is not known" in refused(
         export, other, "safetensors", str(tmp_path / "out"), silent, code=4

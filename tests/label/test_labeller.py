@@ -29,6 +29,7 @@ from stages.storage.manifest import open_manifest
 from stages.storage.store import Store
 from stages.train.plan import plan_training
 from stages.train.trainer import Trainer
+from tests.support.stored import edit_state
 from tests.support.world import TINY_VIT, decisions, flip_byte, run_file, silent, stored
 
 
@@ -67,10 +68,30 @@ def test_a_teacher_that_is_a_run_of_other_shards_is_warned_of(fresh, whole):
     stages.shard(run, silent)
     shutil.copytree(Path(whole.workspace, "runs/teacher"), Path(run.workspace, "runs/teacher"))
     stages.label(run, said.append)
+    assert not any("another train split" in line for line in said)  # the run says its classes, and they are these
+    manifest = Path(run.workspace, "runs/teacher/manifest.json")
+    edit_state(manifest, lambda fields: fields.pop("classes"))  # as version 0.1.0 left it
+    stages.label(run, said.append)
     assert any("run:teacher was trained on another train split" in line for line in said)
     said.clear()
     stages.label(whole, said.append)
     assert not any("another train split" in line for line in said)
+
+
+@pytest.mark.parametrize("key", ["teacher.checkpoint", "student.init_checkpoint"])
+def test_a_run_of_the_classes_in_another_order_is_no_teacher_and_no_start(fresh, whole, refused, tmp_path, key):
+    (tmp_path / "classes.txt").write_text("red\ngrey\ngreen\nblue\n")
+    plain = {"model": "deit_tiny_patch16_224", "init_checkpoint": "run:teacher"}
+    run = fresh({"source": {"classes": str(tmp_path / "classes.txt"), "val": ""}}, {"student": plain})
+    run = run.model_copy(update={"train": run.train.model_copy(update={"distillation": "none", "max_steps": 1})})
+    stages.shard(run, silent)
+    shutil.copytree(Path(whole.workspace, "runs/teacher"), Path(run.workspace, "runs/teacher"))
+    stage = stages.label if key == "teacher.checkpoint" else stages.train
+    assert "runs/teacher: was trained for other classes" in refused(stage, run, silent, code=4)
+    assert not Path(run.workspace, "labels").exists() and not Path(run.workspace, "runs/student").exists()
+    fields = {"student": run.student.model_copy(update={"new_head": True})}
+    if key == "student.init_checkpoint":
+        assert stages.train(run.model_copy(update=fields), silent)["steps"] == 1
 
 
 OTHERS = {

@@ -214,15 +214,21 @@ def test_any_other_failure_of_the_teacher_is_not_taken_for_want_of_memory(teache
         broken.logits(VIEWS, MIX)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_logit_that_is_not_finite_stops_the_stage_with_nothing_done(copied, tmp_path, refused, value):
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("weight", 3e38, "gave a logit that is not finite"),
+        ("bias", float("nan"), "head.bias holds numbers that are not finite"),
+        ("bias", float("-inf"), "head.bias holds numbers that are not finite"),
+    ],
+)
+def test_what_is_not_finite_stops_the_stage_with_nothing_done(copied, tmp_path, refused, part, value, says):
     file = tmp_path / "bad.safetensors"
     run = copied({"labels": {"name": "bad"}, "teacher": {"checkpoint": str(file)}})
     model = timm.create_model("deit_tiny_patch16_224", num_classes=4, img_size=32, **TINY_VIT)
-    model.head.bias.data[0] = value
+    getattr(model.head, part).data[0] = value
     save_file(model.state_dict(), file)
-    line = refused(stages.label, run, silent)
-    assert "gave a logit that is not finite" in line
+    assert says in refused(stages.label, run, silent)
     assert not valid_receipts(Store(run.workspace).child("labels/bad"))
 
 

@@ -94,7 +94,8 @@ OTHER_FILES = {
     "w.pth.tar": (gzip.compress(b"x" * 99), "is compressed (gzip)"),
     "w.pt": (b"", "is empty"),
     "model-00001-of-00002.safetensors": (b"x", "one part of several"),
-    "model.safetensors.index.json": (b"{}", "one part of several"),
+    "pytorch_model.bin.index.json": (b"{}", "one part of several"),
+    "model.safetensors.index.json": (b"{}", "cannot be read"),
     "w.npz": (b"PK", "of JAX"),
 }
 

@@ -59,6 +59,8 @@ def as_of_first_version(workspace: Path | str) -> None:
         def earlier(fields: dict[str, Any], table: list[Path] = table) -> None:
             if table and "parts" in fields:
                 fields["parts"] = pq.read_table(table[0]).to_pylist()
+            if fields.get("stage") == "train":
+                del fields["classes"]
 
         edit_state(file, earlier)
     for folder in [*Path(workspace).glob("*/*/manifest")]:

@@ -208,6 +208,16 @@ def test_the_moving_average_is_the_formula_by_hand(copied):
         assert not torch.equal(value, trainer.classifier.model.state_dict()[name])
 
 
+@pytest.mark.parametrize(("model", "spread"), [("test_resnet", True), ("test_vit", False)])
+def test_ranks_of_a_student_with_batch_norm_get_a_steps_pair_views_in_turn(copied, model, spread):
+    run = copied({"student": {"model": model, "extra": {}}, "train": {"name": "x", "distillation": "none"}})
+    trainer = Trainer(run, plan_training(run, 1), rank=0, world=1, device=torch.device("cpu"))
+    trainer.data._slice["world"] = 2  # as of two ranks, without a process group
+    units = list(trainer.data.units(0))
+    images = {(unit.shard, unit.row_a) for unit in units}
+    assert (len(images) == len(units)) == spread, "the 2 repeats of an image are on one rank without it"
+
+
 def test_a_student_is_fine_tuned_at_another_resolution_with_labels_made_there(copied, whole):
     at = {
         "views": {"image_size": 48},
