@@ -73,7 +73,7 @@ def test_a_training_that_is_killed_in_the_middle_of_validations_ends_as_one_that
 def test_a_tracked_training_that_is_killed_twenty_times_logs_every_step_once(copied, tmp_path, accumulator):
     longer = {"train": {"epochs": 40, "reuse_views": True}}
     run = copied(TRACKED, longer)
-    stages.train(copied_again(run, {"name": "undisturbed", "validate_every": 0, "trackers": []}), silent)
+    stages.train(copied_again(run, {"name": "undisturbed", "validate_every": 0, "trackers": ()}), silent)
     folder = Path(run.workspace, "runs/tracked/validations")
     killed_at_random(
         command("train", config=run, folder=tmp_path), 20, lambda: len(list(folder.glob("step-*.json"))), 40
