@@ -127,7 +127,8 @@ def environment(changes: dict[str, str | None]) -> Iterator[None]:
 
 
 def _rays() -> dict[str, str | None]:
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    """Ray's own variables, and Python's debugger, which Ray puts in its place for all that this process starts."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}
 
 
 def _set(values: dict[str, str | None]) -> None:
