@@ -280,7 +280,7 @@ def _stage(
             _print(foresee(name, settings, _say(as_json)), as_json)
             return
         if name != "shard" and "torch" not in sys.modules:
-            _say(True)(f"{name}: run file {config}, workspace {settings.workspace}; loading torch and timm")
+            _say(True)(f"run file {config}, workspace {settings.workspace}; loading torch and timm")
         room = importlib.import_module(
             f"pipeline.commands.{_COMMAND_MODULES[name]}"
         )  # now that the run file is good: torch takes seconds

@@ -79,9 +79,7 @@ class Workspace:
         """
         if not 0 <= image < len(self):
             raise UserError(f"image {image}: the train split has images 0 to {len(self) - 1}")
-        starts = np.cumsum((0, *self.split.rows))
-        shard = int(np.searchsorted(starts, image, side="right")) - 1
-        return shard, image - int(starts[shard])
+        return self.split.address(image)
 
     def class_of(self, image: int) -> int:
         """The class index of an image; raises UserError if there is no such image."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from schemas.config import RunFile
 from schemas.secrets import is_uri
+from stages.storage.space import nearest_folder
 
 Say = Callable[[str], None]
 
@@ -24,9 +25,10 @@ _LITTLE_DISK, _NO_DISK = 20 * _GIB, _GIB
 _LITTLE_MEMORY, _NO_MEMORY = 2 * _GIB, _GIB // 8
 """Of shared memory: a container's usual 64 MiB do not hold the batches of data processes."""
 _FEW_FILES, _TOO_FEW_FILES = 4096, 512
-_FEW_PROCESSES = 1024
-_CONTAINERS_PROCESSES = Path("/sys/fs/cgroup/pids.max")
 """Open files: Ray's processes and data processes hold some hundreds each."""
+_FEW_PROCESSES = 1024
+"""An embedded Ray starts some hundreds of processes and threads."""
+_CONTAINERS_PROCESSES = Path("/sys/fs/cgroup/pids.max")
 _SHARED_MEMORY = Path("/dev/shm")
 _REINSTALL = "install it as README says: pip install . in the checkout"
 
@@ -110,9 +112,7 @@ def check_disk(workspace: str) -> Check:
     """Whether the workspace's disk has room."""
     if is_uri(workspace):
         return Check("disk", OK, "the workspace is a store, whose room is not known here")
-    folder = Path(workspace).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = nearest_folder(workspace)
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK | os.X_OK):
         return Check("disk", ERROR, f"{folder}: cannot be written", "name another workspace in the run file")

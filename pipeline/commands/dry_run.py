@@ -11,23 +11,22 @@ from typing import Any
 import torch
 
 from pipeline.commands.dry_work import Work, line_of, refuse_full_disk, work_of
-from pipeline.commands.evaluate import all_that_made
-from pipeline.commands.label import label_identity, label_specs, teacher_identity
+from pipeline.commands.evaluate import all_that_made, predictions_folder, wanted_models
+from pipeline.commands.label import label_identity, label_specs, teacher_identity, teacher_line
 from pipeline.commands.shard import listed_splits, refuse_skipped, split_identity
 from pipeline.commands.source_notes import noted
-from pipeline.commands.train import validating
-from pipeline.execution.devices import compiled, device_count, device_line, run_device, settled
+from pipeline.commands.train import student_line, validating
+from pipeline.execution.devices import compiled, device_count, run_device, settled
 from pipeline.execution.ray_session import INLINE, LOCAL, ray_session
 from pipeline.execution.stage_dir import StageDir, look_at_stage
 from schemas.config import RunFile
 from schemas.errors import BadImages, UserError
 from schemas.manifests import LabelManifest, ShardManifest
-from schemas.receipts import fingerprint
 from stages.data.image_set import open_image_set
 from stages.data.split import Split
 from stages.data.views import pixel_versions
 from stages.estimate.sizes import label_bytes, model_bytes
-from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
+from stages.evaluate.evaluated_model import open_evaluated_model
 from stages.evaluate.imagenet_real import refuse_other_classes
 from stages.evaluate.predictions import BlockSpec
 from stages.models.student import new_student
@@ -112,7 +111,7 @@ def _label(config: RunFile, say: Say) -> list[Work]:
     store = Store(config.workspace).child(f"labels/{config.labels.name}")
     identity = label_identity(config, split).to_json()
     stage_dir = look_at_stage(store, identity, pixel_versions(), "use another labels.name, or restore the run file")
-    say(_devices(config, "teacher"))
+    say(_on_devices(config, teacher_line))
     valid = {name: one for name, one in valid_receipts(store).items() if one.made_by == stage_dir.made_by}
     specs = label_specs(
         valid, len(split.rows), config.labels.views // config.views.repeats, config.labels.passes_per_part
@@ -137,7 +136,7 @@ def _train(config: RunFile, say: Say) -> list[Work]:
         pixel_versions(),
         "use another train.name, or restore the run file",
     )
-    say(_devices(run, "student"))
+    say(_on_devices(run, student_line))
     return [_training(run, plan.split, plan.steps, plan.steps_per_epoch, stage_dir.store)]
 
 
@@ -155,7 +154,7 @@ def _planned_training(run: RunFile, split: Split | ListedSplit, say: Say) -> Wor
     steps_per_epoch, steps = planned_steps(run, split, device_count(run))
     if run.train.distillation in TAUGHT:
         refuse_few_views(run, split, run.labels.views // run.views.repeats, steps)
-    say(_devices(run, "student"))
+    say(_on_devices(run, student_line))
     return _training(run, split, steps, steps_per_epoch, run_store(run.workspace, run.train.name))
 
 
@@ -165,11 +164,10 @@ def _evaluate(config: RunFile, say: Say) -> list[Work]:
     if config.evaluate.labels == "imagenet-real":
         refuse_other_classes(image_set.classes)
     works = []
-    for ref in [ModelRef(member=one) for one in config.evaluate.members] or [ModelRef(run=config.train.name)]:
-        evaluated = open_evaluated_model(config, ref, image_set, torch.device("cpu"))
-        made_from = all_that_made(config, evaluated, image_set)
-        folder = f"predictions/{evaluated.name}.{image_set.title}-{fingerprint(made_from)[:12]}"
-        store = Store(config.workspace).child(folder)
+    for own, ref in wanted_models(config):
+        evaluated = open_evaluated_model(own, ref, image_set, torch.device("cpu"))
+        made_from = all_that_made(own, evaluated, image_set)
+        store = Store(config.workspace).child(predictions_folder(evaluated, image_set, made_from))
         done = _done(look_at_stage(store, made_from, made_from["versions"], "delete that folder"))
         missing = [count for block, count in enumerate(image_set.rows) if BlockSpec(block).name not in done]
         count = len(image_set.rows)
@@ -204,7 +202,7 @@ def _planned(config: RunFile, split: ListedSplit, say: Say) -> list[Work]:
             raise UserError("source.train: no shard would hold two images to mix; raise shards.samples_per_shard")
         own = compiled(run, views=len(split) * run.labels.views)
         teacher_identity(own, split)
-        say(_devices(own, "teacher"))
+        say(_on_devices(own, teacher_line))
         specs = label_specs({}, len(split.rows), run.labels.views // run.views.repeats, run.labels.passes_per_part)
         each = label_bytes(own, len(split.classes), max(split.rows)).each
         store = Store(run.workspace).child(f"labels/{run.labels.name}")
@@ -217,23 +215,14 @@ def _done(stage_dir: StageDir) -> set[str]:
     return {name for name, one in valid_receipts(stage_dir.store).items() if one.made_by == stage_dir.made_by}
 
 
-def _devices(config: RunFile, role: str) -> str:
+def _on_devices(config: RunFile, line: Callable[[RunFile], str]) -> str:
     """The line with which the command would begin; a cluster is asked whether it has the devices.
 
     Raises:
         UserError: if there is no such device, or the cluster has too few.
     """
     _refuse_few_devices(config)
-    if role == "teacher":
-        teacher = config.teacher
-        what = f"teacher {teacher.title}"
-        precision, way, batch = teacher.precision, teacher.compile, f"batches of {teacher.batch_size}"
-        workers = config.labels.workers
-    else:
-        train = config.train
-        what, precision, way = f"student {config.student.model}", train.precision, train.compile
-        batch, workers = f"batch {train.batch_size}", train.workers
-    return "would run " + device_line(config, what, precision=precision, compiled=way, batch=batch, workers=workers)
+    return f"would run {line(config)}"
 
 
 def _refuse_few_devices(config: RunFile) -> None:

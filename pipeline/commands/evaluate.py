@@ -65,9 +65,19 @@ def evaluate(config: RunFile, say: Say) -> dict[str, Any]:
     image_set = noted(open_image_set(config), config.evaluate.source)
     if config.evaluate.labels == "imagenet-real":
         refuse_other_classes(image_set.classes)
-    wanted = [ModelRef(member=member) for member in config.evaluate.members] or [ModelRef(run=config.train.name)]
-    results = [_measured(at_own_crop(config, ref.member), ref, image_set, say) for ref in wanted]
+    results = [_measured(own, ref, image_set, say) for own, ref in wanted_models(config)]
     return results[0] | ({"others": results[1:]} if len(results) > 1 else {})
+
+
+def wanted_models(config: RunFile) -> list[tuple[RunFile, ModelRef]]:
+    """The models that the run file names, else its student; each with the run file at whose crop it is measured."""
+    refs = [ModelRef(member=member) for member in config.evaluate.members] or [ModelRef(run=config.train.name)]
+    return [(at_own_crop(config, ref.member), ref) for ref in refs]
+
+
+def predictions_folder(evaluated: EvaluatedModel, image_set: ImageSet, made_from: dict[str, Any]) -> str:
+    """Where a model's predictions for a set of images are, by all that determines them."""
+    return f"predictions/{evaluated.name}.{image_set.title}-{fingerprint(made_from)[:12]}"
 
 
 def predict_images(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say) -> ModelPredictions:
@@ -81,7 +91,7 @@ def predict_images(config: RunFile, ref: ModelRef, image_set: ImageSet, say: Say
         config, ref, image_set, torch.device("cpu")
     )  # a wrong one is refused before anything is started
     device, made_from = run_device(config), all_that_made(config, evaluated, image_set)
-    folder = f"predictions/{evaluated.name}.{image_set.title}-{fingerprint(made_from)[:12]}"
+    folder = predictions_folder(evaluated, image_set, made_from)
     store = Store(config.workspace).child(folder)
     specs = [BlockSpec(block) for block in range(len(image_set.rows))]
     stage_dir = open_stage(store, made_from, made_from["versions"], "delete that folder")

@@ -55,7 +55,7 @@ def label(config: RunFile, say: Say) -> dict[str, Any]:
     stage_dir = open_stage(
         store, identity.to_json(), pixel_versions(), "use another labels.name, or restore the run file"
     )
-    for line in (*warnings, _devices(config)):
+    for line in (*warnings, teacher_line(config)):
         say(line)
     found, new = completed_manifest(stage_dir, LabelManifest, views=config.labels.views), 0
     if found is None:
@@ -63,7 +63,8 @@ def label(config: RunFile, say: Say) -> dict[str, Any]:
     return _result(config, split, store, found, new, say)
 
 
-def _devices(config: RunFile) -> str:
+def teacher_line(config: RunFile) -> str:
+    """The line with which labelling begins: teacher, device, precision, batch, data processes."""
     teacher = config.teacher
     return device_line(
         config,

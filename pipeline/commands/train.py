@@ -37,12 +37,12 @@ def train(config: RunFile, say: Say) -> dict[str, Any]:
     run = compiled(run, steps=plan.steps)
     student = new_student(run, plan.split)  # a model that cannot be built is refused here, before a process is started
     lost = plan.labels.warning_of_lost_mass(run.train.tau) if plan.labels and run.train.distillation == "soft" else ""
-    for line in filter(None, (_other_classes(run, plan.split), student.weights_note, lost)):
-        say(line)
+    warnings = (_other_classes(run, plan.split), student.weights_note, lost)
     store = Store(run.workspace).child(f"runs/{run.train.name}")
     hint = "use another train.name, or restore the run file"
     stage_dir = open_stage(store, plan.made_from, pixel_versions(), hint)
-    say(_devices(run))
+    for line in filter(None, (*warnings, student_line(run))):
+        say(line)
     finished = _finished(run, stage_dir, plan.steps, say)
     if finished is not None:
         send_the_rest(run, plan, store, show(store, stage_dir.made_by))
@@ -110,7 +110,8 @@ def validating(run: RunFile, say: Say) -> RunFile:
     return changed(run, {"train": {"validate_every": every}})
 
 
-def _devices(config: RunFile) -> str:
+def student_line(config: RunFile) -> str:
+    """The line with which a training begins: student, device, precision, batch, data processes."""
     train, world = config.train, device_count(config)
     share = train.batch_size // world
     pieces = f" in passes of {train.micro_batch}" if train.micro_batch and train.micro_batch < share else ""

@@ -83,6 +83,12 @@ class Split:
         """Pairs that are mixed in a pass."""
         return sum(rows // 2 for rows in self.rows)
 
+    def address(self, image: int) -> tuple[int, int]:
+        """Shard and row of an image, which is numbered from 0 over the split."""
+        ends = np.cumsum(self.rows)
+        shard = int(np.searchsorted(ends, image, side="right"))
+        return shard, image - int(ends[shard]) + self.rows[shard]
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_receipt", "index", "_opened")}
 

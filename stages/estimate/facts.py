@@ -61,10 +61,14 @@ class Facts:
     origin: str
     sample: tuple[SampleImage, ...]
 
-    @property
-    def images(self) -> int:
+    def __len__(self) -> int:
         """Images of the train split."""
         return sum(self.rows)
+
+    @property
+    def images(self) -> int:
+        """The same."""
+        return len(self)
 
     @property
     def pairs(self) -> int:
@@ -128,11 +132,10 @@ def _packed(config: RunFile, count: int) -> Facts:
     split = Split.open(config.workspace, "train", CacheConfig())
     val = read_manifest(Store(config.workspace).child("shards/val"), ShardManifest)
     tars = [split.tar(shard).bytes for shard in range(len(split.rows))]
-    starts = np.cumsum((0, *split.rows))
     sample = []
     for number in _spread(len(split), count):
-        shard = int(np.searchsorted(starts, number, side="right")) - 1
-        index, row = split.index(shard), number - int(starts[shard])
+        shard, row = split.address(number)
+        index = split.index(shard)
         suffix = index.names[row].rpartition(".")[2].lower()
         sample.append(SampleImage(suffix, int(index.classes[row]), split.image(shard, row)))
     return Facts(

@@ -14,7 +14,7 @@ from stages.estimate.networks import StudentFacts
 from stages.estimate.probe import DataCosts
 from stages.estimate.sizes import LabelBytes
 from stages.estimate.timing import BatchCost, Cost
-from stages.train.plan import TAUGHT
+from stages.train.plan import TAUGHT, planned_steps
 
 _GB = 1e9
 _HOUR = 3600.0
@@ -119,10 +119,11 @@ def forecast(config: RunFile, facts: Facts, student: StudentFacts, costs: Costs,
         student: its bytes.
         costs: measured.
         machine: what computes.
+
+    Raises:
+        UserError: if the batch cannot be divided over the devices, or is larger than an epoch.
     """
-    steps_per_epoch = max(1, facts.images // config.train.batch_size)
-    whole = steps_per_epoch * config.train.epochs
-    steps = min(whole, config.train.max_steps or whole)
+    steps_per_epoch, steps = planned_steps(config, facts, machine.devices)
     every = config.train.checkpoint_every or steps_per_epoch
     stages = {"shard": _shard(config, facts, costs, machine)}
     taught = config.train.distillation in TAUGHT

@@ -237,10 +237,10 @@ def _dashed(
         return
     left, nth = float(dashes[0]), 0
     for (x, y), (to_x, to_y) in pairwise(spots):
-        length, done = math.dist((x, y), (to_x, to_y)), 0.0
-        while done < length:
-            piece = min(left, length - done)
-            ends = [(x + (to_x - x) * at / length, y + (to_y - y) * at / length) for at in (done, done + piece)]
+        whole, done = math.dist((x, y), (to_x, to_y)), 0.0
+        while done < whole:
+            piece = min(left, whole - done)
+            ends = [(x + (to_x - x) * at / whole, y + (to_y - y) * at / whole) for at in (done, done + piece)]
             if nth % 2 == 0:
                 pen.line(ends, fill=colour, width=3)
             done, left = done + piece, left - piece

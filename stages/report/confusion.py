@@ -61,13 +61,11 @@ def _examples(
     found: Predictions, named: np.ndarray, worst: Sequence[int], names: Sequence[str], split: Split
 ) -> list[Block]:
     """Images that are named wrongly, in turn of the worst classes."""
-    ends = np.cumsum(split.rows)
     blocks: list[Block] = []
     each = max(1, _IMAGES // len(worst))
     for own in worst:
         for number in np.flatnonzero((found.classes == own) & (named != own))[:each].tolist():
-            shard = int(np.searchsorted(ends, number, side="right"))
-            image = Image.fromarray(decode(split.image(shard, number - int(ends[shard]) + split.rows[shard])))
+            image = Image.fromarray(decode(split.image(*split.address(number))))
             image.thumbnail((_SIDE, _SIDE))
             blocks.append(picture(f"{names[own]}, named {names[int(named[number])]}", image, small=True))
     return blocks

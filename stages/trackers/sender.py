@@ -111,7 +111,7 @@ class _Sender:
                 self._tracker.send(lines, self._sent)
                 self._sent = len(lines)
                 self._write_mark()
-            except (Exception, SystemExit) as error:  # whatever a library raises; the training goes on
+            except (Exception, SystemExit) as error:  # whatever a library raises; the training continues
                 self._tracker = None
                 self._warn(last_line(error))
         if self._tracker is not None:
@@ -142,8 +142,8 @@ class _Sender:
         if not self._warned:
             self._warned = True
             print(
-                f"warning: train.trackers: {self._name}: {hide_secrets(cause)}; the training goes on; rerun the same "
-                "command to send what is missing",
+                f"warning: train.trackers: {self._name}: {hide_secrets(cause)}; the training continues; rerun the "
+                "same command to send what is missing",
                 file=sys.stderr,
                 flush=True,
             )

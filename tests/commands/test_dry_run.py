@@ -1,10 +1,13 @@
 """`--dry-run`: says what a stage would do, refuses what it would refuse, and writes nothing."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.commands import dry_run
 from pipeline.commands import dry_work as module
 from tests.support.command_line import complaint, typed, written
 from tests.support.world import stored
@@ -76,6 +79,20 @@ def test_a_full_disk_is_refused(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda _: 1000)
     code, out, err = typed("shard", "--dry-run", "-c", written(fresh(), tmp_path))
     assert code == 1 and "3 of 3 shards to make" in out and "1,000 are free" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("wanted", "code"), [(2, 0), (3, 1)])
+def test_a_cluster_is_asked_whether_it_has_the_devices(copied, tmp_path, monkeypatch, wanted, code):
+    @contextmanager
+    def session(cluster):
+        assert cluster.address == "head:6379"
+        yield SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0})
+
+    monkeypatch.setattr(dry_run, "ray_session", session)
+    config = copied({"cluster": {"address": "head:6379", "devices": wanted}, "train": {"batch_size": 12, "name": "n"}})
+    found, _, err = typed("train", "--dry-run", "-c", written(config, tmp_path))
+    assert found == code, err
+    assert ("the cluster at head:6379 has 2 CPUs; lower it, or add nodes" in err) == bool(code)
 
 
 def test_an_analysis_has_no_dry_run(whole, tmp_path):

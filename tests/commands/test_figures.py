@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.commands import run as stages
 from pipeline.commands.compare import compare
+from pipeline.commands.dry_run import dry_run
 from pipeline.commands.evaluate import predict_images
 from pipeline.commands.export import export
 from stages.data.image_set import open_image_set
@@ -95,6 +96,7 @@ def test_a_model_of_timm_is_measured_at_timms_size_and_crop_unless_they_are_give
     model = {"model": "test_resnet", "checkpoint": str(tmp_path / "w.safetensors")}
     own = stages.evaluate(with_(run, evaluate=model), said.append)
     assert (own["image_size"], own["crop_pct"]) == (160, 0.95)
+    assert [one["left"] for one in dry_run("evaluate", with_(run, evaluate=model), silent)["work"]] == [0]
     assert any("centre crops of 160 pixels at crop_pct 0.95" in line for line in said)
     (folder,) = Path(run.workspace, "evaluations").iterdir()
     assert [one.name for one in folder.iterdir()] == ["evaluation.json"]

@@ -49,6 +49,18 @@ def semaphores(folder: Path) -> set[str]:
     return {name for name in os.listdir("/dev/shm") if names and name.startswith(names)}
 
 
+def start_working(folder: Path) -> tuple[subprocess.Popen, dict[str, str]]:
+    """A command that has data processes, with `folder`/t for temporary files; the process, and its environment."""
+    (folder / "program.py").write_text(WORKING)
+    (folder / "t").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "t")}
+    process = subprocess.Popen(
+        [sys.executable, str(folder / "program.py")], env=environment, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return process, environment
+
+
 @pytest.fixture
 def short_folder():
     """A folder whose path leaves room for that of a socket."""
@@ -66,13 +78,7 @@ def test_a_long_temporary_folder_is_not_used_for_sockets(monkeypatch, length):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(short_folder, number):
     tmp_path = short_folder
-    (tmp_path / "program.py").write_text(WORKING)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t")}
-    (tmp_path / "t").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py")], env=environment, text=True, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process, environment = start_working(tmp_path)
     try:
         own, worker, tracker = json.loads(process.stdout.readline())
         assert own not in (worker, tracker)
@@ -92,13 +98,7 @@ def test_a_signal_to_the_group_leaves_neither_folders_nor_semaphores(short_folde
 
 
 def test_semaphores_whose_tracker_was_killed_too_go_with_the_scratch_folder(short_folder):
-    (short_folder / "program.py").write_text(WORKING)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(short_folder / "t")}
-    (short_folder / "t").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, str(short_folder / "program.py")], env=environment, text=True, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process, _ = start_working(short_folder)
     groups = json.loads(process.stdout.readline())  # the command's, the data process's and the tracker's
     for group in (groups[2], groups[1], groups[0]):
         os.killpg(group, signal.SIGKILL)

@@ -4,7 +4,6 @@ Stopped in this process, at every step and at every moment that is none; in two 
 real commands, with and without Ray. How the other stages stop is in `test_loop.py`.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -21,32 +20,16 @@ from pipeline.commands import run as stages
 from pipeline.execution import ray_train
 from pipeline.execution.shutdown import GracefulShutdown, keep_signal_handlers
 from schemas.errors import IncompleteError, UserError
-from stages.storage.commit import read_receipt, receipt_names
-from stages.storage.store import Store
 from stages.train import loop, trainer
-from stages.train.checkpoint import newest_checkpoint
 from stages.train.stop_sync import StopSync
 from stages.train.trainer import Trainer
-from tests.support.nodes import below, read_process
-from tests.support.stored import lines, receipts
-from tests.support.world import command, silent, start, wait_until
+from tests.support.stopping import STOPPED, newest
+from tests.support.stored import lines
+from tests.support.world import silent
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-STOPPED = "stopped; rerun the same command to resume from the newest checkpoint"
-KEPT = "stopped; what is done is kept; rerun the same command to resume"
-LONG = {"train": {"epochs": 800, "warmup_epochs": 0, "reuse_views": True, "checkpoint_every": 40}}
-"""2,400 steps."""
-
-
-def newest(workspace: Path | str, name: str = "student") -> int:
-    """The step of a run's newest checkpoint; 0 = there is none."""
-    store = Store(f"{workspace}/runs/{name}")
-    made_by = {read_receipt(store, part).made_by for part in receipt_names(store)}
-    assert len(made_by) < 2, "checkpoints of several trainings"
-    found = newest_checkpoint(store, *made_by, print) if made_by else None
-    return found.step if found else 0
 
 
 def same(workspace: Path | str, name: str, truth: Path) -> bool:
@@ -257,116 +240,3 @@ def test_nobody_takes_both_signals_away_while_they_are_kept(number):
 def test_a_signal_after_the_last_part_lets_nothing_else_begin():
     with pytest.raises(KeyboardInterrupt), GracefulShutdown(60):
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def check_ended(process, folder: Path, line: str = STOPPED) -> None:
-    """A command that was stopped says so in its last line and its object, exits with 3 and leaves no lease."""
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 3, err
-    assert json.loads(out) == {"error": line, "exit_code": 3}
-    assert err.splitlines()[-1] == f"deit-pipeline: {line}"
-    assert not list(Path(folder, "leases").glob("*.json"))
-
-
-@pytest.mark.parametrize(
-    ("number", "cluster"),
-    [
-        (signal.SIGTERM, {"address": "inline"}),
-        (signal.SIGINT, {"address": "inline"}),
-        (signal.SIGTERM, {"address": "local", "devices": 2}),
-        pytest.param(signal.SIGINT, {"address": "local"}, marks=pytest.mark.thorough),
-    ],
-)
-def test_a_command_that_is_stopped_exits_3_and_has_lost_no_step(copied, tmp_path, number, cluster):
-    run = copied(LONG, {"train": {"name": "long", "workers": 1}, "cluster": cluster})
-    folder = Path(run.workspace, "runs/long")
-    process = start(command("train", "--json", config=run, folder=tmp_path))
-    try:
-        wait_until(process, lambda: receipts(folder), seconds=300)
-        os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
-        check_ended(process, folder)
-    finally:
-        process.kill()
-    step = newest(run.workspace, "long")
-    assert 40 < step < 2400
-    if "devices" not in cluster:
-        undisturbed = copied(LONG, {"train": {"name": "calm", "max_steps": step, "checkpoint_every": 9999}})
-        stages.train(undisturbed, silent)
-        part = f"checkpoints/step-{step:09d}"
-        for file in (folder / part).iterdir():
-            assert file.read_bytes() == (folder.parent / "calm" / part / file.name).read_bytes()
-    result = stages.train(copied(LONG, {"train": {"name": "long", "max_steps": step + 1}}), silent)
-    assert (result["resumed_from_step"], result["steps"]) == (step, step + 1)
-
-
-AS_SOON_AS_RAY_HAS_ITS_HANDLERS = """
-import atexit, os, signal, time
-import cli
-from pipeline.execution import ray_session
-
-def hooked(ray, folder):
-    worker = ray._private.worker
-    connect = worker.connect
-    worker.connect = lambda *a, **k: (connect(*a, **k), os.kill(os.getpid(), signal.SIGTERM))
-    embed(ray, folder)
-
-embed, ray_session._start_local = ray_session._start_local, hooked
-atexit.register(time.sleep, 4)  # the one in C aborts the process three seconds after the signal
-cli.main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("verb", "made", "line"),
-    [
-        ("train", "runs/new", STOPPED),
-        pytest.param(
-            "shard",
-            "shards/train",
-            "stopped; what is done is kept; rerun the same command to resume",
-            marks=pytest.mark.thorough,
-        ),
-    ],
-)
-def test_a_signal_while_ray_starts_exits_3_as_well(copied, tmp_path, verb, made, line):
-    run = copied({"train": {"name": "new"}, "cluster": {"address": "local"}})
-    folder = Path(run.workspace, made)
-    shutil.rmtree(folder, ignore_errors=True)
-    python, option, _, *arguments = command(verb, "--json", config=run, folder=tmp_path)
-    process = start([python, option, AS_SOON_AS_RAY_HAS_ITS_HANDLERS, *arguments])
-    try:
-        check_ended(process, folder, line)
-    finally:
-        process.kill()
-    assert not receipts(folder)
-
-
-FOR_LONG = LONG | {"train": LONG["train"] | {"name": "long", "workers": 1}}
-
-
-@pytest.mark.parametrize(
-    ("lost", "called", "verb", "made", "change"),
-    [
-        ("raylet", "its raylet process", "label-teacher", "labels/long", {"labels": {"views": 600, "name": "long"}}),
-        pytest.param(
-            "gcs_server", "its gcs_server process", "train", "runs/long", FOR_LONG, marks=pytest.mark.thorough
-        ),
-        ("TrainController", "the process that controls the training", "train", "runs/long", FOR_LONG),
-    ],
-)
-def test_an_embedded_ray_that_loses_a_process_of_its_own_ends_in_a_line(
-    copied, tmp_path, lost, called, verb, made, change
-):
-    run = copied(change, {"cluster": {"address": "local"}})
-    folder, semaphores = Path(run.workspace, made), set(Path("/dev/shm").glob("sem.deit-ray-*"))
-    process = start(command(verb, "--json", config=run, folder=tmp_path))
-    try:
-        wait_until(process, lambda: receipts(folder), seconds=300)
-        (pid,) = [pid for pid in below(process.pid) if lost in read_process(pid, "cmdline").split("\0")[0]]
-        os.kill(pid, signal.SIGKILL)
-        more = " from the newest checkpoint" if lost == "TrainController" else ""
-        line = f"the embedded Ray lost {called}, as when memory runs out; rerun the same command to resume{more}"
-        check_ended(process, folder, line)
-    finally:
-        process.kill()
-    assert set(Path("/dev/shm").glob("sem.deit-ray-*")) <= semaphores

@@ -19,10 +19,13 @@ from schemas.manifests import LabelManifest
 from schemas.plan import Plan
 from schemas.recipe import Recipe
 from schemas.tables import HARD
+from stages.data.image_set import ShardedImageSet
 from stages.data.split import Split
+from stages.evaluate.evaluated_model import ModelRef, open_evaluated_model
 from stages.label.dataset import part_batches
 from stages.label.label_set import LabelSpec
 from stages.label.labeller import Labeller
+from stages.label.stability import stability
 from stages.replay.signature import signed_rows
 from stages.storage.commit import valid_receipts
 from stages.storage.manifest import open_manifest
@@ -90,7 +93,14 @@ def test_a_run_of_the_classes_in_another_order_is_no_teacher_and_no_start(fresh,
     assert "runs/teacher: was trained for other classes" in refused(stage, run, silent, code=4)
     assert not Path(run.workspace, "labels").exists() and not Path(run.workspace, "runs/student").exists()
     fields = {"student": run.student.model_copy(update={"new_head": True})}
-    if key == "student.init_checkpoint":
+    split, cpu = Split.open(run.workspace, "train"), torch.device("cpu")
+    if key == "teacher.checkpoint":
+        for ask in (
+            lambda: stability(run, split, cpu, 2),
+            lambda: open_evaluated_model(run, ModelRef(), ShardedImageSet(split, "train"), cpu),
+        ):
+            assert "runs/teacher: was trained for other classes" in refused(ask, code=4)
+    else:
         assert stages.train(run.model_copy(update=fields), silent)["steps"] == 1
 
 

@@ -1,6 +1,8 @@
 """Files of weights as others write them: found by their bytes, the table that is meant, and what a file is instead."""
 
+import argparse
 import gzip
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,58 @@ def test_what_is_no_tensor_is_named(tmp_path, source, refused):
     assert "epoch is int" in refused(read_weights, tmp_path / "w.pth")
     torch.save({"model": {}, "path": Path("x"), "best": np.float64(1)}, tmp_path / "w.pth")
     assert "(pickled objects), such as" in refused(read_weights, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("table", [None, "model", "state_dict"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_torch_files_are_read_bare_or_as_the_authors_and_timm_nest_them(tmp_path, suffix, table):
+    weights = {"head.weight": torch.arange(6.0)}
+    path = tmp_path / f"w{suffix}"
+    torch.save({table: weights, "epoch": 3} if table else weights, path)
+    assert torch.equal(read_weights(path)["head.weight"], weights["head.weight"])
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file({"a": torch.arange(6.0)}, tmp_path / "w.safetensors")
+    assert read_weights(str(tmp_path / "w.safetensors"))["a"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def write_pickled_object(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=Fraction(1, 3))}, path)
+
+
+def test_a_checkpoint_of_the_authors_training_gives_its_model_whatever_lies_beside_it(tmp_path):
+    beside = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=1, model="deit")}
+    torch.save({"model": {"a": torch.ones(2)}, **beside}, tmp_path / "checkpoint.pth")
+    assert read_weights(tmp_path / "checkpoint.pth")["a"].tolist() == [1, 1]
+
+
+def write_half_a_file(path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def write_numbers(path: Path) -> None:
+    torch.save({"model": {"a": 1.0}}, path)
+
+
+def write_noise(path: Path) -> None:
+    path.write_bytes(b"this is no weights file" * 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "complaint"),
+    [
+        ("absent.pth", None, "no such weights file"),
+        ("w.npz", write_noise, "not a weights file"),
+        ("w.safetensors", write_noise, "damaged, or not of tensors alone"),
+        ("w.pth", write_noise, "damaged, or not of tensors alone"),
+        ("w.pth", write_half_a_file, "damaged, or not of tensors alone"),
+        ("w.pth", write_pickled_object, "(pickled objects)"),
+        ("w.pth", write_numbers, "holds no table of tensors"),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused_in_one_line(tmp_path, name, write, complaint, refused):
+    if write:
+        write(tmp_path / name)
+    assert complaint in refused(read_weights, tmp_path / name)

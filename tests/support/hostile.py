@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stages.sources.discover import list_source
+from stages.sources.listing import Listing
+
 COLOURS = {"a": (200, 30, 30), "b": (30, 200, 30), "c": (30, 30, 200)}
 
 
@@ -59,3 +62,11 @@ def parquet(path: Path, labels: pa.Array, names: Iterable[str] | None = None, im
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return path
+
+
+def listed(path: Path | str, split: str = "train", classes: tuple[str, ...] | None = None) -> Listing:
+    return list_source(str(path), split, classes)
+
+
+def names(listing: Listing) -> list[str]:
+    return listing.images["name"].to_pylist()

@@ -96,7 +96,7 @@ def test_a_tracker_that_fails_ends_no_training_and_gets_its_lines_when_the_comma
     run = copied(EVERY)
     assert stages.train(run, silent)["steps"] == 12
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert line.startswith("warning: train.trackers: wandb: no server at https://host/x; the training goes on")
+    assert line.startswith("warning: train.trackers: wandb: no server at https://host/x; the training continues")
     assert recorder.rows and not any(recorder.rows.values())
     recorder.fails = []
     stages.train(run, silent)
